@@ -1,0 +1,340 @@
+"""Command line → checked, typed config → one call. Each command is a Hydra application."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seq2seq import __version__, config
+from seq2seq.config import CONFIGS
+from seq2seq.errors import UserError, nearest
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (config.TrainConfig, "from a parallel corpus to a translator"),
+    "evaluate": (config.EvaluateConfig, "BLEU and chrF of a trained run"),
+    "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
+}
+
+EXAMPLES = {
+    "train": """\
+seq2seq train                                     the embedded corpus, a Transformer, a few minutes
+seq2seq train model=lstm name=my-lstm             another model, a name of its own
+seq2seq train data=multi30k data.path=FOLDER      a corpus on disk in the layout of the hub
+seq2seq train data=files data.train=[a.en,a.de] data.validation=[b.en,b.de]
+seq2seq train -m model=lstm,transformer seed=1,2  every combination, one run each""",
+    "evaluate": """\
+seq2seq evaluate                                  the newest run on its test set, beam 5
+seq2seq evaluate run=my-lstm search=greedy        another run, greedily
+seq2seq evaluate run=my-lstm checkpoint=last split=validation
+seq2seq evaluate run=my-lstm source=a.en reference=a.de   your own files
+seq2seq evaluate -m run=my-lstm search.beam=1,2,4,8       several beams in turn""",
+    "translate": """\
+seq2seq translate                                 a prompt with the newest run
+seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
+seq2seq translate run=my-lstm input=a.en output=a.de      the same, with files
+seq2seq translate run=my-lstm search.beam=8 search.n_best=3
+echo "The dog sleeps." | seq2seq translate search=greedy""",
+}
+
+# A run keeps its own config, log and folder, so Hydra writes nothing and never changes the directory.
+QUIET = (
+    "hydra.job.chdir=false",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=${outputs}/sweeps/${now:%Y-%m-%d_%H-%M-%S}",
+    "hydra.sweep.subdir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+def main() -> None:
+    """The `seq2seq` program."""
+    arguments = sys.argv[1:]
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(overview())
+    elif command == "--version":
+        print(f"seq2seq {__version__}")
+    elif command not in COMMANDS:
+        fail(
+            UserError(
+                f"{command}: no such command; possible: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}",
+                code=2,
+            )
+        )
+    elif {"-h", "--help"} & set(arguments):
+        try:
+            print(command_help(command, [a for a in arguments[1:] if not a.startswith("-")]))
+        except UserError as error:
+            fail(error)
+    else:
+        run_command(command, arguments[1:])
+
+
+def fail(error: UserError) -> NoReturn:
+    """Each problem on a line of its own, then the error's exit code."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(error.code)
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def overview() -> str:
+    commands = "\n".join(f"  seq2seq {name:10} {purpose}" for name, (_, purpose) in COMMANDS.items())
+    return (
+        f"seq2seq {__version__}: train a translator from scratch, measure it, and use it.\n\n{commands}\n\n"
+        f"Examples\n{_indented(EXAMPLES['train'])}\n{_indented(EXAMPLES['evaluate'].splitlines()[0])}\n"
+        f"{_indented(EXAMPLES['translate'].splitlines()[0])}\n\n"
+        "seq2seq COMMAND --help shows every group, choice and key of a command."
+    )
+
+
+def command_help(command: str, topics: list[str]) -> str:
+    """What a command does, its groups with their choices, its own keys, and examples worth copying."""
+    if topics:
+        return "\n".join(group_help(topic) for topic in topics)
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    defaults = re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE)
+    groups = "\n".join(f"  {f'{group}={default}':22} {', '.join(choices(group))}" for group, default in defaults)
+    keys = "\n".join(line for line in text.splitlines() if re.match(r"\w+:.*#", line))
+    return (
+        f"seq2seq {command}: {COMMANDS[command][1]}\n\n"
+        f"Groups: default, then every choice\n{groups}\n\n"
+        f"Keys: default, then what it does\n{_indented(keys)}\n\n"
+        f"Examples\n{_indented(EXAMPLES[command])}\n\n"
+        f"More\n  seq2seq {command} --help GROUP=CHOICE  the keys of a group's choice, explained\n"
+        f"  seq2seq {command} --cfg job            the resolved config of a command line, without running it\n"
+        f"  seq2seq {command} --config-dir FOLDER  adds your own YAML files to the groups\n"
+        f"  seq2seq {command} -m KEY=A,B           a sweep: one run for each value"
+    )
+
+
+def group_help(topic: str) -> str:
+    """The commented YAML file of a group's choice: `model=lstm`, or `model` for all of them."""
+    group, _, choice = topic.partition("=")
+    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    if group not in groups:
+        raise UserError(f"{group}: no such group; possible: {', '.join(groups)}{nearest(group, groups)}", code=2)
+    wanted = [choice] if choice else choices(group)
+    if not set(wanted) <= set(choices(group)):
+        raise UserError(_no_choice(group, choice, choices(group)), code=2)
+    files = ((name, (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")) for name in wanted)
+    return "\n".join(f"{group}={name}\n{_indented(text)}\n" for name, text in files)
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _no_choice(group: str, choice: object, possible: Iterable[str]) -> str:
+    possible = list(possible)
+    return f"{group}: {choice!r} is not a choice; possible: {', '.join(possible)}{nearest(str(choice), possible)}"
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Check every job of the command line, then let Hydra run them."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _usage_error  # type: ignore[method-assign]
+    try:
+        args = parser.parse_args(arguments)
+        inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
+        args.overrides, swept = check(command, args.overrides, args.multirun, args.config_dir, bool(inspecting))
+    except UserError as error:
+        fail(error)
+    flags = [argument for argument in arguments if argument not in parser.parse_args(arguments).overrides]
+    resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
+    sys.argv = [f"seq2seq {command}", *flags, *resolved, *QUIET, *args.overrides]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept))()
+
+
+def _usage_error(message: str) -> NoReturn:
+    raise UserError(f"{message}; see seq2seq COMMAND --help", code=2)
+
+
+def task(command: str, swept: list[str]) -> Callable[[Any], None]:
+    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart."""
+
+    def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        if swept and command == "train" and "name" not in swept:
+            # Two jobs of a sweep must not share a run folder.
+            given = [text.split("=", 1) for text in HydraConfig.get().overrides.task]
+            told = composed.name.split("-")
+            composed.name += "".join(
+                f"-{key.rpartition('.')[2]}={value}" for key, value in given if key in swept and value not in told
+            )
+        if command == "train":
+            composed = continued(composed, list(HydraConfig.get().overrides.task))
+        try:
+            checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
+            from seq2seq import commands
+
+            getattr(commands, command)(checked)
+        except UserError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            # The reader of our output went away, as in `seq2seq translate | head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+
+    return job
+
+
+def continued(composed: Any, typed: list[str]) -> Any:
+    """The config of a run that is continued: as it was stored, under what was typed now."""
+    from omegaconf import OmegaConf
+
+    stored_file = Path(composed.outputs) / composed.name / "config.yaml"
+    if composed.overwrite or not stored_file.is_file():
+        return composed
+    merged = OmegaConf.load(stored_file)
+    for text in [*typed, f"name={composed.name}", f"outputs={composed.outputs}", "overwrite=false"]:
+        key = text.lstrip("+~").partition("=")[0]
+        if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
+            OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
+    return merged
+
+
+# ------------------------------------------------------------------------------------------ checking
+
+
+def check(
+    command: str, texts: list[str], multirun: bool, config_dir: str | None, inspecting: bool = False
+) -> tuple[list[str], list[str]]:
+    """Every job of a command line checked before anything runs → (overrides for Hydra, swept keys)."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir: {config_dir} is not a folder", code=2)
+    search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = parse(texts, loader)
+        swept = [o.key_or_group for o in overrides if o.is_sweep_override()] if multirun else []
+        if not multirun:
+            # Without -m, `key=a,b` is a list: two files of a split, say.
+            texts = [_as_list(o.input_line) if o.is_sweep_override() else o.input_line for o in overrides]
+        problems: list[str] = []
+        for job in jobs(overrides) if multirun else [parse(texts, loader)]:
+            problems += (p for p in job_problems(command, job, loader, search_path) if p not in problems)
+    if problems and not inspecting:
+        raise UserError(*problems, code=2)
+    return texts, swept
+
+
+def parse(texts: list[str], loader: Any) -> list[Any]:
+    """Override texts as Hydra's override objects."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed, problems = OverridesParser.create(config_loader=loader), [], []
+    for text in texts:
+        try:
+            parsed += parser.parse_overrides([text])
+        except HydraException:
+            problems.append(
+                f"{text}: not understood; write key=value, and quote what holds spaces or signs: 'key=\"a b\"'"
+            )
+    if problems:
+        raise UserError(*problems, code=2)
+    return parsed
+
+
+def jobs(overrides: list[Any]) -> list[list[Any]]:
+    """The jobs of a sweep, each as a list of plain overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [parser.parse_overrides(list(job)) for batch in batches for job in batch]
+
+
+def job_problems(command: str, overrides: list[Any], loader: Any, search_path: list[str]) -> list[str]:
+    """All that is wrong with one job: unknown groups, choices and keys first, then types and contradictions."""
+    from hydra import compose
+    from hydra.core.object_type import ObjectType
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = [g for g in loader.list_groups("") if g != "hydra"]
+    problems: list[str] = []
+    accepted = list(search_path)
+    values = []
+    for override in overrides:
+        group = override.key_or_group.partition("@")[0]
+        if group not in groups or override.is_delete():
+            values.append(override)
+            continue
+        options = loader.get_group_options(group, ObjectType.CONFIG, command, search_path)
+        if isinstance(override.value(), list):
+            problems.append(f"{group}: {len(override.value())} choices given; to try each in turn, add -m")
+        elif str(override.value()) in options or override.value() is None:
+            accepted.append(override.input_line)
+        else:
+            problems.append(_no_choice(group, override.value(), options))
+    try:
+        known = _keys(OmegaConf.to_container(compose(command, accepted)))
+        for override in values:
+            key = override.key_or_group
+            if key in known or key.startswith("hydra") or override.is_add() or override.is_delete():
+                accepted.append(override.input_line)
+            else:
+                problems.append(f"{key}: no such key{nearest(key, [*known, *groups])}")
+        composed = OmegaConf.to_container(compose(command, accepted), resolve=True)
+        typed_config(command, composed)
+    except UserError as error:
+        problems += error.problems
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(" ".join(str(error).split()))
+    return problems
+
+
+def typed_config(command: str, values: Any) -> Any:
+    return config.typed(COMMANDS[command][0], values)
+
+
+def load_config(command: str, *overrides: str) -> Any:
+    """The typed config that a command line would run with."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return typed_config(command, OmegaConf.to_container(compose(command, list(overrides)), resolve=True))
+
+
+def _as_list(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{key}=[{value}]"
+
+
+def _keys(tree: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a nested config."""
+    if not isinstance(tree, dict):
+        return []
+    return [k for key, value in tree.items() for k in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]

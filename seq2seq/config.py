@@ -1,0 +1,384 @@
+"""Typed configuration: names, types and checks. The values and their explanation stand in configs/."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from seq2seq.errors import UserError, nearest
+
+T = TypeVar("T")
+
+PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the configs inside the package; a checkout has them beside it.
+CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a field accepts."""
+
+    low: float
+    high: float = float("inf")
+    open: bool = False  # True: `low` itself is excluded
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.open and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high < float("inf"):
+            return f"between {self.low:g} and {self.high:g}"
+        return f"greater than {self.low:g}" if self.open else f"at least {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 0.999)]
+Positive = Annotated[float, Range(0, open=True)]
+NonNegative = Annotated[float, Range(0)]
+
+Score = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
+PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
+Tie = Literal["none", "output", "all"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Problems = Iterator[tuple[str, str]]  # (key below this object, what contradicts what)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    score: Score
+    heads: Count
+    dropout: Share
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    family: Literal["transformer"]
+    name: str
+    width: Count
+    feed_forward: Count
+    encoder_layers: Count
+    decoder_layers: Count
+    attention: AttentionConfig
+    position: PositionKind
+    max_length: Count
+    norm: Literal["layer", "rms"]
+    norm_place: Literal["pre", "post"]
+    activation: Literal["relu", "gelu", "swiglu"]
+    dropout: Share
+    tie: Tie
+
+    def problems(self) -> Problems:
+        yield from _head_problems(self.width, self.attention.heads, self.position)
+        if self.position == "sinusoidal" and self.width % 2:
+            yield "width", f"{self.width} is odd, but sinusoidal positions come in pairs; make it even"
+
+
+@dataclass(frozen=True)
+class LSTMConfig:
+    family: Literal["lstm"]
+    name: str
+    embedding: Count
+    width: Count
+    encoder_layers: Count
+    decoder_layers: Count
+    attention: AttentionConfig
+    position: PositionKind
+    max_length: Count
+    convolutions: Natural
+    kernel: Count
+    start: Literal["backward", "pooled"]
+    dropout: Share
+    tie: Tie
+
+    def problems(self) -> Problems:
+        yield from _head_problems(self.width, self.attention.heads, self.position)
+        if self.position == "sinusoidal" and self.embedding % 2:
+            yield (
+                "embedding",
+                f"{self.embedding} is odd, but sinusoidal positions come in pairs; make it even",
+            )
+        if self.kernel % 2 == 0:
+            yield "kernel", f"{self.kernel} is even, but a convolution needs a middle; make it odd"
+
+
+ModelConfig = TransformerConfig | LSTMConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str
+    path: str | None
+    subset: str | None
+    revision: str | None
+    source: str
+    target: str
+    train: str | list[str] | None
+    validation: str | list[str] | None
+    test: str | list[str] | None
+    max_length: Count
+    cache: str
+
+    def problems(self) -> Problems:
+        if self.source == self.target:
+            yield "target", f"{self.target} is the source as well; name two different columns"
+        for split in ("train", "validation", "test"):
+            given = getattr(self, split)
+            if given is None and split != "test":
+                yield split, f"nothing to read yet; give two files: data.{split}=[file.source,file.target]"
+            if isinstance(given, list) and len(given) != 2:
+                yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
+            if isinstance(given, str) and self.path is None:
+                yield split, f"{given} is one name; give two files: data.{split}=[file.source,file.target]"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    type: Literal["unigram", "bpe"]
+    vocabulary: Annotated[int, Range(8)]
+    joint: bool
+    coverage: Annotated[float, Range(0.9, 1)]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    rate: Positive
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"]
+    warmup: Natural
+    betas: list[float]
+    epsilon: Positive
+    decay: NonNegative
+    clip: NonNegative
+
+    def problems(self) -> Problems:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield "betas", f"{self.betas} must be two numbers from 0 to below 1, such as [0.9,0.98]"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    updates: Count
+    patience: Natural
+    tokens: Count
+    accumulate: Count
+    label_smoothing: Share
+    log_every: Count
+    validate_every: Count
+    monitor: Literal["bleu", "chrf", "loss"]
+    samples: Natural
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    beam: Count
+    length_penalty: NonNegative
+    n_best: Count
+    length_factor: NonNegative
+    length_extra: Count
+    tokens: Count
+
+    def problems(self) -> Problems:
+        if self.n_best > self.beam:
+            yield (
+                "n_best",
+                f"{self.n_best} translations cannot come from a beam of {self.beam}; widen search.beam",
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    name: str
+    outputs: str
+    overwrite: bool
+    device: str
+    precision: Precision
+    seed: Natural
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.model.tie == "all" and not self.tokenizer.joint:
+            yield (
+                "model.tie",
+                "all shares one table between two languages; set tokenizer.joint=true or model.tie=output",
+            )
+        if self.model.position == "learned" and self.model.max_length <= self.data.max_length:
+            yield (
+                "model.max_length",
+                (
+                    f"{self.model.max_length} learned positions do not hold a sentence of data.max_length="
+                    f"{self.data.max_length} and its end mark; set it to at least {self.data.max_length + 1}"
+                ),
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    split: Literal["train", "validation", "test"]
+    source: str | None
+    reference: str | None
+    data_path: str | None
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        if (self.source is None) != (self.reference is None):
+            missing = "source" if self.source is None else "reference"
+            yield missing, "is missing; source and reference go together, two files of equal length"
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    input: str | None
+    output: str | None
+    search: SearchConfig
+
+
+def _head_problems(width: int, heads: int, position: str) -> Problems:
+    if width % heads:
+        fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 64]
+        yield "attention.heads", f"{heads} does not divide the width {width}; possible: {_listed(fitting)}"
+    elif position == "rotary" and (width // heads) % 2:
+        yield (
+            "attention.heads",
+            (
+                f"{heads} heads of a width {width} are {width // heads} wide each, but rotary positions turn pairs; "
+                "choose an even head width"
+            ),
+        )
+
+
+def typed(cls: type[T], values: dict[str, Any]) -> T:
+    """Plain values as one checked object, or a UserError that names every problem at once."""
+    problems: list[str] = []
+    built = _build(cls, values, "", problems)
+    if problems:
+        raise UserError(*problems, code=2)
+    return typing.cast(T, built)
+
+
+def search_preset(choice: str) -> SearchConfig:
+    """configs/search/<choice>.yaml for those who translate from Python."""
+    return typed(SearchConfig, _preset("search", choice))
+
+
+def _preset(group: str, choice: str) -> dict[str, Any]:
+    import yaml
+
+    values = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    parents = [name for name in values.pop("defaults", []) if name != "_self_"]
+    return {**{k: v for name in parents for k, v in _preset(group, name).items()}, **values}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The values of a config object, as they are written to config.yaml."""
+    return dataclasses.asdict(config)
+
+
+def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """One value as the type its field asks for; what does not fit is added to `problems`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value == "???":
+        problems.append(f"{key}: no value yet; give one with {key}=…")
+    elif dataclasses.is_dataclass(hint):
+        return _build_dataclass(typing.cast(type, hint), value, key, problems)
+    elif origin is Annotated:
+        number = _build(arguments[0], value, key, problems)
+        if number is not None and number not in arguments[1]:
+            problems.append(f"{key}: {value} is out of range; it must be {arguments[1]}")
+        return number
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        problems.append(
+            f"{key}: {value!r} is not a choice; possible: {_listed(arguments)}{nearest(str(value), arguments)}"
+        )
+    elif origin in (Union, types.UnionType):
+        return _build_union(arguments, value, key, problems)
+    elif origin is list:
+        if isinstance(value, list):
+            return [_build(arguments[0], part, f"{key}[{i}]", problems) for i, part in enumerate(value)]
+        problems.append(f"{key}: {value!r} is not a list; write {key}=[a,b]")
+    else:
+        return _build_scalar(hint, value, key, problems)
+    return None
+
+
+def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[str]) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    if all(dataclasses.is_dataclass(choice) for choice in choices):
+        by_family = {typing.get_args(typing.get_type_hints(c)["family"])[0]: c for c in choices}
+        family = value.get("family") if isinstance(value, dict) else value
+        if family in by_family:
+            return _build_dataclass(by_family[family], value, key, problems)
+        problems.append(
+            f"{key}.family: {family!r} is not a choice; possible: {_listed(by_family)}{nearest(str(family), by_family)}"
+        )
+        return None
+    wants_list = [choice for choice in choices if typing.get_origin(choice) is list]
+    hint = wants_list[0] if isinstance(value, list) and wants_list else choices[0]
+    return _build(hint, value, key, problems)
+
+
+def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        problems.append(f"{key}: {values!r} given where a group of values belongs")
+        return None
+    hints = typing.get_type_hints(cls, include_extras=True)
+    prefix = f"{key}." if key else ""
+    before = len(problems)
+    for name in values:
+        if name not in hints:
+            problems.append(f"{prefix}{name}: no such key{nearest(prefix + name, (prefix + h for h in hints))}")
+    fields = {}
+    for name, hint in hints.items():
+        if name in values:
+            fields[name] = _build(hint, values[name], prefix + name, problems)
+        else:
+            problems.append(f"{prefix}{name}: missing; configs/ gives its default")
+    if len(problems) > before:
+        return None
+    built = cls(**fields)
+    if hasattr(built, "problems"):
+        problems.extend(f"{prefix}{name}: {problem}" for name, problem in built.problems())
+    return built
+
+
+def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint is str and (isinstance(value, str) or number):
+        return str(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    sweep = "; to try several values in turn, add -m" if isinstance(value, list) else ""
+    problems.append(f"{key}: {value!r} is not {wanted}{sweep}")
+    return None
+
+
+def _listed(choices: Any) -> str:
+    return ", ".join(str(choice) for choice in choices)

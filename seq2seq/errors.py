@@ -1,0 +1,28 @@
+"""What a user can mend: told in one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; each problem is one line that says what to do."""
+
+    def __init__(self, *problems: str, code: int = 1) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+        self.code = code
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The hint "; did you mean X?" where some choice is spelled like the word, else nothing."""
+    choices = list(choices)
+    by_last_part = {choice.rpartition(".")[2]: choice for choice in choices}
+    last_part = word.rpartition(".")[2]
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if last_part in by_last_part:
+        found = [by_last_part[last_part]]
+    elif not found:
+        found = [by_last_part[part] for part in difflib.get_close_matches(last_part, by_last_part, n=1)]
+    return f"; did you mean {found[0]}?" if found else ""

@@ -1,0 +1,184 @@
+"""Attention and positions, the one module that the LSTM and the Transformer share.
+
+Shapes: B sentences, R rows (B × beam), S source (or past) and T target (or query) positions, D width,
+N heads, H head width. Masks are True for real tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.model.layers import dropout, initialise
+
+
+class KeyValue(NamedTuple):
+    """A memory projected once; every query may use it."""
+
+    key_RNSH: Tensor
+    value_RNSH: Tensor
+    mask_RS: Tensor | None  # None: every position is real
+
+
+class Attended(NamedTuple):
+    context_RTD: Tensor
+    weights_RNTS: Tensor | None  # on request
+
+
+class Attention(nn.Module):
+    """Compare queries with keys by a `score`, average the values by its softmax (Bahdanau §3.1, Vaswani §3.2).
+
+    The scores of a query q and a key k, per head: additive v·tanh(q + k) (Bahdanau §A.1.2), dot q·k, scaled_dot
+    q·k/√H (Vaswani §3.2.1), general q·W k (Luong §3.1), cosine g·q·k/(|q||k|) with a learned g.
+    """
+
+    def __init__(
+        self,
+        query_width: int,
+        memory_width: int,
+        width: int,
+        heads: int,
+        score: str,
+        position: str = "none",
+        p: float = 0.0,
+        project_values: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.score, self.position, self.p = heads, score, position, p
+        head = width // heads
+        self.query = nn.Linear(query_width, width, bias=False)
+        self.key = nn.Linear(memory_width, width, bias=score == "additive")
+        # Without a projection the values are the memory itself, as in Bahdanau and Luong.
+        self.value = nn.Linear(memory_width, width) if project_values else None
+        self.output = nn.Linear(width, query_width) if project_values else None
+        self.context_width = query_width if project_values else memory_width
+        if score == "additive":
+            self.v_NH = nn.Parameter(torch.empty(heads, head))
+        elif score == "general":
+            self.general_NHH = nn.Parameter(torch.empty(heads, head, head))
+        elif score == "cosine":
+            self.gain_N11 = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+        initialise(self)
+
+    def project(self, memory_RSD: Tensor, mask_RS: Tensor | None = None, start: int = 0) -> KeyValue:
+        """Keys and values of a memory whose first position is `start`."""
+        key_RNSH = self._key(self._split(self.key(memory_RSD)), start)
+        return KeyValue(key_RNSH, self._split(self.value(memory_RSD) if self.value else memory_RSD), mask_RS)
+
+    def forward(
+        self, query_RTD: Tensor, kv: KeyValue, *, start: int = 0, causal: bool = False, weights: bool = False
+    ) -> Attended:
+        """Attend from queries whose first position is `start`; several rows may share one sentence's keys."""
+        R, T, _ = query_RTD.shape
+        B, _, S, _ = kv.key_RNSH.shape
+        query_RNTH = self._query(self._split(self.query(query_RTD)), start)
+        bias = self._bias(kv.mask_RS, causal, T, S, start, query_RTD)
+        if R != B:
+            # The rows of a sentence become further queries of it: its keys are never copied.
+            query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
+            bias = None if bias is None else bias.repeat(1, 1, R // B if bias.shape[2] > 1 else 1, 1)
+        p = self.p if self.training else 0.0
+        context, looked = self._attend(query_RNTH, kv, bias, p, weights)
+        if R != B:
+            context = _to_rows(context, T)
+            looked = None if looked is None else _to_rows(looked, T)
+        context_RTD = context.transpose(1, 2).flatten(2)
+        return Attended(self.output(context_RTD) if self.output else context_RTD, looked)
+
+    def _split(self, x_RTD: Tensor) -> Tensor:
+        return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _key(self, key_RNSH: Tensor, start: int) -> Tensor:
+        if self.score == "cosine":
+            key_RNSH = F.normalize(key_RNSH, dim=-1)
+        return rotate(key_RNSH, start) if self.position == "rotary" else key_RNSH
+
+    def _query(self, query_RNTH: Tensor, start: int) -> Tensor:
+        """Queries such that every score but the additive one is their plain product with the keys."""
+        if self.score == "scaled_dot":
+            query_RNTH = query_RNTH * query_RNTH.shape[-1] ** -0.5
+        elif self.score == "general":
+            query_RNTH = query_RNTH @ self.general_NHH
+        elif self.score == "cosine":
+            query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N11.exp()
+        return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
+
+    def _bias(self, mask_RS: Tensor | None, causal: bool, T: int, S: int, start: int, like: Tensor) -> Tensor | None:
+        """What is added to the scores: −∞ where nobody may look, and ALiBi's slope; None where it is all zero."""
+        bias = None
+        if self.position == "alibi":
+            bias = alibi(self.heads, T, S, start, like)
+        if causal and T > 1:
+            future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
+            bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
+        if mask_RS is not None:
+            padding = like.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None]
+            bias = padding if bias is None else bias + padding
+        return bias
+
+    def _attend(
+        self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, p: float, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.score != "additive" and query_RNTH.is_cuda and not weights:
+            out = F.scaled_dot_product_attention(query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, scale=1.0)
+            return out, None
+        # On a CPU the plain form is the fast one for many short sentences.
+        if self.score == "additive":
+            pairs_RNTSH = query_RNTH.unsqueeze(3) + kv.key_RNSH.unsqueeze(2)
+            scores_RNTS = (pairs_RNTSH.tanh() @ self.v_NH[:, None, :, None]).squeeze(-1)
+        else:
+            scores_RNTS = query_RNTH @ kv.key_RNSH.transpose(2, 3)
+        if bias is not None:
+            scores_RNTS = scores_RNTS + bias
+        weights_RNTS = scores_RNTS.softmax(-1)
+        return dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH, weights_RNTS if weights else None
+
+
+class Position(nn.Module):
+    """What embeddings get so that order is seen: sinusoidal (Vaswani §3.5) or learned; other kinds add nothing."""
+
+    def __init__(self, kind: str, width: int, max_length: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.table = nn.Embedding(max_length, width) if kind == "learned" else None
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=width**-0.5)
+
+    def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
+        place_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
+        if self.table is not None:
+            return x_RTD + self.table(place_T)
+        if self.kind == "sinusoidal":
+            angle = _angles(place_T, x_RTD.shape[-1])
+            return x_RTD + torch.stack((angle.sin(), angle.cos()), -1).flatten(1).to(x_RTD.dtype)
+        return x_RTD
+
+
+def _to_rows(x_BNQH: Tensor, T: int) -> Tensor:
+    """The queries of each sentence as rows of their own again."""
+    return x_BNQH.unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)
+
+
+def rotate(x_RNTH: Tensor, start: int) -> Tensor:
+    """Turn pairs of numbers by an angle that grows with the position (Su et al. 2021, §3.2)."""
+    angle = _angles(torch.arange(start, start + x_RNTH.shape[2], device=x_RNTH.device), x_RNTH.shape[-1])
+    sin, cos = angle.sin().to(x_RNTH.dtype), angle.cos().to(x_RNTH.dtype)
+    even, odd = x_RNTH[..., 0::2], x_RNTH[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+def alibi(heads: int, T: int, S: int, start: int, like: Tensor) -> Tensor:
+    """A penalty for distance, with a slope for each head (Press et al. 2022, §3); it looks both ways."""
+    slope_N = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device) / heads)
+    query_T = torch.arange(start, start + T, device=like.device)
+    distance_TS = (query_T[:, None] - torch.arange(S, device=like.device)).abs()
+    return (-slope_N[:, None, None] * distance_TS)[None].to(like.dtype)
+
+
+def _angles(place_T: Tensor, width: int) -> Tensor:
+    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=place_T.device) / width)
+    return place_T[:, None] * frequency

@@ -1,0 +1,90 @@
+"""The small parts of both models: embedding, feed-forward, normalisation, residual, dropout, initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero a share p of x and scale up the rest, so that the mean stays."""
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    # Random bytes instead of a float for each number: on a CPU the draws were a quarter of an update.
+    # That rounds p to a multiple of 1/256, and the scale with it.
+    cut = max(1, round(p * 256))
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+    return x * (kept.to(x.dtype) * (256 / (256 - cut)))
+
+
+class Dropout(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+
+class Residual(nn.Module):
+    """x + dropout(layer(norm(x))) for pre-norm, norm(x + dropout(layer(x))) for post-norm, for every layer there is."""
+
+    def __init__(self, width: int, norm: str, place: str, p: float) -> None:
+        super().__init__()
+        self.norm = build_norm(norm, width)
+        self.pre, self.p = place == "pre", p
+
+    def forward(self, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre:
+            return x + dropout(layer(self.norm(x)), self.p, self.training)
+        return self.norm(x + dropout(layer(x), self.p, self.training))
+
+
+def build_norm(kind: str, width: int) -> nn.Module:
+    return nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width, eps=1e-5)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around an activation (Vaswani §3.3); SwiGLU gates with a third (Shazeer 2020, §2)."""
+
+    def __init__(self, width: int, hidden: int, activation: str, p: float) -> None:
+        super().__init__()
+        self.activation, self.p = activation, p
+        self.inner = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden)
+        self.outer = nn.Linear(hidden, width)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x)
+        if self.activation == "swiglu":
+            hidden, gate = hidden.chunk(2, dim=-1)
+            hidden = hidden * F.silu(gate)
+        else:
+            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
+        return self.outer(dropout(hidden, self.p, self.training))
+
+
+def embedding(vocabulary: int, width: int) -> nn.Embedding:
+    """A table whose rows have length about one; multiply by √width for entries of size one."""
+    table = nn.Embedding(vocabulary, width)
+    nn.init.normal_(table.weight, std=width**-0.5)
+    return table
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier (Glorot & Bengio 2010) for every matrix below, zeros for its biases; gains keep their ones."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(part, (nn.Linear, nn.Conv1d)) and name == "bias":
+                nn.init.zeros_(parameter)
+            elif name.startswith("general"):
+                # Each head starts as the plain dot product.
+                parameter.data.copy_(torch.eye(parameter.shape[-1]).expand_as(parameter))
+            elif parameter.dim() > 1 and not name.startswith("gain"):
+                nn.init.xavier_uniform_(parameter)

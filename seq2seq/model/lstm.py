@@ -1,0 +1,188 @@
+"""The attentional LSTM encoder and decoder (Bahdanau et al. 2015).
+
+Shapes: B sentences, R rows (B × beam), S source and T target positions, D width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config import LSTMConfig
+from seq2seq.model.attention import Attention, KeyValue, Position
+from seq2seq.model.layers import dropout, embedding, initialise
+from seq2seq.model.seq2seq import Decoded, Memory
+from seq2seq.model.state import State
+
+
+class Convolutions(nn.Module):
+    """Residual convolutions over the source embeddings; padding stays zero, so it changes nothing."""
+
+    def __init__(self, width: int, kernel: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(count))
+        initialise(self)
+
+    def forward(self, x_BSE: Tensor, mask_BS: Tensor) -> Tensor:
+        real_BS1 = mask_BS.unsqueeze(-1)
+        for layer in self.layers:
+            x_BSE = x_BSE * real_BS1
+            x_BSE = x_BSE + layer(x_BSE.transpose(1, 2)).transpose(1, 2).relu()
+        return x_BSE
+
+
+class BidirectionalLayer(nn.Module):
+    """Two LSTMs, the second from right to left (§3.2); each sentence is turned around its own end."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.forwards, self.backwards = _lstm(width_in, width), _lstm(width_in, width)
+
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        # Turning every sentence inside its real length keeps padding behind it for both directions.
+        place_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        turned_BS = mask_BS.sum(1, keepdim=True) - 1 - place_S
+        turned_BS1 = torch.where(mask_BS, turned_BS, place_S).unsqueeze(-1)
+        forwards_BSD, _ = self.forwards(x_BSD)
+        backwards_BSD, _ = self.backwards(x_BSD.take_along_dim(turned_BS1, 1))
+        return torch.cat((forwards_BSD, backwards_BSD.take_along_dim(turned_BS1, 1)), -1)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        self.p = config.dropout
+        self.position = Position(config.position, config.embedding, config.max_length)
+        self.convolutions = Convolutions(config.embedding, config.kernel, config.convolutions)
+        widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
+        self.layers = nn.ModuleList(BidirectionalLayer(width, config.width) for width in widths)
+
+    def forward(self, source_BSE: Tensor, mask_BS: Tensor) -> Memory:
+        x_BSD = self.convolutions(self.position(_unit(source_BSE)), mask_BS)
+        for layer in self.layers:
+            x_BSD = layer(dropout(x_BSD, self.p, self.training), mask_BS)
+        return Memory(dropout(x_BSD, self.p, self.training), mask_BS)
+
+
+class Decoder(nn.Module):
+    """s_t = LSTM([y_{t-1}; c_t], s_{t-1}), with c_t attended to from s_{t-1} (§3.1), layers above, a maxout readout."""
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__()
+        self.width, self.p, memory_width = config.width, config.dropout, 2 * config.width
+        a = config.attention
+        self.position = Position(config.position, config.embedding, config.max_length)
+        # One head attends to the encoder states themselves; several need views of their own.
+        self.attention = Attention(
+            config.width,
+            memory_width,
+            config.width,
+            a.heads,
+            a.score,
+            config.position,
+            a.dropout,
+            a.heads > 1,
+        )
+        context_width = self.attention.context_width
+        self.pool = Pooling(config, memory_width) if config.start == "pooled" else None
+        self.bridge = nn.Linear(config.width if self.pool is None else memory_width, config.width)
+        self.embedded_gates = nn.Linear(config.embedding, 4 * config.width)
+        self.fed_back_gates = nn.Linear(context_width + config.width, 4 * config.width, bias=False)
+        self.above = nn.ModuleList(
+            _lstm(config.width + context_width, config.width) for _ in range(config.decoder_layers - 1)
+        )
+        self.readout = nn.Linear(config.width + context_width + config.embedding, 2 * config.embedding)
+        for linear in (self.bridge, self.embedded_gates, self.fed_back_gates, self.readout):
+            initialise(linear)
+        _open_forget_gate(self.embedded_gates.bias)
+
+    def start(self, memory: Memory) -> State:
+        """The first state from the backward encoder, which has just read the first word (§A.2.2), or from a pool."""
+        summary_BD = memory.states_BSD[:, 0, self.width :] if self.pool is None else self.pool(memory)
+        hidden_BD = self.bridge(summary_BD).tanh()
+        cell_BD = torch.zeros_like(hidden_BD, dtype=torch.float32)
+        above = tuple((hidden_BD, torch.zeros_like(hidden_BD)) for _ in self.above)
+        return State(self.attention.project(*memory), (hidden_BD, cell_BD, above))
+
+    def forward(self, target_RTE: Tensor, state: State, weights: bool = False) -> Decoded:
+        target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.p, self.training)
+        hidden_RTD, context_RTD, recurrent, looked = self._attend_and_recur(target_RTE, state, weights)
+        x_RTD, above = hidden_RTD, []
+        for lstm, (h_RD, c_RD) in zip(self.above, state.moving[2], strict=True):
+            fed = torch.cat((dropout(x_RTD, self.p, self.training), context_RTD), -1)
+            out_RTD, (h_1RD, c_1RD) = lstm(fed, (h_RD[None].contiguous(), c_RD[None].contiguous()))
+            x_RTD = x_RTD + out_RTD
+            above.append((h_1RD[0], c_1RD[0]))
+        readout = self.readout(torch.cat((x_RTD, context_RTD, target_RTE), -1))
+        features_RTE = readout.unflatten(-1, (-1, 2)).amax(-1)  # maxout (§A.2.2)
+        features_RTE = dropout(features_RTE, self.p, self.training)
+        return Decoded(features_RTE, state.advance((*recurrent, tuple(above)), target_RTE.shape[1]), looked)
+
+    def _attend_and_recur(
+        self, target_RTE: Tensor, state: State, weights: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """The recurrence itself: everything that does not feed back has been taken out of it."""
+        gates_RTD = self.embedded_gates(target_RTE)
+        h_RD, c_RD, _ = state.moving
+        memory: KeyValue = state.fixed
+        hidden, contexts, looked = [], [], []
+        for t, gates_RD in enumerate(gates_RTD.unbind(1)):
+            attended = self.attention(h_RD[:, None], memory, start=state.length + t, weights=weights)
+            context_RD = attended.context_RTD[:, 0]
+            gates_RD = gates_RD + self.fed_back_gates(torch.cat((context_RD, h_RD), -1))
+            h_RD, c_RD = lstm_cell(gates_RD, c_RD)
+            hidden.append(h_RD)
+            contexts.append(context_RD)
+            looked.append(attended.weights_RNTS)
+        all_looked = (torch.cat(looked, 2),) if weights else ()
+        return torch.stack(hidden, 1), torch.stack(contexts, 1), (h_RD, c_RD), all_looked
+
+
+class Pooling(nn.Module):
+    """One learned query attends to the encoder states: their summary."""
+
+    def __init__(self, config: LSTMConfig, memory_width: int) -> None:
+        super().__init__()
+        a = config.attention
+        self.query = nn.Parameter(embedding(1, config.width).weight.detach())
+        self.attention = Attention(config.width, memory_width, config.width, 1, a.score, project_values=False)
+
+    def forward(self, memory: Memory) -> Tensor:
+        query_B1D = self.query.expand(len(memory.mask_BS), 1, -1)
+        return self.attention(query_B1D, self.attention.project(*memory)).context_RTD[:, 0]
+
+
+def lstm_cell(gates_RD: Tensor, c_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Input, forget, cell and output gates → hidden state, and the cell in float32, where it adds up many steps."""
+    i, f, g, o = gates_RD.float().chunk(4, -1)
+    c_RD = f.sigmoid() * c_RD + i.sigmoid() * g.tanh()
+    return (o.sigmoid() * c_RD.tanh()).to(gates_RD.dtype), c_RD
+
+
+def _unit(embedded_RTE: Tensor) -> Tensor:
+    """Embedding rows have length one; entries of size one suit a recurrence better."""
+    return embedded_RTE * embedded_RTE.shape[-1] ** 0.5
+
+
+def _lstm(width_in: int, width: int) -> nn.LSTM:
+    lstm = nn.LSTM(width_in, width, batch_first=True)
+    _initialise_lstm(lstm)
+    return lstm
+
+
+def _initialise_lstm(lstm: nn.LSTM) -> None:
+    """Xavier into the gates, orthogonal between the steps, and an open forget gate."""
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("weight_ih"):
+            nn.init.xavier_uniform_(parameter)
+        elif name.startswith("weight_hh"):
+            nn.init.orthogonal_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+        if name.startswith("bias_ih"):
+            _open_forget_gate(parameter)
+
+
+def _open_forget_gate(bias: Tensor) -> None:
+    with torch.no_grad():
+        bias.chunk(4)[1].fill_(1.0)

@@ -1,0 +1,96 @@
+"""The contracts of an encoder and a decoder, the model around them, and the one place that names both families.
+
+Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.config import LSTMConfig, ModelConfig
+from seq2seq.model.layers import embedding
+from seq2seq.model.state import State
+from seq2seq.text.batches import Batch
+from seq2seq.text.tokenizer import Vocabulary
+
+
+class Memory(NamedTuple):
+    """What an encoder made of its sentences."""
+
+    states_BSD: Tensor
+    mask_BS: Tensor
+
+
+class Decoded(NamedTuple):
+    features_RTD: Tensor
+    state: State
+    weights: tuple[Tensor, ...]  # of the attention to the source, RNTS for each layer, on request
+
+
+class Encoder(Protocol):
+    def __call__(self, source_BSD: Tensor, mask_BS: Tensor) -> Memory: ...
+
+
+class Decoder(Protocol):
+    """The same call serves training, with all positions at once, and search, with one."""
+
+    def start(self, memory: Memory) -> State: ...
+
+    def __call__(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded: ...
+
+
+class Seq2Seq(nn.Module):
+    """Embeddings, encoder, decoder and output table."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, vocabulary: Vocabulary, width: int, tie: str) -> None:
+        super().__init__()
+        self.source_embedding = embedding(vocabulary.source, width)
+        self.encoder = encoder
+        self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
+        self.decoder = decoder
+        self.output = self.target_embedding if tie != "none" else embedding(vocabulary.target, width)
+
+    def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
+        """Sentences read, no word of their translations written."""
+        return self.decoder.start(self.encoder(self.source_embedding(source_BS), mask_BS))
+
+    def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
+        return self.decoder(self.target_embedding(target_RT), state, weights)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.output.weight)
+
+    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
+        """More target tokens → the logits that follow each of them, and the state after them."""
+        features_RTD, state, _ = self.decode(target_RT, state)
+        return self.logits(features_RTD), state
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Features_BTD at every target place of a batch, ready for `logits` or the loss."""
+        state = self.start(batch.source_BS, batch.source_mask_BS)
+        return self.decode(batch.target_in_BT, state).features_RTD
+
+
+def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:
+    """The model a config describes, for a vocabulary."""
+    if isinstance(config, LSTMConfig):
+        from seq2seq.model import lstm
+
+        return Seq2Seq(lstm.Encoder(config), lstm.Decoder(config), vocabulary, config.embedding, config.tie)
+    from seq2seq.model import transformer
+
+    return Seq2Seq(transformer.Encoder(config), transformer.Decoder(config), vocabulary, config.width, config.tie)
+
+
+def parameter_table(model: Seq2Seq) -> list[tuple[str, int]]:
+    """Parameters by part, each counted once where parts share it."""
+    seen: set[int] = set()
+    table = []
+    for name, part in model.named_children():
+        new = {id(p): p.numel() for p in part.parameters() if id(p) not in seen}
+        seen |= new.keys()
+        table.append((name.replace("_", " "), sum(new.values())))
+    return [(name, count) for name, count in table if count]

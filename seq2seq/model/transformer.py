@@ -1,0 +1,136 @@
+"""The Transformer encoder and decoder (Vaswani et al. 2017).
+
+Shapes: B sentences, R rows (B × beam), S source and T target positions, D width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config import TransformerConfig
+from seq2seq.model.attention import Attention, KeyValue, Position
+from seq2seq.model.layers import Dropout, FeedForward, Residual, build_norm
+from seq2seq.model.seq2seq import Decoded, Memory
+from seq2seq.model.state import State
+
+
+class Input(nn.Module):
+    """Embedded tokens made ready for the first layer (§3.4, §3.5)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.scale = config.width**0.5
+        self.position = Position(config.position, config.width, config.max_length)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
+        return self.dropout(self.position(x_RTD * self.scale, start))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = _attention(config, config.position)
+        self.feed_forward = _feed_forward(config)
+        self.residuals = _residuals(config, 2)
+
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        def attend(x: Tensor) -> Tensor:
+            return self.attention(x, self.attention.project(x, mask_BS)).context_RTD
+
+        x_BSD = self.residuals[0](x_BSD, attend)
+        return self.residuals[1](x_BSD, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input = Input(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.norm = _final_norm(config)
+
+    def forward(self, source_BSD: Tensor, mask_BS: Tensor) -> Memory:
+        x_BSD = self.input(source_BSD)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, mask_BS)
+        return Memory(self.norm(x_BSD), mask_BS)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = _attention(config, config.position)
+        # Rotary and ALiBi positions compare places of one sentence, so they stay out of the cross-attention.
+        self.cross_attention = _attention(config, "none")
+        self.feed_forward = _feed_forward(config)
+        self.residuals = _residuals(config, 3)
+
+    def forward(
+        self, x_RTD: Tensor, past: KeyValue, memory: KeyValue, start: int, weights: bool
+    ) -> tuple[Tensor, KeyValue, Tensor | None]:
+        seen: list[KeyValue] = []
+        looked: list[Tensor | None] = []
+
+        def attend_to_self(x: Tensor) -> Tensor:
+            seen.append(_append(past, self.self_attention.project(x, start=start)))
+            return self.self_attention(x, seen[0], start=start, causal=True).context_RTD
+
+        def attend_to_memory(x: Tensor) -> Tensor:
+            attended = self.cross_attention(x, memory, start=start, weights=weights)
+            looked.append(attended.weights_RNTS)
+            return attended.context_RTD
+
+        x_RTD = self.residuals[0](x_RTD, attend_to_self)
+        x_RTD = self.residuals[1](x_RTD, attend_to_memory)
+        return self.residuals[2](x_RTD, self.feed_forward), seen[0], looked[0]
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input = Input(config)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = _final_norm(config)
+
+    def start(self, memory: Memory) -> State:
+        """Each layer's keys and values of the source, and an empty past."""
+        fixed = tuple(cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
+        empty = (KeyValue(kv.key_RNSH[:, :, :0], kv.value_RNSH[:, :, :0], None) for kv in fixed)
+        return State(fixed, tuple(empty))
+
+    def forward(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded:
+        x_RTD = self.input(target_RTD, state.length)
+        pasts, looked = [], []
+        for layer, past, memory in zip(self.layers, state.moving, state.fixed, strict=True):
+            x_RTD, past, weights_RNTS = layer(x_RTD, past, memory, state.length, weights)
+            pasts.append(past)
+            looked.append(weights_RNTS)
+        state = state.advance(tuple(pasts), target_RTD.shape[1])
+        return Decoded(self.norm(x_RTD), state, tuple(looked) if weights else ())
+
+
+def _append(past: KeyValue, new: KeyValue) -> KeyValue:
+    if past.key_RNSH.shape[2] == 0:
+        return new
+    key, value = (torch.cat(pair, dim=2) for pair in zip(past[:2], new[:2], strict=True))
+    return KeyValue(key, value, None)
+
+
+def _attention(config: TransformerConfig, position: str) -> Attention:
+    a = config.attention
+    return Attention(config.width, config.width, config.width, a.heads, a.score, position, a.dropout)
+
+
+def _feed_forward(config: TransformerConfig) -> FeedForward:
+    return FeedForward(config.width, config.feed_forward, config.activation, config.dropout)
+
+
+def _residuals(config: TransformerConfig, count: int) -> nn.ModuleList:
+    return nn.ModuleList(Residual(config.width, config.norm, config.norm_place, config.dropout) for _ in range(count))
+
+
+def _final_norm(config: TransformerConfig) -> nn.Module:
+    return build_norm(config.norm, config.width) if config.norm_place == "pre" else nn.Identity()

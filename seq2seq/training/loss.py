@@ -1,0 +1,63 @@
+"""Label-smoothed cross-entropy, taken chunk by chunk so that no float32 table of tokens × vocabulary exists.
+
+Shapes: M real target tokens, C tokens of a chunk, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seq2seq.model.seq2seq import Seq2Seq
+from seq2seq.text.batches import Batch
+
+CHUNK = 2**22  # logits at once
+
+
+def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
+    """The summed loss of a batch's real target tokens; divide by the tokens of the whole update."""
+    features_MD = model(batch)[batch.target_mask_BT]
+    targets_M = batch.target_out_BT[batch.target_mask_BT]
+    loss: Tensor = SmoothedCrossEntropy.apply(features_MD, model.output.weight, targets_M, smoothing)
+    return loss
+
+
+class SmoothedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy with the target (1 − ε)·one-hot + ε/V (Szegedy et al. 2016, §7), summed over tokens.
+
+    The gradient is known as soon as a chunk's softmax is, so it is taken on the way forward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> Tensor:
+        vocabulary = len(weight_VD)
+        total = features_MD.new_zeros((), dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        grad_MD = torch.empty_like(features_MD) if wanted else None
+        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        size = max(1, CHUNK // vocabulary)
+        for start in range(0, len(targets_M), size):
+            chunk = slice(start, start + size)
+            target_C1 = targets_M[chunk, None]
+            logits_CV = (features_MD[chunk] @ weight_VD.T).float()
+            log_total_C = logits_CV.logsumexp(-1)
+            right = (log_total_C - logits_CV.gather(1, target_C1)[:, 0]).sum()
+            total += (1 - smoothing) * right
+            if smoothing:
+                total += smoothing * (log_total_C - logits_CV.mean(-1)).sum()
+            if grad_MD is not None and grad_VD is not None:
+                error_CV = logits_CV.sub_(log_total_C[:, None]).exp_().sub_(smoothing / vocabulary)
+                error_CV.scatter_add_(1, target_C1, error_CV.new_full(target_C1.shape, smoothing - 1))
+                error_CV = error_CV.to(features_MD.dtype)
+                grad_MD[chunk] = error_CV @ weight_VD
+                grad_VD += error_CV.T @ features_MD[chunk]
+        ctx.save_for_backward(grad_MD, grad_VD)
+        ctx.dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_MD, grad_VD = ctx.saved_tensors
+        return grad_MD * grad.to(grad_MD.dtype), (grad_VD * grad).to(ctx.dtype), None, None

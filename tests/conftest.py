@@ -1,0 +1,107 @@
+"""What the tests share: small configs, small models, small corpora, and the program itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seq2seq.cli import load_config
+from seq2seq.config import ModelConfig, TrainConfig
+from seq2seq.model.seq2seq import Seq2Seq, build_model
+from seq2seq.text.batches import Batch, EncodedCorpus, Ragged
+from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+VOCABULARY = Vocabulary(40, 40, joint=True)
+FAMILIES = ("transformer", "lstm")
+
+TINY = {
+    "transformer": ["model.width=16", "model.feed_forward=32", "model.encoder_layers=2", "model.decoder_layers=2"],
+    "lstm": ["model.width=16", "model.embedding=12", "model.encoder_layers=2", "model.decoder_layers=2"],
+}
+STILL = ["model.dropout=0", "model.attention.dropout=0"]
+
+
+def tiny_config(family: str, *overrides: str) -> TrainConfig:
+    """A small config without dropout, unless the overrides say otherwise."""
+    return load_config("train", f"model={family}", *TINY[family], "model.attention.heads=2", *STILL, *overrides)
+
+
+def tiny_model(family: str, *overrides: str, vocabulary: Vocabulary = VOCABULARY, seed: int = 0) -> Seq2Seq:
+    torch.manual_seed(seed)
+    config: ModelConfig = tiny_config(family, *overrides).model
+    model = build_model(config, vocabulary).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Zeros and ones at the start would hide a gain or a bias that is not used.
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def random_sentences(lengths: list[int], seed: int = 0, vocabulary: int = 40) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[*torch.randint(END + 1, vocabulary, (n,), generator=generator).tolist(), END] for n in lengths]
+
+
+def random_corpus(lengths: list[int], seed: int = 0) -> EncodedCorpus:
+    return EncodedCorpus(
+        Ragged(random_sentences(lengths, seed)), Ragged(random_sentences([n + 1 for n in reversed(lengths)], seed + 1))
+    )
+
+
+def padded(sentences: list[list[int]], extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sentences as one matrix and its mask, with `extra` more columns of padding."""
+    width = max(map(len, sentences)) + extra
+    ids = torch.tensor([[*ids, *[PAD] * (width - len(ids))] for ids in sentences])
+    return ids, ids != PAD
+
+
+def tiny_batch(lengths: list[int] | None = None, seed: int = 0) -> Batch:
+    corpus = random_corpus(lengths or [3, 5, 2, 7], seed)
+    return corpus.batch(torch.arange(len(corpus)).numpy())
+
+
+def begin(rows: int) -> torch.Tensor:
+    return torch.full((rows, 1), BEGIN)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> None:
+    """Sums of floats depend on the number of threads; the laws are about one machine."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def multi30k() -> Path:
+    """Real text, where this machine has it: a folder with train, val and test .jsonl files."""
+    for folder in (os.environ.get("MULTI30K"), REPOSITORY.parent / "shared" / "data" / "multi30k"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    pytest.skip("Multi30k is not on this machine; name its folder in the variable MULTI30K")
+
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def seq2seq(tmp_path: Path) -> Program:
+    """The program, run in an empty folder."""
+
+    def run(*arguments: str, input: str | None = None, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "seq2seq", *arguments],
+            cwd=cwd,
+            input=input,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+
+    return run

@@ -1,0 +1,215 @@
+"""The whole program, as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import sacrebleu
+from conftest import FAMILIES, REPOSITORY, TINY, Program
+
+from seq2seq.translator import Translator
+
+WORDS = {
+    "cat": "Katze",
+    "dog": "Hund",
+    "sees": "sieht",
+    "red": "rote",
+    "two": "zwei",
+    "and": "und",
+    "old": "alte",
+    "now": "jetzt",
+}
+QUICK = ["tokenizer.vocabulary=60", "training.tokens=400", "training.samples=1", "training.log_every=1"]
+
+
+def write_corpus(folder: Path, name: str, count: int, seed: int) -> tuple[str, str]:
+    """A word-for-word language, so that a tiny model can learn all of it."""
+    chance = random.Random(seed)
+    sentences = [chance.choices(list(WORDS), k=chance.randint(1, 8)) for _ in range(count)]
+    for side, said in (("en", str), ("de", WORDS.__getitem__)):
+        (folder / f"{name}.{side}").write_text(
+            "".join(" ".join(map(said, s)) + "\n" for s in sentences), encoding="utf-8"
+        )
+    return f"{name}.en", f"{name}.de"
+
+
+def files(folder: Path) -> list[str]:
+    train, valid, test = (
+        write_corpus(folder, *given) for given in (("train", 400, 1), ("valid", 30, 2), ("test", 40, 3))
+    )
+    return [
+        "data=files",
+        *(
+            f"data.{split}=[{s},{t}]"
+            for split, (s, t) in zip(("train", "validation", "test"), (train, valid, test), strict=True)
+        ),
+    ]
+
+
+def train(program: Program, folder: Path, family: str, *overrides: str) -> str:
+    result = program(
+        "train", f"model={family}", *TINY[family], "model.attention.heads=2", *files(folder), *QUICK, *overrides
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_path: Path) -> None:
+    """Both families learn a word-for-word language from files, and every command works on the run."""
+    learn = ["model.width=64", "optimizer.rate=5e-3", "optimizer.warmup=20", "training.validate_every=100"]
+    learn += ["model.feed_forward=128"] if family == "transformer" else ["model.embedding=64"]
+    out = train(seq2seq, tmp_path, family, "name=mine", "training.updates=300", "model.encoder_layers=1", *learn)
+    lines, folder = out.splitlines(), tmp_path / "outputs" / "mine"
+    assert lines[0] == lines[-1] == "run        outputs/mine", "the folder is told first and last"
+    assert "seq2seq translate run=mine" in lines[-2]
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)  +[\d,]+ tokens/s", out)]
+    assert len(losses) == 300 and losses[-1] < losses[0] / 2
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["test"]["bleu"] > 90, "it has learned the language"
+    for name in ("config.yaml", "train.log", "metrics.jsonl", "checkpoints/index.json"):
+        assert (folder / name).is_file()
+    assert any((folder / "tensorboard").iterdir())
+
+    evaluated = seq2seq("evaluate", "run=mine", "search.beam=2")
+    assert evaluated.returncode == 0, evaluated.stderr
+    hypotheses = (folder / "evaluation" / "test.best.beam2.txt").read_text(encoding="utf-8").splitlines()
+    references = (tmp_path / "test.de").read_text(encoding="utf-8").splitlines()
+    bleu = sacrebleu.corpus_bleu(hypotheses, [references], force=True)
+    assert f"BLEU       {bleu.score:.2f}   nrefs:1|case:mixed" in evaluated.stdout
+    told = json.loads((folder / "evaluation" / "test.best.beam2.json").read_text(encoding="utf-8"))
+    assert told["bleu"] == pytest.approx(bleu.score) and "chrF2" not in told["bleu_signature"]
+
+    _translates_line_by_line(seq2seq, tmp_path)
+    _translates_from_python(tmp_path)
+
+
+def _translates_line_by_line(program: Program, folder: Path) -> None:
+    """One line out for one line in, whatever comes in."""
+    given = ["two red cat", "", "   ", "now", "cat " * 600, "\x07\u2028 \x0b", "日本語 🙂", "old dog\r"]
+    piped = program("translate", "run=mine", input="".join(f"{line}\n" for line in given))
+    assert piped.returncode == 0, piped.stderr
+    out = piped.stdout.split("\n")
+    assert len(out) == len(given) + 1 and out[-1] == ""
+    assert (out[0], out[1], out[2], out[3], out[7]) == ("zwei rote Katze", "", "", "jetzt", "alte Hund")
+    assert "line 5: longer than 512 subwords" in piped.stderr
+    (folder / "in.en").write_text("two red cat\n\nnow", encoding="utf-8")
+    filed = program("translate", "run=mine", "input=in.en", "output=out.de", "search=greedy")
+    assert (filed.returncode, filed.stdout) == (0, ""), filed.stderr
+    assert (folder / "out.de").read_text(encoding="utf-8") == "zwei rote Katze\n\njetzt\n"
+    ranked = program("translate", "run=mine", "search.n_best=3", input="two cat\n")
+    scored = [line.split("\t") for line in ranked.stdout.splitlines()]
+    assert len(scored) == 3 and scored[0][1] == "zwei Katze"
+    assert [float(s) for s, _ in scored] == sorted((float(s) for s, _ in scored), reverse=True)
+
+
+def _translates_from_python(folder: Path) -> None:
+    translator = Translator.load("mine", outputs=str(folder / "outputs"), device="cpu", precision="float32")
+    sentences = (folder / "test.en").read_text(encoding="utf-8").splitlines()
+    together = translator.translate([*sentences, ""])
+    assert together[-1][0].text == ""
+    for sentence, in_batch in zip(sentences[:10], together, strict=False):
+        alone = translator.translate([sentence])[0][0]
+        assert (alone.text, alone.pieces) == (in_batch[0].text, in_batch[0].pieces)
+        assert alone.score == pytest.approx(in_batch[0].score, abs=1e-5)
+    assert "".join(together[0][0].pieces).replace("▁", " ").strip() == together[0][0].text
+
+
+def test_a_run_continues_under_its_own_config(seq2seq: Program, tmp_path: Path) -> None:
+    """The stored config holds, what is typed wins, and the model stays what it is."""
+    short = ["training.updates=2", "training.validate_every=2"]
+    train(seq2seq, tmp_path, "lstm", "name=a", *short)
+    longer = seq2seq("train", "name=a", "training.updates=4")
+    assert longer.returncode == 0, longer.stderr
+    assert "changed    training.updates: 2 → 4" in longer.stdout
+    assert "continues  after update 2" in longer.stdout and "update 4/4" in longer.stdout
+    assert "model      lstm" in longer.stdout
+    for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "seed=2"):
+        refused = seq2seq("train", "name=a", change)
+        assert refused.returncode == 2 and "a run keeps its model, tokenizer, languages and seed" in refused.stderr
+    finished = seq2seq("train", "name=a")
+    assert "it is finished" in finished.stdout
+    again = seq2seq("train", "name=a", *TINY["lstm"], "model=lstm", *files(tmp_path), *QUICK, *short, "overwrite=true")
+    assert again.returncode == 0 and "continues" not in again.stdout
+
+
+def test_a_sweep_gives_each_job_a_folder(seq2seq: Program, tmp_path: Path) -> None:
+    small = ["model.width=8", "model.feed_forward=8", "training.updates=1", "training.validate_every=1"]
+    result = seq2seq("train", "-m", "seed=1,2", "model.position=none,rotary", *files(tmp_path), *QUICK, *small)
+    assert result.returncode == 0, result.stderr
+    runs = {path.parent.name for path in tmp_path.glob("outputs/*/config.yaml")}
+    assert runs == {f"files-transformer-seed={s}-position={p}" for s in (1, 2) for p in ("none", "rotary")}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"outputs"}, "nothing else is written"
+
+
+def test_a_damaged_checkpoint_is_one_line(seq2seq: Program, tmp_path: Path) -> None:
+    train(seq2seq, tmp_path, "lstm", "name=a", "training.updates=1")
+    weights = tmp_path / "outputs/a/checkpoints/update-0000001/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    result = seq2seq("translate", "run=a", input="cat\n")
+    assert result.returncode == 1 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and "model.safetensors: missing or damaged" in result.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(seq2seq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = seq2seq("train", "data=multi30k")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert "bentrevett/multi30k cannot be loaded" in result.stderr and "data.path=FOLDER" in result.stderr
+
+
+# -------------------------------------------------------------------------------------------- README
+
+
+def readme_commands() -> list[str]:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("seq2seq ")]
+
+
+def test_every_command_of_the_readme_runs(seq2seq: Program, tmp_path: Path) -> None:
+    """In the order of the page; trainings are shortened, and the hub is replaced by a folder in its layout."""
+    quick = [
+        "training.updates=2",
+        "training.validate_every=2",
+        "model.width=16",
+        "tokenizer.vocabulary=500",
+        "training.tokens=300",
+    ]
+    (tmp_path / "FOLDER").mkdir()
+    for name, split in (("train", "train"), ("valid", "val"), ("test", "test")):
+        pair = [
+            (tmp_path / path).read_text(encoding="utf-8").splitlines() for path in write_corpus(tmp_path, name, 60, 4)
+        ]
+        rows = [json.dumps({"en": en, "de": de}) for en, de in zip(*pair, strict=True)]
+        (tmp_path / "FOLDER" / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    commands = readme_commands()
+    assert len(commands) >= 10
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train":
+            arguments += [a for a in quick if a.split("=")[0] not in command]
+        if arguments[:3] == ["train", "data=multi30k", quick[0]]:
+            arguments.append("data.path=FOLDER")
+        result = seq2seq(*arguments, input="two cat\n")
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_the_readme_names_every_choice() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for group in (REPOSITORY / "configs").iterdir():
+        for choice in group.glob("*.yaml") if group.is_dir() else ():
+            assert f"`{choice.stem}`" in text, f"{group.name}={choice.stem}"
+
+
+def test_the_project_has_its_few_top_level_folders() -> None:
+    folders = {p.name for p in REPOSITORY.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    assert folders <= {"configs", "seq2seq", "scripts", "tests", "docs", "data", "outputs"}
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
