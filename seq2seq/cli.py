@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -54,26 +55,36 @@ QUIET = (
 
 def main() -> None:
     """The `seq2seq` program."""
-    arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without an arrow shows a question mark
+    try:
+        dispatch(sys.argv[1:])
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of our output went away, as in `seq2seq translate | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(141) from None
+
+
+def dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
         print(overview())
     elif command == "--version":
         print(f"seq2seq {__version__}")
     elif command not in COMMANDS:
-        fail(
-            UserError(
-                f"{command}: no such command; possible: {', '.join(COMMANDS)}{nearest(command, COMMANDS)}",
-                code=2,
-            )
-        )
+        possible = ", ".join(COMMANDS)
+        raise UserError(f"{command}: no such command; possible: {possible}{nearest(command, COMMANDS)}", code=2)
     elif {"-h", "--help"} & set(arguments):
-        try:
-            print(command_help(command, [a for a in arguments[1:] if not a.startswith("-")]))
-        except UserError as error:
-            fail(error)
+        print(command_help(command, [a for a in arguments[1:] if not a.startswith("-")]))
     else:
         run_command(command, arguments[1:])
+    sys.stdout.flush()
 
 
 def fail(error: UserError) -> NoReturn:
@@ -101,8 +112,10 @@ def command_help(command: str, topics: list[str]) -> str:
     if topics:
         return "\n".join(group_help(topic) for topic in topics)
     text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
-    defaults = re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE)
-    groups = "\n".join(f"  {f'{group}={default}':22} {', '.join(choices(group))}" for group, default in defaults)
+    defaults = groups_of(command)
+    groups = "\n".join(
+        f"  {f'{group}={default}':22} {', '.join(choices(group))}" for group, default in defaults.items()
+    )
     keys = "\n".join(line for line in text.splitlines() if re.match(r"\w+:.*#", line))
     return (
         f"seq2seq {command}: {COMMANDS[command][1]}\n\n"
@@ -116,17 +129,28 @@ def command_help(command: str, topics: list[str]) -> str:
     )
 
 
+def groups_of(command: str) -> dict[str, str]:
+    """The config groups of a command, with their default choices."""
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))
+
+
 def group_help(topic: str) -> str:
-    """The commented YAML file of a group's choice: `model=lstm`, or `model` for all of them."""
+    """The commented YAML file of a group's choice and of what it builds on: `model=lstm`; `model` for all choices."""
     group, _, choice = topic.partition("=")
+    group = group.partition(".")[0]
     groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
     if group not in groups:
         raise UserError(f"{group}: no such group; possible: {', '.join(groups)}{nearest(group, groups)}", code=2)
-    wanted = [choice] if choice else choices(group)
-    if not set(wanted) <= set(choices(group)):
+    if choice and choice not in choices(group):
         raise UserError(_no_choice(group, choice, choices(group)), code=2)
-    files = ((name, (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")) for name in wanted)
-    return "\n".join(f"{group}={name}\n{_indented(text)}\n" for name, text in files)
+    told = []
+    for name in [choice] if choice else choices(group):
+        text = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")
+        told.append(f"{group}={name}\n{_indented(text)}\n")
+        parents = re.findall(r"^  - (\w+)$", text, re.MULTILINE) if choice else []
+        told += [group_help(f"{group}={parent}") for parent in parents if parent != "_self_"]
+    return "\n".join(told)
 
 
 def choices(group: str) -> list[str]:
@@ -152,15 +176,15 @@ def run_command(command: str, arguments: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign]
-    try:
-        args = parser.parse_args(arguments)
-        inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
-        args.overrides, swept = check(command, args.overrides, args.multirun, args.config_dir, bool(inspecting))
-    except UserError as error:
-        fail(error)
-    flags = [argument for argument in arguments if argument not in parser.parse_args(arguments).overrides]
+    args = parser.parse_intermixed_args(arguments)
+    if args.config_name or args.config_path:
+        raise UserError("--config-name, --config-path: the configs are fixed; add your own with --config-dir", code=2)
+    inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
+    given = set(args.overrides)
+    overrides, swept = check(command, args.overrides, args.multirun, args.config_dir, bool(inspecting))
+    flags = [argument for argument in arguments if argument not in given]
     resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
-    sys.argv = [f"seq2seq {command}", *flags, *resolved, *QUIET, *args.overrides]
+    sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept))()
 
@@ -174,47 +198,65 @@ def task(command: str, swept: list[str]) -> Callable[[Any], None]:
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
 
-        if swept and command == "train" and "name" not in swept:
-            # Two jobs of a sweep must not share a run folder.
-            given = [text.split("=", 1) for text in HydraConfig.get().overrides.task]
-            told = composed.name.split("-")
-            composed.name += "".join(
-                f"-{key.rpartition('.')[2]}={value}" for key, value in given if key in swept and value not in told
-            )
-        if command == "train":
-            composed = continued(composed, list(HydraConfig.get().overrides.task))
         try:
-            checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
-            from seq2seq import commands
-
-            getattr(commands, command)(checked)
+            run_job(command, composed, list(HydraConfig.get().overrides.task), swept)
         except UserError as error:
             fail(error)
-        except KeyboardInterrupt:
-            print("\nstopped", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:
-            # The reader of our output went away, as in `seq2seq translate | head`.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
+        except (KeyboardInterrupt, BrokenPipeError):
+            raise
+        except OSError as error:
+            fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
+        except RuntimeError as error:
+            if not re.search("out of memory|can't allocate|not enough memory", str(error)):
+                raise
+            fail(UserError("out of memory; lower training.tokens or search.tokens, or take a smaller model"))
 
     return job
+
+
+def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> None:
+    from omegaconf import OmegaConf
+
+    if command == "train":
+        if swept and "name" not in swept:
+            composed.name = sweep_name(str(composed.name), typed, swept)
+        composed = continued(composed, typed)
+    checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
+    from seq2seq import commands
+
+    getattr(commands, command)(checked)
+
+
+def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:
+    """Two jobs of a sweep must not share a run folder; a model that names the run already needs no mention."""
+    for key, _, value in (text.partition("=") for text in typed):
+        if key in swept and not ("." not in key and value in name.split("-")):
+            name += "-" + re.sub(r"[^\w.+-]+", "-", f"{key.rpartition('.')[2]}-{value}").strip("-")
+    return name
 
 
 def continued(composed: Any, typed: list[str]) -> Any:
     """The config of a run that is continued: as it was stored, under what was typed now."""
     from omegaconf import OmegaConf
 
-    stored_file = Path(composed.outputs) / composed.name / "config.yaml"
-    if composed.overwrite or not stored_file.is_file():
+    from seq2seq.run import Run
+
+    run = Run(Path(str(composed.outputs)) / str(composed.name))
+    keys = [text.lstrip("+~").partition("=")[0] for text in typed]
+    # A recipe is a whole config: it is compared with the stored one, not merged into it.
+    if composed.overwrite or not run.exists or "experiment" in keys:
         return composed
-    merged = OmegaConf.load(stored_file)
-    for text in [*typed, f"name={composed.name}", f"outputs={composed.outputs}", "overwrite=false"]:
-        key = text.lstrip("+~").partition("=")[0]
-        if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
-            OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
+    try:
+        stored = run.checkpoint("last") / "config.yaml"
+        merged = OmegaConf.load(stored)
+        for key in [*keys, "name", "outputs", "overwrite"]:
+            if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
+                OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
+        typed_config("train", OmegaConf.to_container(merged, resolve=True))
+    except (OSError, ValueError, AttributeError, UserError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason}); restore it") from None
     return merged
 
 
@@ -238,6 +280,8 @@ def check(
         if not multirun:
             # Without -m, `key=a,b` is a list: two files of a split, say.
             texts = [_as_list(o.input_line) if o.is_sweep_override() else o.input_line for o in overrides]
+        else:
+            texts = [o.input_line for o in overrides]
         problems: list[str] = []
         for job in jobs(overrides) if multirun else [parse(texts, loader)]:
             problems += (p for p in job_problems(command, job, loader, search_path) if p not in problems)
@@ -253,15 +297,25 @@ def parse(texts: list[str], loader: Any) -> list[Any]:
 
     parser, parsed, problems = OverridesParser.create(config_loader=loader), [], []
     for text in texts:
-        try:
-            parsed += parser.parse_overrides([text])
-        except HydraException:
-            problems.append(
-                f"{text}: not understood; write key=value, and quote what holds spaces or signs: 'key=\"a b\"'"
-            )
+        for attempt in (text, *([quoted(text)] if "=" in text else [])):
+            try:
+                parsed += parser.parse_overrides([attempt])
+                break
+            except HydraException:
+                continue
+        else:
+            problems.append(f"{text}: not understood; write key=value, as in training.updates=500")
     if problems:
         raise UserError(*problems, code=2)
     return parsed
+
+
+def quoted(text: str) -> str:
+    """Hydra reads letters of other alphabets, spaces and signs only inside quotes, so they are put there."""
+    key, _, value = text.partition("=")
+    parts = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+    inside = ",".join('"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in parts)
+    return f"{key}=[{inside}]" if len(parts) > 1 or value.startswith("[") else f"{key}={inside}"
 
 
 def jobs(overrides: list[Any]) -> list[list[Any]]:
@@ -282,7 +336,7 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    groups = [g for g in loader.list_groups("") if g != "hydra"]
+    groups = groups_of(command)
     problems: list[str] = []
     accepted = list(search_path)
     values = []
@@ -310,7 +364,7 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
         typed_config(command, composed)
     except UserError as error:
         problems += error.problems
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         problems.append(" ".join(str(error).split()))
     return problems
 

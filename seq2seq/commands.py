@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,18 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
-from seq2seq.config import EvaluateConfig, ModelConfig, TrainConfig, TranslateConfig
+from seq2seq.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig, TranslateConfig
 from seq2seq.device import choose_device, choose_precision, tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.evaluation import Scores, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
-from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, in_order
-from seq2seq.text.corpus import Corpus, from_files, load_corpus, read_lines
-from seq2seq.text.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, encode_training, in_order, mix_of, resampler
+from seq2seq.text.corpus import Corpora, Corpus, load_split, open_corpora
+from seq2seq.text.sources import from_text, read_lines
+from seq2seq.text.tokenizer import Tokenizer, make_tokenizer
 from seq2seq.training.checkpoint import (
     CONFIG,
     Checkpoints,
@@ -35,7 +39,7 @@ from seq2seq.training.checkpoint import (
     write_aside,
     write_config,
 )
-from seq2seq.training.logbook import Logbook
+from seq2seq.training.logbook import Logbook, status
 from seq2seq.training.loss import loss_sum
 from seq2seq.training.optimizer import build_optimizer
 from seq2seq.training.trainer import Trainer, Validation, clock
@@ -53,33 +57,61 @@ def train(config: TrainConfig) -> None:
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
-    print(f"run        {run.folder}")
-    changes = changes_of(run, config)
-    corpora = {split: load_corpus(config.data, split) for split in ("train", "validation", "test")}
-    tune_cpu()
-    open_folder(run, config)
-    with Logbook(run) as logbook:
+    with Logbook() as logbook, alone(run):
+        logbook.fact("run", str(run.folder))
         logbook.fact("device", f"{device} ({device_reason}), {str(precision)[6:]} ({precision_reason})")
-        for change in changes:
+        for change in changes_of(run, config):
             logbook.fact("changed", change)
-        counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in corpora.items() if corpus)
-        logbook.fact("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counts} pairs")
-        state = prepare_state(run, config, corpora["train"], device, logbook)
-        if done := state.progress.update:
-            finished = done >= config.training.updates
-            more = "; it is finished, to train longer raise training.updates" if finished else ""
-            logbook.fact("continues", f"after update {done:,}{more}")
-        fit(state, corpora["validation"], precision, run, logbook)
-        finish(run, config, state, corpora["test"], logbook)
-    print(f"run        {run.folder}")
+        corpora = open_corpora(config.data, config.seed, status)
+        describe_corpora(config, corpora, logbook)
+        tune_cpu()
+        state = prepare_state(run, config, corpora.train, device, logbook)
+        open_folder(run, config, state.progress.update)
+        logbook.open(run, state.progress.update)
+        fit(state, corpora.validation, precision, run, logbook)
+        finish(run, config, state, corpora.test, logbook)
+        logbook.fact("run", str(run.folder))
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Keep a second training out of the same folder."""
+    lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock"), timeout=0)
+    made = [folder for folder in (run.folder.parent, *run.folder.parent.parents) if not folder.exists()]
+    try:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"name: {run.folder} is being trained by another process; choose another name=…") from None
+    except OSError as error:
+        raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # a run that never began leaves no folder behind
+            for folder in made:
+                folder.rmdir()
+
+
+def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) -> None:
+    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
+    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus)
+    logbook.fact("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counts} pairs")
+    for note in corpora.notes:
+        logbook.fact("", note)
 
 
 def changes_of(run: Run, config: TrainConfig) -> list[str]:
     """What differs from the run that is continued; nothing for a new one."""
     if config.overwrite or not run.exists:
         return []
-    changes = differences(read_plain_config(run.config), configs.plain(config))
-    refused = [c for c in changes if c.startswith(KEPT)]
+    stored = read_plain_config(run.checkpoint("last") / CONFIG)
+    changes = differences(stored, configs.plain(config))
+    refused = [change for change in changes if change.startswith(KEPT)]
+    # Another model differs in everything; its name says enough.
+    refused = [change for change in refused if change.startswith("model.name")] or refused
     if refused:
         raise UserError(
             *(f"{change}: a run keeps its model, tokenizer, languages and seed" for change in refused),
@@ -89,12 +121,15 @@ def changes_of(run: Run, config: TrainConfig) -> list[str]:
     return changes
 
 
-def open_folder(run: Run, config: TrainConfig) -> None:
-    if config.overwrite and run.exists:
-        shutil.rmtree(run.folder)
+def open_folder(run: Run, config: TrainConfig, update: int) -> None:
+    """The run's folder, made only now that its data, tokenizer and model are known to be good."""
     try:
+        if not update:
+            run.clear()
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, run.config)
+        run.forget_after(update)
+        if update < config.training.updates:
+            write_config(config, run.config)
     except OSError as error:
         raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
 
@@ -109,41 +144,59 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old} → {new}"]
 
 
-def prepare_state(
-    run: Run, config: TrainConfig, corpus: Corpus | None, device: torch.device, logbook: Logbook
-) -> RunState:
+def prepare_state(run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, logbook: Logbook) -> RunState:
     """Tokenizer, model, optimizer and batches, new or from the run's last checkpoint."""
-    assert corpus is not None  # the config has no null for the training split
-    checkpoints = Checkpoints(run.checkpoints)
-    last = checkpoints.find("last") if checkpoints.index() else None
-    tokenizer = Tokenizer.load(last) if last else make_tokenizer(corpus, config, logbook)
-    encoded = encode_corpus(corpus, tokenizer, config.data.max_length)
-    if len(encoded) == 0:
-        raise UserError(
-            f"data.max_length: no training pair has two sides of 1 to {config.data.max_length} subwords; raise it"
-        )
-    if encoded.dropped:
-        logbook.fact("left out", f"{encoded.dropped:,} training pairs, empty or over {config.data.max_length} subwords")
+    last = run.checkpoint("last") if run.exists and not config.overwrite else None
+    tokenizer = Tokenizer.load(last) if last else open_tokenizer(corpus, config, logbook)
+    batches = open_batches(corpus, tokenizer, config, logbook)
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary).to(device)
-    batches = Batches(encoded, config.training.tokens, config.seed)
-    describe(config.model, model, tokenizer, batches, logbook)
+    describe(config.model, model, tokenizer, logbook)
     state = RunState(config, tokenizer, model, build_optimizer(model, config.optimizer), batches, Progress())
     if last:
         state.read(last)
+        finished = state.progress.update >= config.training.updates
+        more = "; it is finished: raise training.updates to train longer" if finished else ""
+        logbook.fact("continues", f"after update {state.progress.update:,}{more}")
     return state
 
 
-def make_tokenizer(corpus: Corpus, config: TrainConfig, logbook: Logbook) -> Tokenizer:
+def open_tokenizer(corpus: Corpus, config: TrainConfig, logbook: Logbook) -> Tokenizer:
     logbook.status("training the tokenizer …")
-    tokenizer, notes = train_tokenizer(corpus, config.tokenizer)
+    tokenizer, notes = make_tokenizer(corpus, config.tokenizer, config.data.cache)
     for note in notes:
         logbook.fact("tokenizer", note)
     return tokenizer
 
 
-def describe(config: ModelConfig, model: Seq2Seq, tokenizer: Tokenizer, batches: Batches, logbook: Logbook) -> None:
-    """Vocabulary, parameter table and batches."""
+def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logbook: Logbook) -> Batches:
+    """The training pairs as ids, from the cache or encoded now, in batches."""
+    data, limit = config.data, config.data.max_length
+    encoded, cached = encode_training(corpus, tokenizer, limit, data.cache, logbook.status)
+    if not len(encoded):
+        raise UserError(f"data.max_length: no training pair has two sides of 1 to {limit} subwords; raise it")
+    if encoded.dropped:
+        logbook.fact("", f"{encoded.dropped:,} pairs with a side empty or over {limit} subwords left out")
+    mix = None
+    if data.more:
+        ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.parts)]
+        mix = mix_of(ends, [1.0, *(more.weight for more in data.more)], data.temperature)
+        logbook.fact(
+            "mix", "an epoch draws " + ", ".join(f"{count:,}" for count in mix.counts) + " pairs of each corpus"
+        )
+    sampling, resample = config.tokenizer.sampling, None
+    if sampling:
+        resample = resampler(corpus, encoded, tokenizer, sampling, limit)
+    batches = Batches(encoded, config.training.tokens, config.seed, mix, resample)
+    count, padding = batches.waste()
+    logbook.fact(
+        "batches", f"about {count:,} an epoch, padding {padding:.1%}{', ids from the cache' if cached else ''}"
+    )
+    return batches
+
+
+def describe(config: ModelConfig, model: Seq2Seq, tokenizer: Tokenizer, logbook: Logbook) -> None:
+    """Vocabulary and parameter table."""
     sizes = tokenizer.vocabulary
     joint = f"{sizes.source:,} joint" if sizes.joint else f"{sizes.source:,} source, {sizes.target:,} target"
     logbook.fact("subwords", joint)
@@ -151,33 +204,48 @@ def describe(config: ModelConfig, model: Seq2Seq, tokenizer: Tokenizer, batches:
     logbook.fact("model", f"{config.name}: {sum(count for _, count in table):,} parameters")
     for name, count in table:
         logbook.fact("", f"{name:17} {count:>12,}")
-    real = batches.corpus.source.lengths.sum() + batches.corpus.target.lengths.sum()
-    rows = batches.rows(0)
-    places = sum(
-        len(r) * (batches.corpus.source.lengths[r].max() + batches.corpus.target.lengths[r].max()) for r in rows
-    )
-    logbook.fact("batches", f"{len(rows):,} an epoch, padding {1 - real / places:.1%}")
 
 
-def fit(state: RunState, corpus: Corpus | None, precision: torch.dtype, run: Run, logbook: Logbook) -> None:
+def fit(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logbook: Logbook) -> None:
     """Train with validations on a corpus; an interruption says how to go on."""
-    assert corpus is not None
     encoded = encode_corpus(corpus, state.tokenizer)
 
     def check(model: Seq2Seq) -> Validation:
         return validate(model, state, corpus, encoded)
 
-    trainer = Trainer(state, precision, check, Checkpoints(run.checkpoints), logbook)
-    try:
+    trainer = Trainer(state, precision, check, Checkpoints(run), logbook)
+    with stopping_softly(trainer):
         trainer.fit()
-    except KeyboardInterrupt:
-        saved = Checkpoints(run.checkpoints).index().get("last", "nothing")
-        logbook.say(
-            f"interrupted after update {state.progress.update:,}; saved so far: {saved}; the same command continues"
-        )
-        raise
     if trainer.out_of_patience():
         logbook.say(f"stopped: no better score in {state.progress.without_gain} validations")
+    elif state.progress.update < state.config.training.updates:
+        logbook.say(f"stopped after update {state.progress.update:,}, which is saved")
+        again = hint("train", name=state.config.name, outputs=state.config.outputs)
+        raise UserError(f"stopped by a signal; continue with: {again}", code=130)
+
+
+@contextmanager
+def stopping_softly(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish the update and save; a second Ctrl-C stops at once."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        trainer.stopping = True
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for s in before:
+        signal.signal(s, stop)
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def hint(command: str, **values: str) -> str:
+    """A command line to copy; keys at their defaults are left out."""
+    words = [f"{key}={value}" for key, value in values.items() if (key, value) != ("outputs", "outputs")]
+    return shlex.join(["seq2seq", command, *words])
 
 
 @torch.inference_mode()
@@ -219,9 +287,7 @@ def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None
         f"trained {progress.update:,} updates, {progress.target_tokens:,} target tokens in {clock(progress.seconds)}"
     )
     if corpus:
-        translator = Translator.load(
-            str(run.folder), outputs=config.outputs, device=config.device, precision=config.precision
-        )
+        translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
         hypotheses, scores = translate_and_score(translator, corpus, config.search)
         for line in samples(corpus, hypotheses, config.training.samples):
             logbook.say(f"    {line}")
@@ -231,8 +297,7 @@ def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None
         logbook.say(f"           {scores.bleu_signature}")
         result["test"] = asdict(scores)
     run.write_result(result)
-    where = f" outputs={config.outputs}" if config.outputs != "outputs" else ""
-    logbook.say(f"try it     seq2seq translate run={config.name}{where}")
+    logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
 
 
 # ------------------------------------------------------------------------------------------ evaluate
@@ -243,12 +308,12 @@ def evaluate(config: EvaluateConfig) -> None:
     run = Run.find(config.run, config.outputs)
     print(f"run        {run.folder}")
     device, reason = choose_device(config.device)
-    folder = Checkpoints(run.checkpoints).find(config.checkpoint)
+    folder = run.checkpoint(config.checkpoint)
     corpus, name = test_set(config, folder)
     print(f"checkpoint {folder.name}, on {device} ({reason})")
     print(f"test set   {name}: {len(corpus):,} pairs")
     tune_cpu()
-    translator = load_translator(config)
+    translator = Translator.from_checkpoint(folder, config.device, config.precision)
     began = time.perf_counter()
     hypotheses, scores = translate_and_score(translator, corpus, config.search)
     seconds = time.perf_counter() - began
@@ -261,19 +326,37 @@ def evaluate(config: EvaluateConfig) -> None:
 def test_set(config: EvaluateConfig, checkpoint: Path) -> tuple[Corpus, str]:
     """The named files, or the split of the corpus that the run was trained on."""
     if config.source is not None and config.reference is not None:
-        return from_files(config.source, config.reference), Path(config.source).stem
-    data = read_config(checkpoint / CONFIG).data
+        pairs = list(from_text(Path(config.source), Path(config.reference)))
+        if not pairs:
+            raise UserError(f"{config.source} is empty; it must hold one sentence a line")
+        return Corpus([source for source, _ in pairs], [target for _, target in pairs]), Path(config.source).name
+    stored = read_config(checkpoint / CONFIG)
+    data = stored.data
     if config.data_path:
-        data = replace(data, path=config.data_path)
-    corpus = load_corpus(data, config.split)
+        data = moved(data, config.data_path)
+    corpus = load_split(data, config.split, stored.seed)
     if corpus is None:
         raise UserError(f"split: the run's corpus has no {config.split} set; name two files: source=… reference=…")
     return corpus, config.split
 
 
+def moved(data: DataConfig, folder: str) -> DataConfig:
+    """The same corpus at another place: its folder, or the folder of its files."""
+
+    def place(where: str | list[str] | None) -> str | list[str] | None:
+        if data.path is not None or where is None:
+            return where
+        files = [str(Path(folder) / Path(file).name) for file in ([where] if isinstance(where, str) else where)]
+        return files[0] if isinstance(where, str) else files
+
+    splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
+    return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
+
+
 def write_evaluation(run: Run, name: str, hypotheses: list[str], scores: Scores, config: EvaluateConfig) -> None:
     run.evaluation.mkdir(exist_ok=True)
-    path = run.evaluation / f"{name}.{Path(config.checkpoint).name}.beam{config.search.beam}"
+    search = f"beam{config.search.beam}.penalty{config.search.length_penalty:g}"
+    path = run.evaluation / f"{name}.{Path(config.checkpoint).name}.{search}"
     write_aside(Path(f"{path}.txt"), "".join(f"{line}\n" for line in hypotheses))
     told = {**asdict(scores), "sentences": len(hypotheses), "config": configs.plain(config)}
     write_aside(Path(f"{path}.json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
@@ -288,87 +371,81 @@ def translate(config: TranslateConfig) -> None:
     run = Run.find(config.run, config.outputs)
     if config.run is None:
         print(f"run        {run.folder} (the newest)", file=sys.stderr)
+    if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
+        raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
+    if config.input and not Path(config.input).is_file():
+        raise UserError(f"input: {config.input} is no file here")
     tune_cpu()
-    translator = load_translator(config)
-    if config.input is None and sys.stdin.isatty():
+    folder = run.checkpoint(config.checkpoint)
+    translator = Translator.from_checkpoint(folder, config.device, config.precision)
+    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty():
         prompt(translator, config, run)
         return
-    lines = read_lines(config.input) if config.input else read_stream(sys.stdin)
+    lines = read_lines(Path(config.input)) if config.input else read_stream(sys.stdin)
     with output_stream(config.output) as out:
         translate_lines(translator, lines, out, config)
 
 
 def translate_lines(translator: Translator, lines: Iterable[str], out: TextIO, config: TranslateConfig) -> None:
-    """One output line for each input line (n_best of them where asked for), in order."""
+    """One output line for each input line, in order; with n_best > 1 several, each with its line's number and score."""
     lines, number = iter(lines), 0
     while chunk := list(islice(lines, FILTER_LINES)):
         for translations in translator.translate(chunk, config.search):
             number += 1
             if translations[0].cut:
-                print(
-                    f"line {number}: longer than {translator.max_length} subwords; its end is left out",
-                    file=sys.stderr,
-                )
-            out.writelines(f"{shown}\n" for shown in listed(translations, config))
+                print(f"line {number}: over {translator.max_length} subwords; its end is left out", file=sys.stderr)
+            if config.search.n_best == 1:
+                out.write(f"{translations[0].text}\n")
+            else:
+                out.writelines(f"{number}\t{t.score:.3f}\t{t.text}\n" for t in translations)
         out.flush()
 
 
-def listed(translations: list[Any], config: TranslateConfig) -> list[str]:
-    """The translations of a sentence as lines; with n_best > 1, ranked and scored, as many as asked for."""
-    if config.search.n_best == 1:
-        return [translations[0].text]
-    return [f"{t.score:8.3f}\t{t.text}" for t in translations]
-
-
 def prompt(translator: Translator, config: TranslateConfig, run: Run) -> None:
-    """Type a sentence, read its translation, until an empty line or Ctrl-D."""
+    """Type a sentence, read its translation, until Ctrl-D."""
     with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401 (gives `input` its history and editing)
     print(f"{run.folder} on {translator.device}, beam {config.search.beam}. Type a sentence; Ctrl-D ends.")
     while True:
         try:
-            sentence = input("> ")
+            # What is no UTF-8 arrives as lone surrogates, which no tokenizer takes.
+            sentence = input("> ").encode("utf-8", "replace").decode()
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()
+            continue
         if sentence.strip():
             began = time.perf_counter()
             translations = translator.translate([sentence], config.search)[0]
-            print("\n".join(listed(translations, config)), f"  [{time.perf_counter() - began:.2f} s]")
+            seconds = time.perf_counter() - began
+            for rank, translation in enumerate(translations):
+                print(translation.text, f"  [{translation.score:.3f}" + ("]" if rank else f", {seconds:.2f} s]"))
 
 
-def read_stream(stream: TextIO) -> Iterator[str]:
+def read_stream(stream: TextIO | None) -> Iterator[str]:
     """Lines of a pipe; only a line feed ends a line, and what is not UTF-8 is named by its line."""
-    for number, line in enumerate(stream.buffer, 1):
+    for number, line in enumerate(stream.buffer if stream else (), 1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8")
         except UnicodeDecodeError:
             print(f"line {number}: not UTF-8; the broken bytes are replaced", file=sys.stderr)
-            yield line.decode("utf-8", "replace").rstrip("\r\n")
+            text = line.decode("utf-8", "replace")
+        yield text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
 
 
 @contextmanager
 def output_stream(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file."""
+    """Standard output, or a file that appears when it is complete."""
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         yield sys.stdout
         return
+    aside = Path(f"{path}.part")
     try:
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
+        with open(aside, "w", encoding="utf-8", newline="\n") as file:
             yield file
+        aside.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-# -------------------------------------------------------------------------------------------- shared
-
-
-def load_translator(config: EvaluateConfig | TranslateConfig) -> Translator:
-    return Translator.load(
-        config.run,
-        config.checkpoint,
-        outputs=config.outputs,
-        device=config.device,
-        precision=config.precision,
-    )

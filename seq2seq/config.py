@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Range:
     open: bool = False  # True: `low` itself is excluded
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and not (self.open and value == self.low)
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.open and value == self.low)
 
     def __str__(self) -> str:
         if self.high < float("inf"):
@@ -111,6 +112,27 @@ ModelConfig = TransformerConfig | LSTMConfig
 
 
 @dataclass(frozen=True)
+class FilterConfig:
+    empty: bool
+    identical: bool
+    duplicate: bool
+    max_ratio: NonNegative
+    max_characters: Natural
+
+
+@dataclass(frozen=True)
+class MoreConfig:
+    path: str | None
+    subset: str | None
+    train: str | list[str]
+    weight: Positive
+
+    def within(self, config: DataConfig) -> DataConfig:
+        """The whole data config with this corpus in the place of the first."""
+        return dataclasses.replace(config, path=self.path, subset=self.subset, train=self.train, revision=None)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     name: str
     path: str | None
@@ -121,28 +143,51 @@ class DataConfig:
     train: str | list[str] | None
     validation: str | list[str] | None
     test: str | list[str] | None
+    held_out: Count
     max_length: Count
+    filters: FilterConfig
+    more: list[MoreConfig]
+    temperature: Positive
     cache: str
 
     def problems(self) -> Problems:
+        for side in ("source", "target"):
+            if not getattr(self, side).strip():
+                yield side, "is empty; name a column, or a language of the `translation` column"
         if self.source == self.target:
             yield "target", f"{self.target} is the source as well; name two different columns"
         for split in ("train", "validation", "test"):
             given = getattr(self, split)
-            if given is None and split != "test":
+            if given is None and split == "train":
                 yield split, f"nothing to read yet; give two files: data.{split}=[file.source,file.target]"
             if isinstance(given, list) and len(given) != 2:
                 yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
-            if isinstance(given, str) and self.path is None:
-                yield split, f"{given} is one name; give two files: data.{split}=[file.source,file.target]"
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    type: Literal["unigram", "bpe"]
+    type: Literal["unigram", "bpe", "char", "word"]
     vocabulary: Annotated[int, Range(8)]
     joint: bool
     coverage: Annotated[float, Range(0.9, 1)]
+    byte_fallback: bool
+    normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
+    symbols: list[str]
+    sentences: Count
+    sampling: Share
+    model: str | list[str] | None
+
+    def problems(self) -> Problems:
+        if self.sampling and self.type in ("char", "word"):
+            yield (
+                "sampling",
+                f"{self.sampling} asks for several segmentations, but type={self.type} has only one; set 0",
+            )
+        if isinstance(self.model, list) and len(self.model) != 2:
+            yield (
+                "model",
+                f"{self.model} names {len(self.model)} files; give one for both languages, or [source,target]",
+            )
 
 
 @dataclass(frozen=True)
@@ -197,7 +242,7 @@ class TrainConfig:
     overwrite: bool
     device: str
     precision: Precision
-    seed: Natural
+    seed: Annotated[int, Range(0, 2**63 - 1)]
     model: ModelConfig
     data: DataConfig
     tokenizer: TokenizerConfig
@@ -206,6 +251,8 @@ class TrainConfig:
     search: SearchConfig
 
     def problems(self) -> Problems:
+        if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
         if self.model.tie == "all" and not self.tokenizer.joint:
             yield (
                 "model.tie",

@@ -12,7 +12,8 @@ from seq2seq.errors import UserError
 
 def choose_device(name: str) -> tuple[torch.device, str]:
     """The device a config names, and why; a device that is not there is an error."""
-    gpus, apple = torch.cuda.device_count(), torch.backends.mps.is_available()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = torch.backends.mps.is_available()
     present = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if apple else [])]
     if name == "auto":
         if gpus:

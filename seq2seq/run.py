@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from seq2seq.errors import UserError, nearest
 
 # Read by the command line before torch is needed, so nothing here imports it.
+
+
+INDEX = "index.json"
 
 
 class Run:
@@ -26,7 +30,43 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        return self.config.is_file()
+        """Whether there is something to continue or to translate with."""
+        return bool(self.index())
+
+    def index(self) -> dict[str, str]:
+        """The names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
+        try:
+            return {**json.loads((self.checkpoints / INDEX).read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError):
+            complete = sorted(path.name for path in self.checkpoints.glob("update-*"))
+            return {"last": complete[-1]} if complete else {}
+
+    def checkpoint(self, which: str) -> Path:
+        """The folder of "last", "best", or of a path."""
+        index = self.index()
+        if which in ("last", "best"):
+            if "last" not in index:
+                raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
+            # A score that never was a number makes no checkpoint the best.
+            return self.checkpoints / index.get(which, index["last"])
+        for folder in (Path(which), self.checkpoints / which):
+            if (folder / "config.yaml").is_file():
+                return folder
+        raise UserError(f"checkpoint: {which} is no checkpoint; possible: best, last, or a checkpoint's folder")
+
+    def clear(self) -> None:
+        """Remove what a run made, and nothing else that may lie in its folder."""
+        for path in (self.checkpoints, self.tensorboard, self.evaluation):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.config, self.log, self.metrics, self.result):
+            path.unlink(missing_ok=True)
+
+    def forget_after(self, update: int) -> None:
+        """Drop the metrics of updates that a killed run made after its last checkpoint: they come again."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            self.metrics.write_text("".join(kept), encoding="utf-8")
 
     def write_result(self, result: dict[str, Any]) -> None:
         self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -34,8 +74,8 @@ class Run:
     @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
         """A run by its name or folder; without a name the newest one."""
-        runs = sorted(Path(outputs).glob("**/config.yaml"), key=lambda path: path.stat().st_mtime)
-        found = [cls(path.parent) for path in runs if path.parent.parent.name != "checkpoints"]
+        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
+        found = [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
         if name is None:
             if found:
                 return found[-1]
@@ -43,6 +83,9 @@ class Run:
         for run in (cls(Path(outputs) / name), cls(Path(name))):
             if run.exists:
                 return run
+            if run.config.is_file():
+                raise UserError(f"run: {run.folder} has no checkpoint yet; the run saves one at each validation")
         names = [str(run.folder.relative_to(outputs)) for run in found]
-        known = f"; possible: {', '.join(names)}{nearest(name, names)}" if names else "; train one with seq2seq train"
+        newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
+        known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
         raise UserError(f"run: no run {name} in {outputs}{known}")

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from seq2seq.cli import load_config
 from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.text.batches import Batch, EncodedCorpus, Ragged
+from seq2seq.text.batches import Batch, EncodedCorpus
+from seq2seq.text.store import Ragged
 from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,9 +52,8 @@ def random_sentences(lengths: list[int], seed: int = 0, vocabulary: int = 40) ->
 
 
 def random_corpus(lengths: list[int], seed: int = 0) -> EncodedCorpus:
-    return EncodedCorpus(
-        Ragged(random_sentences(lengths, seed)), Ragged(random_sentences([n + 1 for n in reversed(lengths)], seed + 1))
-    )
+    sides = random_sentences(lengths, seed), random_sentences([n + 1 for n in reversed(lengths)], seed + 1)
+    return EncodedCorpus(Ragged.of(sides[0]), Ragged.of(sides[1]), np.arange(len(lengths)))
 
 
 def padded(sentences: list[list[int]], extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -125,7 +125,7 @@ def test_all_that_is_wrong_is_told_at_once(seq2seq: Program, tmp_path: Path) -> 
     assert "model: 'lstn' is not a choice; possible: lstm, " in told and "did you mean lstm?" in told
     assert "training.udpates: no such key; did you mean training.updates?" in told
     assert "model.width: 'abc' is not a whole number" in told
-    assert "seed: -1 is out of range; it must be at least 0" in told
+    assert "seed: -1 is out of range; it must be between 0 and" in told
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 

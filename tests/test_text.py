@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -14,10 +15,9 @@ import torch
 from conftest import random_corpus
 
 from seq2seq.cli import load_config
-from seq2seq.config import TokenizerConfig
 from seq2seq.errors import UserError
-from seq2seq.text.batches import Batch, Batches, by_budget, encode_corpus, in_order
-from seq2seq.text.corpus import Corpus, from_files, load_corpus
+from seq2seq.text.batches import Batch, Batches, by_budget, encode_training, in_order
+from seq2seq.text.corpus import Corpus, open_corpora
 from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer, train_tokenizer
 
 SENTENCES = Corpus(
@@ -35,8 +35,8 @@ SENTENCES = Corpus(
 
 
 def tokenizer(**changes: object) -> tuple[Tokenizer, list[str]]:
-    settings = {"type": "unigram", "vocabulary": 50, "joint": True, "coverage": 1.0, **changes}
-    return train_tokenizer(SENTENCES, TokenizerConfig(**settings))  # type: ignore[arg-type]
+    config = load_config("train", "tokenizer.vocabulary=50").tokenizer
+    return train_tokenizer(SENTENCES, dataclasses.replace(config, **changes))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------- tokenizers
@@ -74,71 +74,6 @@ def test_a_vocabulary_too_small_says_how_large_it_must_be() -> None:
     assert tokenizer(vocabulary=int(str(error.value).rpartition(" ")[2]))
 
 
-# ------------------------------------------------------------------------------------------- corpora
-
-
-def write(folder: Path, name: str, rows: list[dict[str, object]]) -> None:
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-PAIRS: list[dict[str, object]] = [{"en": f"word {i}", "de": f"Wort {i}"} for i in range(5)]
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("direction", [("en", "de"), ("de", "en")])
-def test_a_folder_in_hub_layout(tmp_path: Path, nested: bool, direction: tuple[str, str]) -> None:
-    for name in ("train", "val", "test"):
-        write(tmp_path, f"{name}.jsonl", [{"translation": pair} for pair in PAIRS] if nested else PAIRS)
-    data = load_config(
-        "train", "data=multi30k", f"data.path={tmp_path}", f"data.cache={tmp_path / 'cache'}",
-        f"data.source={direction[0]}", f"data.target={direction[1]}",
-    ).data  # fmt: skip
-    for split in ("train", "validation", "test"):
-        corpus = load_corpus(data, split)
-        assert corpus is not None
-        assert [list(corpus.source), list(corpus.target)] == [[pair[side] for pair in PAIRS] for side in direction]
-
-
-def test_a_missing_column_names_those_that_exist(tmp_path: Path) -> None:
-    write(tmp_path, "train.jsonl", PAIRS)
-    data = load_config(
-        "train", "data=multi30k", f"data.path={tmp_path}", f"data.cache={tmp_path / 'c'}", "data.target=fr"
-    ).data
-    with pytest.raises(UserError, match=r"no column fr; possible: en, de"):
-        load_corpus(data, "train")
-    with pytest.raises(UserError, match=r"no split validation; possible: train"):
-        load_corpus(data, "validation")
-
-
-def test_a_folder_that_is_not_there_is_told_before_the_hub_is_asked() -> None:
-    data = load_config("train", "data=multi30k", "data.path=/no/such/folder").data
-    with pytest.raises(UserError, match="/no/such/folder is no folder here"):
-        load_corpus(data, "train")
-
-
-def test_plain_files_pair_by_line_feeds_alone(tmp_path: Path) -> None:
-    """Other characters that some libraries take for a line's end stay inside their sentence."""
-    odd = ["one\u2028two", "three\x0bfour\x0c", "", "five\x85six"]
-    for name in ("a.en", "a.de"):
-        (tmp_path / name).write_bytes("".join(f"{line}\n" for line in odd).encode())
-    corpus = from_files(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
-    assert corpus.source == corpus.target == odd
-
-
-def test_files_of_different_length_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.en").write_text("1\n2\n3\n")
-    (tmp_path / "a.de").write_text("1\n2\n")
-    with pytest.raises(UserError, match=r"a\.en has 3 lines, .*a\.de has 2;"):
-        from_files(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
-
-
-def test_what_is_not_utf8_is_named_by_file_line_and_byte(tmp_path: Path) -> None:
-    (tmp_path / "a.en").write_bytes(b"fine\ncaf\xe9\n")
-    (tmp_path / "a.de").write_text("1\n2\n")
-    with pytest.raises(UserError, match=r"a\.en, line 2, byte 4: not UTF-8 \(0xe9\)"):
-        from_files(str(tmp_path / "a.en"), str(tmp_path / "a.de"))
-
-
 # ------------------------------------------------------------------------------------------- batches
 
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 30, 500)]
@@ -172,7 +107,7 @@ def test_batches_continue_where_they_stopped() -> None:
     corpus = random_corpus(LENGTHS)
     whole, half = Batches(corpus, 200, seed=1), Batches(corpus, 200, seed=1)
     expected = [batch.index_B.tolist() for batch in islice(whole, 150)]
-    assert len(expected) > 2 * len(whole), "the test runs over an epoch's end"
+    assert whole.epoch > 1, "the test runs over an epoch's end"
     list(islice(half, 67))
     continued = Batches(corpus, 200, seed=9)
     continued.load_state_dict(json.loads(json.dumps(half.state_dict())))
@@ -197,28 +132,33 @@ def test_target_in_is_target_out_one_place_later() -> None:
         check_shift(batch)
         rows += batch.index_B.tolist()
         for i, place in enumerate(batch.index_B.tolist()):
-            assert batch.source_mask_BS[i].sum() == corpus.source.lengths[place]
-            assert batch.target_mask_BT[i].sum() == corpus.target.lengths[place]
+            assert batch.source_mask_BS[i].sum() == len(corpus.source[place])
+            assert batch.target_mask_BT[i].sum() == len(corpus.target[place])
     assert sorted(rows) == list(range(len(corpus)))
 
 
-def test_empty_and_long_pairs_are_left_out_whole_and_counted() -> None:
+def test_empty_and_long_pairs_are_left_out_whole_and_counted(tmp_path: Path) -> None:
     made, _ = tokenizer()
     sentences = ["the old dog", "", "the cat", "the big cow sees the red bird sees the old man"]
-    encoded = encode_corpus(Corpus(sentences, ["alt", "rot", "", "groß"]), made, max_length=12)
-    assert (len(encoded), encoded.dropped) == (1, 3)
-    assert made.target.decode(encoded.source.flat[:-1].tolist()) == "the old dog"
+    corpus = Corpus(sentences, ["alt", "rot", "", "groß"], content="a")
+    encoded, there = encode_training(corpus, made, 12, str(tmp_path))
+    assert (len(encoded), encoded.dropped, there, encoded.rows.tolist()) == (1, 3, False, [0])
+    assert made.target.decode(encoded.source[0][:-1].tolist()) == "the old dog"
+    again, there = encode_training(corpus, made, 12, str(tmp_path))
+    assert there and again.source[0].tolist() == encoded.source[0].tolist()
 
 
 def test_padding_is_small_on_real_text(multi30k: Path, tmp_path: Path) -> None:
-    data = load_config("train", "data=multi30k", f"data.path={multi30k}", f"data.cache={tmp_path}").data
-    corpus = load_corpus(data, "train")
-    assert corpus is not None and len(corpus) == 29000
-    made, _ = train_tokenizer(corpus, TokenizerConfig("bpe", 8000, True, 1.0))
-    encoded = encode_corpus(corpus, made, 250)
-    batches = Batches(encoded, 4096, seed=1)
+    config = load_config("train", "data=multi30k", "tokenizer=bpe", f"data.path={multi30k}", f"data.cache={tmp_path}")
+    corpus = open_corpora(config.data, 1).train
+    assert len(corpus) == 29000
+    made, _ = train_tokenizer(corpus, config.tokenizer)
+    batches = Batches(encode_training(corpus, made, 250, str(tmp_path))[0], 4096, seed=1)
     real = places = 0
-    for batch in islice(batches, len(batches)):
+    for batch in iter(batches):
+        if batches.epoch:
+            break
         real += int(batch.source_mask_BS.sum() + batch.target_mask_BT.sum())
         places += batch.source_BS.numel() + batch.target_in_BT.numel()
     assert 1 - real / places < 0.08
+    assert batches.waste()[1] == pytest.approx(1 - real / places, abs=0.003)

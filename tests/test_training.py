@@ -14,7 +14,8 @@ import torch
 from conftest import FAMILIES, random_corpus, tiny_batch, tiny_config, tiny_model
 from torch.nn import functional as F
 
-from seq2seq.config import OptimizerConfig, TokenizerConfig, TrainConfig
+from seq2seq.cli import load_config
+from seq2seq.config import OptimizerConfig, TrainConfig
 from seq2seq.errors import UserError
 from seq2seq.model.seq2seq import build_model
 from seq2seq.run import Run
@@ -35,7 +36,7 @@ LENGTHS = [3, 5, 2, 7, 4, 6, 1, 8]
 
 def small_tokenizer() -> Tokenizer:
     words = Corpus(["the old dog sees a red bird"] * 4, ["der alte Hund sieht einen roten Vogel"] * 4)
-    return train_tokenizer(words, TokenizerConfig("bpe", 40, True, 1.0))[0]
+    return train_tokenizer(words, load_config("train", "tokenizer=bpe", "tokenizer.vocabulary=40").tokenizer)[0]
 
 
 TOKENIZER = small_tokenizer()
@@ -57,7 +58,7 @@ def trainer(
         return Validation({"loss": 1.0, "bleu": next(given, 0.0), "chrf": 0.0}, [])
 
     run = Run(folder)
-    return Trainer(run_state(config), precision, validate, Checkpoints(run.checkpoints), Logbook(run))
+    return Trainer(run_state(config), precision, validate, Checkpoints(run), Logbook())
 
 
 def weights(state: RunState) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 def test_loss_and_gradient_are_torchs_cross_entropy(
     family: str, smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK", {"cpu": chunk})
     model, batch = tiny_model(family), tiny_batch()
     ours = loss_sum(model, batch, smoothing)
     (3 * ours).backward()
@@ -91,26 +92,33 @@ def test_loss_and_gradient_are_torchs_cross_entropy(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_batch_of_eight_is_four_batches_of_two(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_one_batch_of_eight_is_four_batches_of_two(family: str, precision: torch.dtype, tmp_path: Path) -> None:
     """The same gradient, and so the same weights, however an update is cut into batches."""
     corpus = random_corpus(LENGTHS)
     after = []
     for size in (8, 2, 1):
-        made = trainer(tiny_config(family, "optimizer.warmup=0"), tmp_path / str(size))
+        made = trainer(tiny_config(family, "optimizer.warmup=0"), tmp_path / str(size), precision=precision)
         rows = torch.arange(8).split(size)
         stats = made.update(iter([corpus.batch(r.numpy()) for r in rows]))
-        after.append((stats.loss, stats.gradient_norm, *weights(made.state).values()))
-    torch.testing.assert_close(after[0], after[1], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(after[0], after[2], rtol=1e-4, atol=1e-6)
+        after.append([stats.loss, stats.gradient_norm])
+        if precision == torch.float32:  # in bfloat16 the first step of Adam turns on the sign of rounding errors
+            after[-1] += weights(made.state).values()
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.01, "atol": 0.0}
+    torch.testing.assert_close(after[0], after[1], **tolerance)
+    torch.testing.assert_close(after[0], after[2], **tolerance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_has_no_gradient(family: str) -> None:
-    corpus, seen = random_corpus([3, 3]), []
-    for rows in ([0, 1], [1, 0]):
+    """A padded batch has the gradient of its sentences, each in a batch of its own."""
+    corpus, seen = random_corpus([2, 7]), []
+    for batches in ([[0, 1]], [[0], [1]]):
         model = tiny_model(family)
-        loss_sum(model, corpus.batch(torch.tensor(rows).numpy()), 0.1).backward()
+        for rows in batches:
+            loss_sum(model, corpus.batch(torch.tensor(rows).numpy()), 0.1).backward()
         seen.append(gradients(model))
+    assert not corpus.batch(torch.tensor([0, 1]).numpy()).source_mask_BS.all(), "there is padding"
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
 
 
@@ -145,10 +153,11 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
     assert clip(clipped, 0.0) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_decay_pulls_on_matrices_only() -> None:
-    model = tiny_model("transformer")
+@pytest.mark.parametrize("score", ["scaled_dot", "cosine", "additive", "general"])
+def test_decay_pulls_on_matrices_only(score: str) -> None:
+    model = tiny_model("transformer", f"model.attention.score={score}")
     groups = build_optimizer(model, tiny_config("transformer").optimizer).param_groups
-    assert {p.dim() for p in groups[0]["params"]} == {2} and groups[0]["weight_decay"] > 0
+    assert min(p.dim() for p in groups[0]["params"]) >= 2 and groups[0]["weight_decay"] > 0
     assert {p.dim() for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
@@ -201,6 +210,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path
 def noisy(family: str, *overrides: str) -> TrainConfig:
     """With dropout, so that the random generators matter."""
     settings = ["training.tokens=40", "training.validate_every=4", "training.updates=10", "optimizer.warmup=3"]
+    settings.append("optimizer.schedule=inverse_sqrt")  # independent of where a run ends
     return tiny_config(family, "model.dropout=0.2", "model.attention.dropout=0.1", *settings, *overrides)
 
 
@@ -213,14 +223,14 @@ def test_a_run_that_stopped_ends_with_the_same_bits(family: str, precision: torc
     stopped.fit()
     torch.manual_seed(99)
     continued = trainer(noisy(family), tmp_path / "stopped", [2], precision)
-    continued.state.read(Checkpoints(tmp_path / "stopped" / "checkpoints").find("last"))
+    continued.state.read(Run(tmp_path / "stopped").checkpoint("last"))
     resumed = trainer_from(continued, precision)
     resumed.fit()
     for name, tensor in weights(whole.state).items():
         assert torch.equal(tensor, resumed.state.model.state_dict()[name]), name
     ours, theirs = (dataclasses.asdict(t.state.progress) for t in (whole, resumed))
     assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
-    assert whole.checkpoints.index() == resumed.checkpoints.index()
+    assert whole.checkpoints.run.index() == resumed.checkpoints.run.index()
 
 
 def trainer_from(read: Trainer, precision: torch.dtype) -> Trainer:
@@ -233,18 +243,41 @@ def test_a_new_rate_and_decay_hold_after_continuing(tmp_path: Path) -> None:
     first.update(islice(first.state.batches, 1))
     first.checkpoints.save(first.state, best=True)
     second = trainer(noisy("transformer", "optimizer.rate=0.5", "optimizer.decay=0.25", "optimizer.warmup=0"), tmp_path)
-    second.state.read(second.checkpoints.find("last"))
+    second.state.read(second.checkpoints.run.checkpoint("last"))
     second.update(islice(second.state.batches, 1))
     groups = second.state.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
     assert groups[0]["lr"] == second.rate() == pytest.approx(0.5 / math.sqrt(2))
 
 
+def test_packed_recurrent_weights_are_stored(tmp_path: Path) -> None:
+    """On a GPU all weights of an LSTM are views of one buffer; they must be saved and read all the same."""
+    made = trainer(noisy("lstm"), tmp_path)
+    for module in made.state.model.modules():
+        if isinstance(module, torch.nn.LSTM):
+            buffer = torch.cat([p.detach().flatten() for p in module.parameters()])
+            for p, part in zip(
+                module.parameters(), buffer.split([p.numel() for p in module.parameters()]), strict=True
+            ):
+                p.data = part.view_as(p)
+    before = weights(made.state)
+    made.checkpoints.save(made.state, best=True)
+    made.state.read(made.checkpoints.run.checkpoint("last"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(made.state).items())
+
+
+def test_a_lost_index_is_no_lost_run(tmp_path: Path) -> None:
+    made = trainer(noisy("transformer"), tmp_path)
+    made.checkpoints.save(made.state, best=True)
+    (made.checkpoints.folder / "index.json").unlink()
+    assert made.checkpoints.run.exists and made.checkpoints.run.checkpoint("best").name == "update-0000000"
+
+
 def test_patience_ends_a_run_and_the_best_checkpoint_stays(tmp_path: Path) -> None:
     config = noisy("transformer", "training.updates=100", "training.validate_every=2", "training.patience=2")
     made = trainer(config, tmp_path, [5, 7, 6, 7, 9])
     assert made.fit().update == 8
-    assert made.checkpoints.index() == {"last": "update-0000008", "best": "update-0000004"}
+    assert made.checkpoints.run.index() == {"last": "update-0000008", "best": "update-0000004"}
     kept = sorted(p.name for p in made.checkpoints.folder.iterdir())
     assert kept == ["index.json", "update-0000004", "update-0000008"]
 
@@ -253,7 +286,7 @@ def test_patience_ends_a_run_and_the_best_checkpoint_stays(tmp_path: Path) -> No
 def test_a_checkpoint_is_complete(family: str, tmp_path: Path) -> None:
     made = trainer(noisy(family), tmp_path)
     made.checkpoints.save(made.state, best=True)
-    config, tokenizer, model = load_checkpoint(made.checkpoints.find("best"))
+    config, tokenizer, model = load_checkpoint(made.checkpoints.run.checkpoint("best"))
     assert config == made.state.config and tokenizer.models == TOKENIZER.models
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, made.state.model.state_dict()[name])
@@ -268,23 +301,23 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("save_model", "_to_disk"):
+    for function in ("save_file", "_to_disk"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module, function, full)
             with pytest.raises(OSError):
                 made.checkpoints.save(made.state, best=True)
-        assert made.checkpoints.index() == {"last": "update-0000000", "best": "update-0000000"}
-        _, _, model = load_checkpoint(made.checkpoints.find("last"))
+        assert made.checkpoints.run.index() == {"last": "update-0000000", "best": "update-0000000"}
+        _, _, model = load_checkpoint(made.checkpoints.run.checkpoint("last"))
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     made.checkpoints.save(made.state, best=False)
-    assert made.checkpoints.find("last").name == "update-0000004"
+    assert made.checkpoints.run.checkpoint("last").name == "update-0000004"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "config.yaml", "tokenizer.source.model"])
 def test_a_checkpoint_cut_in_half_is_named(file: str, tmp_path: Path) -> None:
     made = trainer(noisy("transformer"), tmp_path)
     made.checkpoints.save(made.state, best=True)
-    folder = made.checkpoints.find("best")
+    folder = made.checkpoints.run.checkpoint("best")
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=str(folder)):
@@ -296,7 +329,7 @@ def test_checkpoints_run_no_code(tmp_path: Path) -> None:
     """A pickle that would call a function is refused, not run."""
     made = trainer(noisy("transformer"), tmp_path)
     made.checkpoints.save(made.state, best=True)
-    folder, planted = made.checkpoints.find("best"), tmp_path / "planted"
+    folder, planted = made.checkpoints.run.checkpoint("best"), tmp_path / "planted"
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -312,5 +345,5 @@ def test_a_model_is_rebuilt_from_its_checkpoint_alone(tmp_path: Path) -> None:
     config = noisy("lstm", "model.convolutions=1", "model.start=pooled", "model.attention.score=general")
     made = trainer(config, tmp_path)
     made.checkpoints.save(made.state, best=True)
-    assert load_checkpoint(made.checkpoints.find("last"))[0].model == config.model
+    assert load_checkpoint(made.checkpoints.run.checkpoint("last"))[0].model == config.model
     assert Vocabulary(len(TOKENIZER.source), len(TOKENIZER.target), True) == TOKENIZER.vocabulary

@@ -21,7 +21,7 @@ class KeyValue(NamedTuple):
 
     key_RNSH: Tensor
     value_RNSH: Tensor
-    mask_RS: Tensor | None  # None: every position is real
+    bias_R11S: Tensor | None  # −∞ at padding; None: every position is real
 
 
 class Attended(NamedTuple):
@@ -61,13 +61,20 @@ class Attention(nn.Module):
         elif score == "general":
             self.general_NHH = nn.Parameter(torch.empty(heads, head, head))
         elif score == "cosine":
-            self.gain_N11 = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+            self.gain_N = nn.Parameter(torch.full((heads,), math.log(10.0)))
         initialise(self)
+        if score == "general":
+            # Each head starts as the plain dot product.
+            nn.init.zeros_(self.general_NHH).data.diagonal(dim1=1, dim2=2).fill_(1.0)
 
     def project(self, memory_RSD: Tensor, mask_RS: Tensor | None = None, start: int = 0) -> KeyValue:
         """Keys and values of a memory whose first position is `start`."""
         key_RNSH = self._key(self._split(self.key(memory_RSD)), start)
-        return KeyValue(key_RNSH, self._split(self.value(memory_RSD) if self.value else memory_RSD), mask_RS)
+        value_RNSH = self._split(self.value(memory_RSD) if self.value else memory_RSD)
+        bias_R11S = None
+        if mask_RS is not None:
+            bias_R11S = memory_RSD.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None]
+        return KeyValue(key_RNSH, value_RNSH, bias_R11S)
 
     def forward(
         self, query_RTD: Tensor, kv: KeyValue, *, start: int = 0, causal: bool = False, weights: bool = False
@@ -76,7 +83,7 @@ class Attention(nn.Module):
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
         query_RNTH = self._query(self._split(self.query(query_RTD)), start)
-        bias = self._bias(kv.mask_RS, causal, T, S, start, query_RTD)
+        bias = self._bias(kv.bias_R11S, causal, T, S, start, query_RTD)
         if R != B:
             # The rows of a sentence become further queries of it: its keys are never copied.
             query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
@@ -104,29 +111,28 @@ class Attention(nn.Module):
         elif self.score == "general":
             query_RNTH = query_RNTH @ self.general_NHH
         elif self.score == "cosine":
-            query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N11.exp()
+            query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
         return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
 
-    def _bias(self, mask_RS: Tensor | None, causal: bool, T: int, S: int, start: int, like: Tensor) -> Tensor | None:
+    def _bias(
+        self, padding_R11S: Tensor | None, causal: bool, T: int, S: int, start: int, like: Tensor
+    ) -> Tensor | None:
         """What is added to the scores: −∞ where nobody may look, and ALiBi's slope; None where it is all zero."""
-        bias = None
+        bias = padding_R11S
         if self.position == "alibi":
-            bias = alibi(self.heads, T, S, start, like)
+            distance = alibi(self.heads, T, S, start, like)
+            bias = distance if bias is None else bias + distance
         if causal and T > 1:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
-        if mask_RS is not None:
-            padding = like.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None]
-            bias = padding if bias is None else bias + padding
         return bias
 
     def _attend(
         self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, p: float, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self.score != "additive" and query_RNTH.is_cuda and not weights:
+        if self.score != "additive" and not weights and fused(query_RNTH):
             out = F.scaled_dot_product_attention(query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, scale=1.0)
             return out, None
-        # On a CPU the plain form is the fast one for many short sentences.
         if self.score == "additive":
             pairs_RNTSH = query_RNTH.unsqueeze(3) + kv.key_RNSH.unsqueeze(2)
             scores_RNTS = (pairs_RNTSH.tanh() @ self.v_NH[:, None, :, None]).squeeze(-1)
@@ -136,6 +142,11 @@ class Attention(nn.Module):
             scores_RNTS = scores_RNTS + bias
         weights_RNTS = scores_RNTS.softmax(-1)
         return dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH, weights_RNTS if weights else None
+
+
+def fused(query_RNTH: Tensor) -> bool:
+    """Whether torch's fused kernel is the fast one: on a CPU the plain form is, for many short sentences."""
+    return query_RNTH.is_cuda
 
 
 class Position(nn.Module):
@@ -151,7 +162,8 @@ class Position(nn.Module):
     def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
         place_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
         if self.table is not None:
-            return x_RTD + self.table(place_T)
+            # Places beyond the table share its last row.
+            return x_RTD + self.table(place_T.clamp(max=self.table.num_embeddings - 1))
         if self.kind == "sinusoidal":
             angle = _angles(place_T, x_RTD.shape[-1])
             return x_RTD + torch.stack((angle.sin(), angle.cos()), -1).flatten(1).to(x_RTD.dtype)

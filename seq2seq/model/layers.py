@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +15,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return F.dropout(x, p)
     # Random bytes instead of a float for each number: on a CPU the draws were a quarter of an update.
     # That rounds p to a multiple of 1/256, and the scale with it.
-    cut = max(1, round(p * 256))
+    cut = min(255, max(1, round(p * 256)))
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
     return x * (kept.to(x.dtype) * (256 / (256 - cut)))
@@ -33,17 +31,21 @@ class Dropout(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + dropout(layer(norm(x))) for pre-norm, norm(x + dropout(layer(x))) for post-norm, for every layer there is."""
+    """Around every layer: x + dropout(layer(norm(x))) for pre-norm, norm(x + dropout(layer(x))) for post-norm."""
 
     def __init__(self, width: int, norm: str, place: str, p: float) -> None:
         super().__init__()
         self.norm = build_norm(norm, width)
         self.pre, self.p = place == "pre", p
 
-    def forward(self, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre:
-            return x + dropout(layer(self.norm(x)), self.p, self.training)
-        return self.norm(x + dropout(layer(x), self.p, self.training))
+    def enter(self, x: Tensor) -> Tensor:
+        """What the layer sees."""
+        return self.norm(x) if self.pre else x
+
+    def leave(self, x: Tensor, change: Tensor) -> Tensor:
+        """x with what the layer made of it."""
+        x = x + dropout(change, self.p, self.training)
+        return x if self.pre else self.norm(x)
 
 
 def build_norm(kind: str, width: int) -> nn.Module:
@@ -83,8 +85,5 @@ def initialise(module: nn.Module) -> None:
         for name, parameter in part.named_parameters(recurse=False):
             if isinstance(part, (nn.Linear, nn.Conv1d)) and name == "bias":
                 nn.init.zeros_(parameter)
-            elif name.startswith("general"):
-                # Each head starts as the plain dot product.
-                parameter.data.copy_(torch.eye(parameter.shape[-1]).expand_as(parameter))
-            elif parameter.dim() > 1 and not name.startswith("gain"):
+            elif parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

@@ -35,14 +35,13 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = _attention(config, config.position)
         self.feed_forward = _feed_forward(config)
-        self.residuals = _residuals(config, 2)
+        self.attention_residual, self.feed_forward_residual = _residual(config), _residual(config)
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        def attend(x: Tensor) -> Tensor:
-            return self.attention(x, self.attention.project(x, mask_BS)).context_RTD
-
-        x_BSD = self.residuals[0](x_BSD, attend)
-        return self.residuals[1](x_BSD, self.feed_forward)
+        first, second = self.attention_residual, self.feed_forward_residual
+        y_BSD = first.enter(x_BSD)
+        x_BSD = first.leave(x_BSD, self.attention(y_BSD, self.attention.project(y_BSD, mask_BS)).context_RTD)
+        return second.leave(x_BSD, self.feed_forward(second.enter(x_BSD)))
 
 
 class Encoder(nn.Module):
@@ -66,26 +65,20 @@ class DecoderLayer(nn.Module):
         # Rotary and ALiBi positions compare places of one sentence, so they stay out of the cross-attention.
         self.cross_attention = _attention(config, "none")
         self.feed_forward = _feed_forward(config)
-        self.residuals = _residuals(config, 3)
+        self.self_residual, self.cross_residual = _residual(config), _residual(config)
+        self.feed_forward_residual = _residual(config)
 
     def forward(
         self, x_RTD: Tensor, past: KeyValue, memory: KeyValue, start: int, weights: bool
     ) -> tuple[Tensor, KeyValue, Tensor | None]:
-        seen: list[KeyValue] = []
-        looked: list[Tensor | None] = []
-
-        def attend_to_self(x: Tensor) -> Tensor:
-            seen.append(_append(past, self.self_attention.project(x, start=start)))
-            return self.self_attention(x, seen[0], start=start, causal=True).context_RTD
-
-        def attend_to_memory(x: Tensor) -> Tensor:
-            attended = self.cross_attention(x, memory, start=start, weights=weights)
-            looked.append(attended.weights_RNTS)
-            return attended.context_RTD
-
-        x_RTD = self.residuals[0](x_RTD, attend_to_self)
-        x_RTD = self.residuals[1](x_RTD, attend_to_memory)
-        return self.residuals[2](x_RTD, self.feed_forward), seen[0], looked[0]
+        first, second, third = self.self_residual, self.cross_residual, self.feed_forward_residual
+        y_RTD = first.enter(x_RTD)
+        past = _append(past, self.self_attention.project(y_RTD, start=start))
+        x_RTD = first.leave(x_RTD, self.self_attention(y_RTD, past, start=start, causal=True).context_RTD)
+        looked = self.cross_attention(second.enter(x_RTD), memory, weights=weights)
+        x_RTD = second.leave(x_RTD, looked.context_RTD)
+        x_RTD = third.leave(x_RTD, self.feed_forward(third.enter(x_RTD)))
+        return x_RTD, past, looked.weights_RNTS
 
 
 class Decoder(nn.Module):
@@ -128,8 +121,8 @@ def _feed_forward(config: TransformerConfig) -> FeedForward:
     return FeedForward(config.width, config.feed_forward, config.activation, config.dropout)
 
 
-def _residuals(config: TransformerConfig, count: int) -> nn.ModuleList:
-    return nn.ModuleList(Residual(config.width, config.norm, config.norm_place, config.dropout) for _ in range(count))
+def _residual(config: TransformerConfig) -> Residual:
+    return Residual(config.width, config.norm, config.norm_place, config.dropout)
 
 
 def _final_norm(config: TransformerConfig) -> nn.Module:

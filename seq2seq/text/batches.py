@@ -5,8 +5,9 @@ Shapes: B sentences, S source and T target positions. Masks are True for real to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import BEGIN, PAD, Tokenizer
-
-Integers = NDArray[np.int64]
+from seq2seq.text.corpus import Corpus, Status
+from seq2seq.text.store import BLOCK, Integers, Ragged, Writer, build_once, key_of, open_array
+from seq2seq.text.tokenizer import BEGIN, PAD, Sampling, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,58 +42,73 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
-class Ragged:
-    """Many lists of ids in one flat array."""
-
-    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-        self.lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        self.ends = np.cumsum(self.lengths)
-        self.flat = np.fromiter((i for row in rows for i in row), np.int32, int(self.lengths.sum()))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def padded(self, rows: Integers) -> NDArray[np.int64]:
-        """The named rows as one matrix, filled with PAD on the right."""
-        lengths = self.lengths[rows]
-        column = np.arange(lengths.max())
-        inside = column < lengths[:, None]
-        matrix = np.full(inside.shape, PAD, np.int64)
-        matrix[inside] = self.flat[((self.ends[rows] - lengths)[:, None] + column)[inside]]
-        return matrix
-
-
 @dataclass(frozen=True)
 class EncodedCorpus:
     """Pairs as ids, each side with its END; `dropped` counts the pairs left out as empty or too long."""
 
     source: Ragged
     target: Ragged
+    rows: Integers  # each pair's place in the corpus
     dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def width(self) -> NDArray[np.int32]:
+        """The length of the longer side of each pair."""
+        return np.maximum(self.source.lengths(), self.target.lengths())
+
     def batch(self, rows: Integers) -> Batch:
-        source, target = self.source.padded(rows), self.target.padded(rows)
+        source, target = self.source.padded(rows, PAD), self.target.padded(rows, PAD)
         begin = np.full((len(rows), 1), BEGIN, np.int64)
         # A sentence's END turns up in target_in where target_out holds only padding: nobody looks there.
         target_in = np.concatenate([begin, target[:, :-1]], axis=1)
-        source_BS, target_in_BT, target_BT, index_B = map(torch.from_numpy, (source, target_in, target, rows))
+        arrays = (source, target_in, target, self.rows[rows].astype(np.int64))
+        source_BS, target_in_BT, target_BT, index_B = map(torch.from_numpy, arrays)
         return Batch(source_BS, source_BS != PAD, target_in_BT, target_BT, index_B)
 
 
-def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, max_length: int | None = None) -> EncodedCorpus:
-    """A corpus as ids; with a `max_length`, pairs with an empty or longer side are left out."""
-    pairs = list(zip(tokenizer.encode_source(corpus.source), tokenizer.encode_target(corpus.target), strict=True))
-    if max_length is None:
-        kept = pairs
-    else:
-        kept = [pair for pair in pairs if all(1 < len(side) <= max_length + 1 for side in pair)]
-    return EncodedCorpus(Ragged([s for s, _ in kept]), Ragged([t for _, t in kept]), len(pairs) - len(kept))
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, sampling: Sampling | None = None) -> EncodedCorpus:
+    """All pairs as ids, in memory: for validation, and for what is segmented anew in each epoch."""
+    source, target = (
+        tokenizer.encode_source(corpus.source[:], sampling),
+        tokenizer.encode_target(corpus.target[:], sampling),
+    )
+    return EncodedCorpus(Ragged.of(source), Ragged.of(target), np.arange(len(source)))
 
 
-def by_budget(width: Integers, tokens: int) -> list[slice]:
+def encode_training(
+    corpus: Corpus, tokenizer: Tokenizer, max_length: int, cache: str, status: Status = lambda _: None
+) -> tuple[EncodedCorpus, bool]:
+    """Training pairs as memory-mapped ids, made once for a corpus, tokenizer and limit; True: they were there."""
+    folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
+    dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
+
+    def build(aside: Path) -> None:
+        writers = [Writer(aside, side, dtype) for side in ("source", "target")]
+        with open(aside / "rows.int32", "wb") as rows:
+            for start in range(0, len(corpus), BLOCK):
+                block = slice(start, start + BLOCK)
+                sides = tokenizer.encode_source(corpus.source[block]), tokenizer.encode_target(corpus.target[block])
+                kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
+                for writer, side in zip(writers, sides, strict=True):
+                    writer.extend([side[i] for i in kept])
+                rows.write((np.array(kept, np.int32) + start).astype(np.int32).tobytes())
+                status(f"encoding the corpus: {start + len(sides[0]):,} of {len(corpus):,} pairs …")
+        for writer in writers:
+            writer.close()
+
+    there = build_once(folder, build)
+    source, target = Ragged.open(folder, "source"), Ragged.open(folder, "target")
+    return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), there
+
+
+def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
+    """Neither side is empty nor longer than the limit; both carry an END."""
+    return all(1 < len(side) <= max_length + 1 for side in pair)
+
+
+def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
     """Cut rows whose widths rise into batches of at most `tokens` tokens, padding included."""
     cuts, start = [], 0
     while start < len(width):
@@ -107,48 +122,140 @@ def by_budget(width: Integers, tokens: int) -> list[slice]:
 
 
 class Batches:
-    """Endless training batches; their order is a pure function of (seed, epoch), their state three integers."""
+    """Endless training batches; their order is a pure function of (seed, epoch), their state a few integers.
 
-    def __init__(self, corpus: EncodedCorpus, tokens: int, seed: int) -> None:
-        self.corpus, self.tokens, self.seed = corpus, tokens, seed
-        self.epoch, self.position = 0, 0
-        self._width = np.maximum(corpus.source.lengths, corpus.target.lengths)
-        self._epoch_rows: tuple[int, list[Integers]] | None = None
+    An epoch is a permutation of the corpus, cut into pools; each pool is sorted by length, cut into batches of
+    a token budget, and shuffled. Only one pool is ever in memory.
+    """
 
-    def rows(self, epoch: int) -> list[Integers]:
-        """The corpus rows of each batch of an epoch: equal lengths together, in random order."""
-        random = np.random.default_rng([self.seed, epoch])
-        shuffled = random.permutation(len(self.corpus))
-        # Only the longer side is sorted by: stricter orders pad less but let the same sentences meet in every epoch.
-        ordered = shuffled[np.argsort(self._width[shuffled], kind="stable")]
-        batches = [ordered[cut] for cut in by_budget(self._width[ordered], self.tokens)]
-        return [batches[i] for i in random.permutation(len(batches))]
+    POOL = 2**17  # pairs
+
+    def __init__(
+        self, encoded: EncodedCorpus, tokens: int, seed: int, mix: Mix | None = None, resample: Resample | None = None
+    ) -> None:
+        self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
+        self.epoch = self.pool = self.position = 0
+        self.rank, self.world = 0, 1
+        self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
+        self._cut: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
+
+    def order(self, epoch: int) -> Integers:
+        """The pairs of an epoch, shuffled; kept until another epoch is asked for."""
+        if self._permutation[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            rows = (
+                self.mix.draw(random) if self.mix else random.permutation(np.arange(len(self.encoded), dtype=np.int32))
+            )
+            self._permutation = (epoch, rows)
+        return self._permutation[1]
+
+    def pools(self) -> int:
+        return -(-len(self.order(self.epoch)) // self.POOL)
+
+    def cut(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
+        """The batches of a pool, as rows of an encoded corpus."""
+        if self._cut is None or self._cut[0] != (epoch, pool):
+            shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
+            encoded = self.encoded
+            if self.resample:
+                encoded = self.resample(shuffled, key_of(self.seed, epoch, pool))
+                shuffled = np.arange(len(encoded))
+            lengths = [side.lengths(shuffled) for side in (encoded.source, encoded.target)]
+            width = np.maximum(*lengths)
+            # Only the longer side counts: a stricter order pads less, but the same sentences meet in every epoch.
+            order = np.argsort(width, kind="stable")
+            batches = [shuffled[order[part]] for part in by_budget(width[order], self.tokens)]
+            random = np.random.default_rng([self.seed, epoch, pool])
+            self._cut = ((epoch, pool), [batches[i] for i in random.permutation(len(batches))], encoded)
+        return self._cut[1], self._cut[2]
+
+    def rows(self, epoch: int) -> Iterator[Integers]:
+        """The places in the corpus of each batch of an epoch."""
+        for pool in range(-(-len(self.order(epoch)) // self.POOL)):
+            batches, encoded = self.cut(epoch, pool)
+            yield from (encoded.rows[batch] for batch in batches)
+
+    def waste(self) -> tuple[int, float]:
+        """About how many batches an epoch has, and the share of their places that is padding: from its first pool."""
+        batches, encoded = self.cut(self.epoch, 0)
+        sides = encoded.source.lengths(), encoded.target.lengths()
+        places = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
+        real = sum(int(side[rows].sum()) for rows in batches for side in sides)
+        return len(batches) * self.pools(), 1 - real / max(places, 1)
 
     def __iter__(self) -> Iterator[Batch]:
+        """This process's share: of every `world` batches in a row the one of its `rank`."""
         while True:
-            if self._epoch_rows is None or self._epoch_rows[0] != self.epoch:
-                self._epoch_rows = (self.epoch, self.rows(self.epoch))
-            rows = self._epoch_rows[1]
-            if self.position >= len(rows):
-                self.epoch, self.position = self.epoch + 1, 0
-                continue
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
-            self.position += 1
-            yield self.corpus.batch(rows[self.position - 1])
+            round_ = [self._next() for _ in range(self.world)]
+            rows, encoded = round_[self.rank]
+            yield encoded.batch(rows)
 
-    def __len__(self) -> int:
-        return len(self.rows(self.epoch))
+    def _next(self) -> tuple[Integers, EncodedCorpus]:
+        while True:
+            batches, encoded = self.cut(self.epoch, self.pool)
+            if self.position < len(batches):
+                self.position += 1
+                return batches[self.position - 1], encoded
+            self.pool, self.position = self.pool + 1, 0
+            if self.pool >= self.pools():
+                self.epoch, self.pool = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+        return {"seed": self.seed, "epoch": self.epoch, "pool": self.pool, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self.pool, self.position = state["pool"], state["position"]
+
+
+Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, segmented anew
+
+
+def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int) -> Resample:
+    """Segment the pairs of a pool anew, each once an epoch, the same in every process."""
+
+    def resample(rows: Integers, key: str) -> EncodedCorpus:
+        places = encoded.rows[rows]
+        seed = int(key, 16) % 2**31
+        source = tokenizer.encode_source([corpus.source[int(i)] for i in places], Sampling(rate, seed))
+        target = tokenizer.encode_target([corpus.target[int(i)] for i in places], Sampling(rate, seed + 1))
+        kept = [i for i, pair in enumerate(zip(source, target, strict=True)) if fits(pair, max_length)]
+
+        chosen = [Ragged.of([side[i] for i in kept]) for side in (source, target)]
+        return EncodedCorpus(chosen[0], chosen[1], places[kept])
+
+    return resample
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several corpora in one: how many pairs an epoch draws from each."""
+
+    ends: tuple[int, ...]  # where each corpus ends among the encoded pairs
+    counts: tuple[int, ...]
+
+    def draw(self, random: np.random.Generator) -> Integers:
+        """An epoch's pairs, shuffled; a corpus begins anew when it is exhausted."""
+        drawn = []
+        for start, end, count in zip((0, *self.ends), self.ends, self.counts, strict=False):
+            size = end - start
+            rounds = [start + random.permutation(size) for _ in range(-(-count // size))] if size else []
+            drawn.append(np.concatenate(rounds)[:count] if rounds else np.zeros(0, np.int64))
+        return random.permutation(np.concatenate(drawn))
+
+
+def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
+    """Corpus i in proportion to (its pairs × weight) ^ (1 / temperature), all pairs together an epoch."""
+    sizes = np.diff([0, *ends])
+    shares = (sizes * np.array(weights)) ** (1 / temperature)
+    counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
+    return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
 
 
 def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:
     """Every pair once, short ones first: for validation."""
-    width = np.maximum(corpus.source.lengths, corpus.target.lengths)
+    width = corpus.width()
     order = np.argsort(width, kind="stable")
     for cut in by_budget(width[order], tokens):
         yield corpus.batch(order[cut])

@@ -1,162 +1,206 @@
-"""Parallel text from the toy grammar, the hub, a folder or plain files → sentence pairs."""
+"""Sources → corpora: read once into a memory-mapped store, filtered, split, and encoded once for a tokenizer."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from seq2seq.config import DataConfig
-from seq2seq.errors import UserError, nearest
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2seq.config import DataConfig, FilterConfig
+from seq2seq.errors import UserError
+from seq2seq.text.sources import Source, find_source
+from seq2seq.text.store import Integers, Ragged, Texts, Writer, blocks, build_once, key_of, open_array
+
+SIDES = ("source", "target")
+Status = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split: sentence i of the source is translated by sentence i of the target."""
+    """Sentence i of the source is translated by sentence i of the target."""
 
     source: Sequence[str]
     target: Sequence[str]
+    content: str = ""  # changes with any sentence
+    parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
 
     def __len__(self) -> int:
         return len(self.source)
 
 
-def load_corpus(config: DataConfig, split: str) -> Corpus | None:
-    """The pairs of "train", "validation" or "test"; None where the config names no test set."""
+@dataclass(frozen=True)
+class Stored:
+    """All pairs of a source as they stand, with the length in characters and the hash of each sentence."""
+
+    source: Ragged
+    target: Ragged
+    characters: dict[str, NDArray[np.int32]]
+    hashes: dict[str, NDArray[np.uint64]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def corpus(self, rows: Integers | None = None, parts: tuple[int, ...] = ()) -> Corpus:
+        chosen = [self.hashes[side] if rows is None else self.hashes[side][rows] for side in SIDES]
+        content = key_of(*(np.ascontiguousarray(hashes).tobytes() for hashes in chosen))
+        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts)
+
+
+@dataclass(frozen=True)
+class Corpora:
+    train: Corpus
+    validation: Corpus
+    test: Corpus | None
+    notes: tuple[str, ...]  # what there is to say about how they came about
+
+
+def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
+    """Training, validation and test pairs; where no validation is named, both are split off the training pairs."""
+    stored, ends = store_training(config, status)
+    rows, notes = filtered(stored, config.filters)
+    held: dict[str, Corpus | None] = {}
+    for split in ("validation", "test"):
+        where = getattr(config, split)
+        held[split] = store(find_source(config, where), config.cache, status).corpus() if where else None
+    if held["validation"] is None:
+        wanted = [split for split in held if held[split] is None]
+        rows, off = split_off(stored, rows, config.held_out, len(wanted), seed)
+        held.update((split, stored.corpus(part)) for split, part in zip(wanted, off, strict=True))
+        sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(wanted, off, strict=True))
+        notes.append(f"{sizes} pairs split off the training pairs (seed {seed}, equal sources on one side)")
+    if not len(rows):
+        raise UserError("data: no training pair is left; loosen data.filters, or lower data.held_out")
+    validation = held["validation"]
+    if validation is None or not len(validation):
+        raise UserError("data.validation: no pair in it; training needs some to choose its best checkpoint")
+    parts = tuple(int(end) for end in np.searchsorted(rows, ends))
+    return Corpora(stored.corpus(rows, parts), validation, held["test"], tuple(notes))
+
+
+def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
+    """One split alone."""
     where = getattr(config, split)
-    if where is None:
-        return None
-    if isinstance(where, list):
-        return from_files(where[0], where[1])
-    if config.path == "toy":
-        return from_grammar(where)
-    return from_datasets(config, where)
+    if where and split != "train":
+        return store(find_source(config, where), config.cache).corpus()
+    corpora = open_corpora(config, seed)
+    return {"train": corpora.train, "validation": corpora.validation, "test": corpora.test}[split]
 
 
-def from_grammar(split: str) -> Corpus:
-    """A split of the embedded English→German grammar."""
-    from seq2seq.text.toy import splits
+def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int]]:
+    """The training pairs of `train` and of all `more` corpora, and where each of them ends."""
+    assert config.train is not None  # checked with the config
+    sources = [
+        find_source(config, config.train),
+        *(find_source(more.within(config), more.train) for more in config.more),
+    ]
+    if len(sources) == 1:
+        stored = store(sources[0], config.cache, status)
+        return stored, [len(stored)]
+    ends = np.cumsum([len(store(source, config.cache, status)) for source in sources])
 
-    corpora = splits()
-    if split not in corpora:
-        raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(corpora)}{nearest(split, corpora)}")
-    pairs = corpora[split]
-    return Corpus([pair.source for pair in pairs], [pair.target for pair in pairs])
+    def together() -> Iterator[tuple[str, str]]:
+        for source in sources:
+            yield from source.pairs()
 
-
-def from_files(source: str, target: str) -> Corpus:
-    """Two plain files, one sentence a line; different lengths are an error, never a silent shift."""
-    sides = [list(read_lines(source)), list(read_lines(target))]
-    if len(sides[0]) != len(sides[1]):
-        raise UserError(
-            f"{source} has {len(sides[0]):,} lines, {target} has {len(sides[1]):,}; "
-            "each line of one must be the translation of the same line of the other"
-        )
-    if not sides[0]:
-        raise UserError(f"{source} is empty; it must hold one sentence a line")
-    return Corpus(*sides)
+    everything = Source(tuple(source.identity for source in sources), together)
+    return store(everything, config.cache, status), [int(end) for end in ends]
 
 
-def read_lines(path: str) -> Iterator[str]:
-    """The lines of a UTF-8 file; only a line feed ends a line, so that both sides stay parallel."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}, byte {error.start + 1}: not UTF-8 "
-                        f"(0x{line[error.start]:02x}); convert it, for instance with iconv -t UTF-8"
-                    ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored:
+    """A source's pairs in files of their own, read once for all runs and processes."""
+    folder = Path(cache) / f"pairs-{key_of(source.identity)}"
 
+    def build(aside: Path) -> None:
+        done = 0
+        with ExitStack() as files:
+            writers = {side: files.enter_context(SideWriter(aside, side)) for side in SIDES}
+            for block in blocks(source.pairs()):
+                for side, sentences in zip(SIDES, zip(*block, strict=True), strict=True):
+                    writers[side].extend(sentences)
+                done += len(block)
+                status(f"reading the corpus: {done:,} pairs …")
+        if not done:
+            raise UserError(f"{_shown(source)}: no pairs in it")
 
-def from_datasets(config: DataConfig, split: str) -> Corpus:
-    """A split of a hub corpus, or of a local folder in the same layout, through `datasets`."""
-    name = config.path
-    assert name is not None  # a config without a path names files
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and not Path(name).expanduser().is_dir():
-        raise UserError(f"data.path: {name} is no folder here; give a folder, or a hub corpus as owner/name")
-    folder = Path(name).expanduser()
-    try:
-        loaded = _load_folder(folder, config) if folder.is_dir() else _load_hub(name, config)
-    except Exception as error:  # `datasets` raises whatever its readers raise
-        raise UserError(_load_problem(config, folder, error)) from None
-    if split not in loaded:
-        raise UserError(f"{config.path} has no split {split}; possible: {', '.join(loaded)}{nearest(split, loaded)}")
-    table = loaded[split]
-    return Corpus(_column(table, config.source, config), _column(table, config.target, config))
-
-
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-def _load_folder(folder: Path, config: DataConfig) -> Any:
-    """Data files sorted into splits by their names below the folder.
-
-    `datasets` would look at the folder's own path as well: below /home/me/test/ every file is a test file.
-    """
-    below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
-    found: dict[str, list[str]] = {}
-    suffixes = set()
-    for path in sorted(below.rglob("*")):
-        reader = next((suffix for suffix in path.suffixes if suffix in READERS), None)
-        words = set(re.split(r"[^a-z]+", str(path.relative_to(below)).lower()))
-        split = next((split for split, names in SPLITS.items() if words & set(names)), None)
-        if path.is_file() and reader and split:
-            found.setdefault(split, []).append(str(path))
-            suffixes.add(reader)
-    if not found:
-        return _load_hub(str(folder), config)
-    if len(suffixes) > 1:
-        raise UserError(f"{below} mixes {' and '.join(sorted(suffixes))} files; keep one kind")
-    suffix = suffixes.pop()
-    options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return _datasets().load_dataset(READERS[suffix], data_files=found, cache_dir=config.cache, **options)
-
-
-def _load_hub(name: str, config: DataConfig) -> Any:
-    return _datasets().load_dataset(name, config.subset, revision=config.revision, cache_dir=config.cache)
-
-
-def _datasets() -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    return datasets
-
-
-def _load_problem(config: DataConfig, folder: Path, error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-    if folder.is_dir():
-        return f"data.path: {config.path} cannot be read as a corpus: {reason}"
-    return (
-        f"data.path: the hub corpus {config.path} cannot be loaded: {reason}; "
-        "where there is no network, give a folder that holds its files: data.path=FOLDER"
+    build_once(folder, build)
+    return Stored(
+        Ragged.open(folder, "source"),
+        Ragged.open(folder, "target"),
+        {side: open_array(folder / f"{side}.characters.int32") for side in SIDES},
+        {side: open_array(folder / f"{side}.hashes.uint64") for side in SIDES},
     )
 
 
-def _column(table: Any, name: str, config: DataConfig) -> list[str]:
-    """A language, whether it is a column of its own or an entry of a `translation` column."""
-    if name in table.column_names:
-        values = list(table[name])
-    elif "translation" in table.column_names and name in (table[0]["translation"] if len(table) else {}):
-        values = [pair[name] for pair in table["translation"]]
-    else:
-        there = table.column_names
-        if "translation" in there and len(table):
-            there = list(table[0]["translation"])
-        raise UserError(f"{config.path} has no column {name}; possible: {', '.join(there)}{nearest(name, there)}")
-    for place, value in enumerate(values):
-        if not isinstance(value, str):
-            raise UserError(f"{config.path}, row {place + 1}, column {name}: {value!r} is not text")
-    return values
+class SideWriter:
+    """One language of a store, with the length and the hash of each sentence."""
+
+    def __init__(self, folder: Path, side: str) -> None:
+        self.texts = Writer(folder, side, np.uint8)
+        self.characters = open(folder / f"{side}.characters.int32", "wb")  # noqa: SIM115 (closed on exit)
+        self.hashes = open(folder / f"{side}.hashes.uint64", "wb")  # noqa: SIM115
+
+    def extend(self, sentences: Sequence[str]) -> None:
+        encoded = [sentence.encode("utf-8", "replace") for sentence in sentences]
+        self.texts.extend(encoded)
+        self.characters.write(np.array([len(sentence.strip()) for sentence in sentences], np.int32).tobytes())
+        self.hashes.write(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in encoded))
+
+    def __enter__(self) -> SideWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.texts, self.characters, self.hashes):
+            file.close()
+
+
+def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]:
+    """The pairs that every filter lets through, and how many each one left out."""
+    lengths = [stored.characters[side] for side in SIDES]
+    shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
+    kept = np.ones(len(stored), bool)
+    counts: Counter[str] = Counter()
+
+    def drop(name: str, unfit: NDArray[np.bool_]) -> None:
+        counts[name] = int((kept & unfit).sum())
+        kept[unfit] = False
+
+    if config.empty:
+        drop("with an empty side", shorter == 0)
+    if config.max_characters:
+        drop(f"over {config.max_characters:,} characters", longer > config.max_characters)
+    if config.max_ratio:
+        drop(f"with a length ratio over {config.max_ratio:g}", longer > config.max_ratio * np.maximum(shorter, 1))
+    if config.identical:
+        drop("with identical sides", stored.hashes["source"] == stored.hashes["target"])
+    if config.duplicate:
+        rows = np.flatnonzero(kept)
+        pairs = stored.hashes["source"][rows] * np.uint64(0x9E3779B97F4A7C15) + stored.hashes["target"][rows]
+        again = np.ones(len(stored), bool)
+        again[rows[np.unique(pairs, return_index=True)[1]]] = False
+        drop("that came before", again)
+    notes = [f"{count:,} pairs {name} left out" for name, count in counts.items() if count]
+    return np.flatnonzero(kept), notes
+
+
+def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int) -> tuple[Integers, list[Integers]]:
+    """At most `count` pairs, and a twentieth of all, for each part; equal sources stay on one side."""
+    count = max(1, min(count, len(rows) // 20))
+    _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    reached = np.cumsum(sizes[shuffled])
+    part_of_group = np.full(len(sizes), parts)
+    for part in reversed(range(parts)):
+        part_of_group[shuffled[: np.searchsorted(reached, count * (part + 1)) + 1]] = part
+    part_of_row = part_of_group[group]
+    return rows[part_of_row == parts], [rows[part_of_row == part] for part in range(parts)]
+
+
+def _shown(source: Source) -> str:
+    first = source.identity[0]
+    return str(first[0] if isinstance(first, tuple) else first)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sentencepiece
 
 from seq2seq.config import TokenizerConfig
 from seq2seq.errors import UserError
 from seq2seq.text.corpus import Corpus
+from seq2seq.text.store import build_once, key_of
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 FILES = {"source": "tokenizer.source.model", "target": "tokenizer.target.model"}
@@ -28,6 +30,13 @@ class Vocabulary:
     joint: bool
 
 
+class Sampling(NamedTuple):
+    """Another segmentation of the same text: unigram sampling or BPE dropout (Kudo 2018; Provilkov et al. 2020)."""
+
+    rate: float
+    seed: int
+
+
 class Tokenizer:
     """A sentencepiece model for each side; one and the same when they are joint."""
 
@@ -36,11 +45,11 @@ class Tokenizer:
         self.source, self.target = (_load(models[side]) for side in ("source", "target"))
         self.vocabulary = Vocabulary(len(self.source), len(self.target), joint=models["source"] == models["target"])
 
-    def encode_source(self, sentences: Sequence[str]) -> list[list[int]]:
-        return _encode(self.source, sentences)
+    def encode_source(self, sentences: Sequence[str], sampling: Sampling | None = None) -> list[list[int]]:
+        return _encode(self.source, sentences, sampling)
 
-    def encode_target(self, sentences: Sequence[str]) -> list[list[int]]:
-        return _encode(self.target, sentences)
+    def encode_target(self, sentences: Sequence[str], sampling: Sampling | None = None) -> list[list[int]]:
+        return _encode(self.target, sentences, sampling)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Target ids as text; special ids say nothing."""
@@ -62,19 +71,42 @@ class Tokenizer:
             raise UserError(f"{folder}: its tokenizer cannot be read ({error})") from None
 
 
+def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer a config asks for, from its files or trained once for all runs, and what there is to say."""
+    if config.model:
+        paths = config.model if isinstance(config.model, list) else [config.model] * 2
+        return Tokenizer({side: _read_model(path) for side, path in zip(FILES, paths, strict=True)}), []
+    # The rate of sampling is no part of the model.
+    settings = dataclasses.replace(config, sampling=0.0)
+    folder = Path(cache) / f"tokenizer-{key_of(corpus.content, settings, sentencepiece.__version__)}"
+
+    def build(aside: Path) -> None:
+        tokenizer, notes = train_tokenizer(corpus, config)
+        tokenizer.save(aside)
+        (aside / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
+
+    build_once(folder, build)
+    return Tokenizer.load(folder), (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
+
+
 def train_tokenizer(corpus: Corpus, config: TokenizerConfig) -> tuple[Tokenizer, list[str]]:
     """A tokenizer for these pairs, and what there is to say about it."""
+    step = -(-len(corpus) // config.sentences)
+    source, target = (range(0, len(corpus), step), corpus.source), (range(0, len(corpus), step), corpus.target)
     if config.joint:
-        model, notes = _train([*corpus.source, *corpus.target], config, "both languages")
+        model, notes = _train([source, target], config, "both languages")
         return Tokenizer({"source": model, "target": model}), notes
-    source, source_notes = _train(corpus.source, config, "the source language")
-    target, target_notes = _train(corpus.target, config, "the target language")
-    return Tokenizer({"source": source, "target": target}), source_notes + target_notes
+    source_model, source_notes = _train([source], config, "the source language")
+    target_model, target_notes = _train([target], config, "the target language")
+    return Tokenizer({"source": source_model, "target": target_model}), source_notes + target_notes
 
 
-def _train(sentences: Sequence[str], config: TokenizerConfig, what: str) -> tuple[bytes, list[str]]:
+Chosen = tuple[range, Sequence[str]]  # which sentences of a side a model is trained on
+
+
+def _train(sides: list[Chosen], config: TokenizerConfig, what: str) -> tuple[bytes, list[str]]:
     try:
-        return _train_exactly(sentences, config, config.vocabulary), []
+        return _train_exactly(sides, config, config.vocabulary), []
     except RuntimeError as error:
         reason = str(error)
         most = re.search(r"value <= (\d+)", reason)
@@ -82,7 +114,7 @@ def _train(sentences: Sequence[str], config: TokenizerConfig, what: str) -> tupl
     if most:
         size = int(most.group(1))
         note = f"vocabulary {config.vocabulary:,} → {size:,}: as many subwords as this corpus supports for {what}"
-        return _train_exactly(sentences, config, size), [note]
+        return _train_exactly(sides, config, size), [note]
     if least:
         raise UserError(
             f"tokenizer.vocabulary: {config.vocabulary} cannot hold the characters of {what}; "
@@ -91,14 +123,19 @@ def _train(sentences: Sequence[str], config: TokenizerConfig, what: str) -> tupl
     raise UserError(f"tokenizer: sentencepiece cannot train on {what}: {' '.join(reason.split())[:200]}")
 
 
-def _train_exactly(sentences: Sequence[str], config: TokenizerConfig, size: int) -> bytes:
+def _train_exactly(sides: list[Chosen], config: TokenizerConfig, size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=(texts[i] for places, texts in sides for i in places),
         model_writer=model,
         model_type=config.type,
         vocab_size=size,
+        # Words and characters are as many as there are; a corpus with fewer is no error.
+        use_all_vocab=False,
         character_coverage=config.coverage,
+        byte_fallback=config.byte_fallback,
+        normalization_rule_name=config.normalization,
+        user_defined_symbols=config.symbols,
         pad_id=PAD,
         unk_id=UNKNOWN,
         bos_id=BEGIN,
@@ -112,11 +149,25 @@ def _train_exactly(sentences: Sequence[str], config: TokenizerConfig, size: int)
     return model.getvalue()
 
 
+def _read_model(path: str) -> bytes:
+    try:
+        model = Path(path).read_bytes()
+        _load(model)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"tokenizer.model: {path} is no sentencepiece model ({str(error)[:100]})") from None
+    return model
+
+
 def _load(model: bytes) -> Any:
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
     return processor
 
 
-def _encode(processor: Any, sentences: Sequence[str]) -> list[list[int]]:
-    return [[*ids, END] for ids in processor.encode(list(sentences))]
+def _encode(processor: Any, sentences: Sequence[str], sampling: Sampling | None) -> list[list[int]]:
+    if sampling is None:
+        return [[*ids, END] for ids in processor.encode(list(sentences))]
+    # One thread, seeded anew: the same segmentations in every process.
+    sentencepiece.set_random_generator_seed(sampling.seed)
+    sampled = processor.encode(list(sentences), enable_sampling=True, alpha=sampling.rate, nbest_size=-1, num_threads=1)
+    return [[*ids, END] for ids in sampled]

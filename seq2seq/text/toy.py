@@ -1352,6 +1352,7 @@ def speak(dice: Dice, makers: Sequence[tuple[Maker, str]] = MAKERS) -> Pair:
     return Pair(write(source), write(target), tuple(sorted(links)))
 
 
+@functools.cache
 def splits(seed: int = 1) -> dict[str, list[Pair]]:
     """The corpus in three parts that share no English sentence."""
     dice = Dice(seed)

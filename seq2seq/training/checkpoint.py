@@ -12,17 +12,18 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seq2seq import config as configs
 from seq2seq.config import TrainConfig
 from seq2seq.errors import UserError
 from seq2seq.model.seq2seq import Seq2Seq, build_model
+from seq2seq.run import INDEX, Run
 from seq2seq.text.batches import Batches
 from seq2seq.text.tokenizer import Tokenizer
 
-WEIGHTS, CONFIG, TRAINING, INDEX = "model.safetensors", "config.yaml", "training.pt", "index.json"
+WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.yaml", "training.pt"
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Progress:
 
     update: int = 0
     best_score: float = float("-inf")
+    best_loss: float = float("inf")  # decides between equal scores
     best_update: int = 0
     without_gain: int = 0  # validations since the best one
     target_tokens: int = 0
@@ -51,13 +53,14 @@ class RunState:
     def write(self, folder: Path) -> None:
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
-        save_model(self.model, str(folder / WEIGHTS))
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights each on their own.
+        weights = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters()}
+        save_file(weights, folder / WEIGHTS)
         training = {
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "progress": asdict(self.progress),
-            "random": {"cpu": torch.get_rng_state(), "cuda": gpus},
+            "random": {kind: module.get_rng_state() for kind, module in self.generators().items()},
         }
         torch.save(training, folder / TRAINING)
 
@@ -75,36 +78,21 @@ class RunState:
             group.update(values)
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
-        torch.set_rng_state(training["random"]["cpu"])
-        if training["random"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(training["random"]["cuda"])
+        for kind, module in self.generators().items():
+            if kind in training["random"]:
+                module.set_rng_state(training["random"][kind])
+
+    def generators(self) -> dict[str, Any]:
+        """The modules whose random generators the run draws from: the CPU's, and its device's."""
+        kind = next(self.model.parameters()).device.type
+        return {"cpu": torch} if kind == "cpu" else {"cpu": torch, kind: getattr(torch, kind)}
 
 
 class Checkpoints:
     """The checkpoints of a run: the last one and the best one are kept, an index names them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def index(self) -> dict[str, str]:
-        try:
-            index: dict[str, str] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise damaged(self.folder / INDEX, error) from None
-        return index
-
-    def find(self, which: str) -> Path:
-        """The folder of "last", "best", or of a path."""
-        if which in ("last", "best"):
-            if which not in self.index():
-                raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
-            return self.folder / self.index()[which]
-        for folder in (Path(which), self.folder / which):
-            if (folder / WEIGHTS).is_file():
-                return folder
-        raise UserError(f"checkpoint: {which} is no checkpoint; possible: best, last, or a folder that holds {WEIGHTS}")
+    def __init__(self, run: Run) -> None:
+        self.run, self.folder = run, run.checkpoints
 
     def save(self, state: RunState, best: bool) -> None:
         """A complete checkpoint appears at once, or not at all; then the index turns to it."""
@@ -117,7 +105,11 @@ class Checkpoints:
             _to_disk(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)  # unfinished business of a killed run
         aside.rename(self.folder / name)
-        index = {**self.index(), "last": name, **({"best": name} if best else {})}
+        if os.name == "posix":  # elsewhere a folder cannot be synced
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        index = {**self.run.index(), "last": name, **({"best": name} if best else {})}
         write_aside(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
         for old in self.folder.iterdir():
             if old.is_dir() and old.name not in index.values():
@@ -133,9 +125,14 @@ def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
     return config, tokenizer, model
 
 
+@torch.no_grad()
 def read_weights(model: nn.Module, folder: Path) -> None:
     try:
-        load_model(model, str(folder / WEIGHTS))
+        stored, own = load_file(folder / WEIGHTS), dict(model.named_parameters())
+        if stored.keys() != own.keys():
+            raise RuntimeError(f"other parameters than the config's model: {min(stored.keys() ^ own.keys())}")
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
     except (OSError, SafetensorError, RuntimeError) as error:
         raise damaged(folder / WEIGHTS, error) from None
 
@@ -168,12 +165,10 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
-    return UserError(
-        f"{path}: missing or damaged ({reason}); try another checkpoint: checkpoint=last or checkpoint=best"
-    )
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")
 
 
 def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())

@@ -13,7 +13,8 @@ from torch import Tensor
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.text.batches import Batch
 
-CHUNK = 2**22  # logits at once
+CHUNK = {"cpu": 2**22}  # logits at once: what stays in a CPU's cache …
+LARGE_CHUNK = 2**26  # … and what keeps a GPU busy
 
 
 def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
@@ -37,7 +38,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         grad_MD = torch.empty_like(features_MD) if wanted else None
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
-        size = max(1, CHUNK // vocabulary)
+        size = max(1, CHUNK.get(features_MD.device.type, LARGE_CHUNK) // vocabulary)
         for start in range(0, len(targets_M), size):
             chunk = slice(start, start + size)
             target_C1 = targets_M[chunk, None]

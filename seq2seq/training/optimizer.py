@@ -41,10 +41,11 @@ class WorkingCopy:
 
     @torch.no_grad()
     def hand_over_gradients(self) -> None:
-        """The copy's gradients as the master's."""
+        """The copy's gradients added to the master's: in lower precision a sum of many would lose the small ones."""
         for master, working in self._pairs:
-            master.grad = None if working.grad is None else working.grad.float()
-            working.grad = None
+            if working.grad is not None:
+                gradient, working.grad = working.grad.float(), None
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
     @torch.no_grad()
     def take_weights(self) -> None:

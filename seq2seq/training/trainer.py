@@ -50,23 +50,26 @@ class Trainer:
         self.validate_model, self.checkpoints, self.logbook = validate, checkpoints, logbook
         self.working = WorkingCopy(state.model, precision)
         self.device = next(state.model.parameters()).device
+        self.stopping = False  # set from outside: finish the update, save, and stop
 
     def fit(self) -> Progress:
         """Train until the last update, or until validations stop improving."""
         progress, settings = self.state.progress, self.settings
         batches = iter(self.state.batches)
         meter = Meter(progress, settings.updates)
-        while progress.update < settings.updates and not self.out_of_patience():
+        while progress.update < settings.updates and not self.out_of_patience() and not self.stopping:
             stats = self.update(islice(batches, settings.accumulate))
             meter.count(stats)
             self.logbook.status(meter.line(stats, self.rate()))
-            if progress.update % settings.log_every == 0:
+            if progress.update % settings.log_every == 0 or progress.update == settings.updates:
                 self.logbook.say(meter.line(stats, self.rate()))
                 self.logbook.scalars("train", progress.update, meter.scalars(stats, self.rate()))
                 meter.restart()
             if progress.update % settings.validate_every == 0 or progress.update == settings.updates:
                 self.validate()
                 meter.restart()
+        if self.stopping and progress.update < settings.updates:
+            self.checkpoints.save(self.state, best=False)
         return progress
 
     def update(self, batches: Iterator[Batch]) -> UpdateStats:
@@ -79,8 +82,8 @@ class Trainer:
             tokens += batch.target_tokens
             loss = loss_sum(model, batch.to(self.device), self.settings.label_smoothing)
             loss.backward()
+            self.working.hand_over_gradients()
             losses.append(loss.detach())
-        self.working.hand_over_gradients()
         gradients = [p.grad for p in self.state.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, 1.0 / tokens)
         norm = clip(gradients, self.state.config.optimizer.clip)
@@ -106,15 +109,16 @@ class Trainer:
         self.logbook.status(f"update {progress.update}: validating …")
         model = self.working.model.eval()
         found = self.validate_model(model)
-        score = -found.scores["loss"] if monitor == "loss" else found.scores[monitor]
-        best = score > progress.best_score
+        loss = found.scores["loss"]
+        score = -loss if monitor == "loss" else found.scores[monitor]
+        best = (score, -loss) > (progress.best_score, -progress.best_loss)
         if best:
-            progress.best_score, progress.best_update, progress.without_gain = score, progress.update, 0
+            progress.best_score, progress.best_loss = score, loss
+            progress.best_update, progress.without_gain = progress.update, 0
         else:
             progress.without_gain += 1
         self.checkpoints.save(self.state, best)
-        loss, bleu, chrf = (found.scores[name] for name in ("loss", "bleu", "chrf"))
-        shown = f"loss {loss:.3f}  BLEU {bleu:.2f}  chrF {chrf:.2f}"
+        shown = f"loss {loss:.3f}  BLEU {found.scores['bleu']:.2f}  chrF {found.scores['chrf']:.2f}"
         note = "best so far" if best else f"best: update {progress.best_update:,}"
         self.logbook.say(f"validation after update {progress.update:,}: {shown}  ({note})")
         for line in found.samples:
@@ -151,7 +155,7 @@ class Meter:
             "tokens_per_second": self.tokens / seconds,
             "gradient_norm": stats.gradient_norm,
             "rate": rate,
-            "epoch_tokens": self.progress.target_tokens,
+            "target_tokens": self.progress.target_tokens,
         }
 
     def line(self, stats: UpdateStats, rate: float) -> str:
