@@ -16,6 +16,7 @@ from seq2seq.errors import UserError, nearest
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainConfig, "from a parallel corpus to a translator"),
+    "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
     "evaluate": (config.EvaluateConfig, "BLEU and chrF of a trained run"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
 }
@@ -27,6 +28,12 @@ seq2seq train model=lstm name=my-lstm             another model, a name of its o
 seq2seq train data=multi30k data.path=FOLDER      a corpus on disk in the layout of the hub
 seq2seq train data=files data.train=[a.en,a.de] data.validation=[b.en,b.de]
 seq2seq train -m model=lstm,transformer seed=1,2  every combination, one run each""",
+    "doctor": """\
+seq2seq doctor                                    the embedded corpus
+seq2seq doctor data=multi30k data.path=FOLDER     a corpus on disk in the layout of the hub
+seq2seq doctor data=files data.train=[a.en,a.de]  two plain files
+seq2seq doctor data=files data.train=corpus.tsv data.source=en data.target=de
+seq2seq doctor data=multi30k json=true            the findings as JSON""",
     "evaluate": """\
 seq2seq evaluate                                  the newest run on its test set, beam 5
 seq2seq evaluate run=my-lstm search=greedy        another run, greedily

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
-from seq2seq.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig, TranslateConfig
+from seq2seq.config import DataConfig, DoctorConfig, EvaluateConfig, ModelConfig, TrainConfig, TranslateConfig
 from seq2seq.device import choose_device, choose_precision, tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.evaluation import Scores, translate_and_score
@@ -27,8 +27,9 @@ from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
 from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, encode_training, in_order, mix_of, resampler
 from seq2seq.text.corpus import Corpora, Corpus, load_split, open_corpora
+from seq2seq.text.doctor import examine, page, quick
 from seq2seq.text.sources import from_text, read_lines
-from seq2seq.text.tokenizer import Tokenizer, make_tokenizer
+from seq2seq.text.tokenizer import UNKNOWN, Tokenizer, make_tokenizer
 from seq2seq.training.checkpoint import (
     CONFIG,
     Checkpoints,
@@ -96,11 +97,13 @@ def alone(run: Run) -> Iterator[None]:
 
 
 def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) -> None:
-    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
-    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus)
-    logbook.fact("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counts} pairs")
+    """Sizes, what was left out, and what the doctor sees at a glance."""
+    logbook.fact("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counted(corpora)}")
     for note in corpora.notes:
         logbook.fact("", note)
+    for finding in quick(corpora):
+        if finding.serious:
+            logbook.fact("", f"{finding.name}: {finding.count:,} ({finding.share:.1%}); {finding.advice}")
 
 
 def changes_of(run: Run, config: TrainConfig) -> list[str]:
@@ -298,6 +301,48 @@ def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None
         result["test"] = asdict(scores)
     run.write_result(result)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
+
+
+# -------------------------------------------------------------------------------------------- doctor
+
+
+def doctor(config: DoctorConfig) -> None:
+    """One page on a corpus: its sizes, what is wrong with it, and what training on it takes."""
+    corpora = open_corpora(config.data, config.seed, status)
+    tokenizer, notes = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
+    encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache, status)
+    status("examining …")
+    findings = examine(corpora)
+    cut = len(corpora.train) - len(encoded)
+    unknown = sum(int((side.flat[:] == UNKNOWN).sum()) for side in (encoded.source, encoded.target))
+    tokens = [int(side.ends[-1]) if len(side) else 0 for side in (encoded.source, encoded.target)]
+    batches, padding = Batches(encoded, config.tokens, config.seed).waste() if len(encoded) else (0, 0.0)
+    status("")
+    if config.json:
+        sizes = {"pairs": len(corpora.train), "source_tokens": tokens[0], "target_tokens": tokens[1]}
+        told = {**sizes, "batches": batches, "padding": padding, "cut": cut, "unknown": unknown}
+        print(json.dumps({**told, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
+        return
+    show("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counted(corpora)}")
+    for note in (*corpora.notes, *notes):
+        show("", note)
+    page(findings, show)
+    show("subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens")
+    if cut:
+        show("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
+    show(
+        "epoch",
+        f"{tokens[0]:,} source and {tokens[1]:,} target tokens; about {batches:,} updates, padding {padding:.1%}",
+    )
+
+
+def show(name: str, value: str) -> None:
+    print(f"{name:10} {value}")
+
+
+def counted(corpora: Corpora) -> str:
+    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
+    return ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus) + " pairs"
 
 
 # ------------------------------------------------------------------------------------------ evaluate

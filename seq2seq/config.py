@@ -288,6 +288,15 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class DoctorConfig:
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    tokens: Count
+    seed: Annotated[int, Range(0, 2**63 - 1)]
+    json: bool
+
+
+@dataclass(frozen=True)
 class TranslateConfig:
     run: str | None
     checkpoint: str

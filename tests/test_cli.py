@@ -161,9 +161,8 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(seq2seq: Progra
 
 
 def test_commands_flags_and_devices_that_are_not_there(seq2seq: Program) -> None:
-    assert refused(seq2seq, "trian") == [
-        "trian: no such command; possible: train, evaluate, translate; did you mean train?"
-    ]
+    commands = ", ".join(COMMANDS)
+    assert refused(seq2seq, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
     assert refused(seq2seq, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
     assert "cuda:99 is not there; this machine has cpu" in refused(seq2seq, "train", "device=cuda:99")[0]
 

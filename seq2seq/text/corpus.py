@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ class Corpus:
     target: Sequence[str]
     content: str = ""  # changes with any sentence
     parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
+    characters: dict[str, NDArray[np.int32]] = field(default_factory=dict)  # of each side's sentences
+    hashes: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -47,9 +49,10 @@ class Stored:
         return len(self.source)
 
     def corpus(self, rows: Integers | None = None, parts: tuple[int, ...] = ()) -> Corpus:
-        chosen = [self.hashes[side] if rows is None else self.hashes[side][rows] for side in SIDES]
-        content = key_of(*(np.ascontiguousarray(hashes).tobytes() for hashes in chosen))
-        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts)
+        every = slice(None) if rows is None else rows
+        hashes, characters = ({side: told[side][every] for side in SIDES} for told in (self.hashes, self.characters))
+        content = key_of(*(hashes[side].tobytes() for side in SIDES))
+        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, characters, hashes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

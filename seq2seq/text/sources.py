@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import re
@@ -169,17 +170,44 @@ def open_bytes(path: Path) -> IO[bytes]:
     """A file, unpacked on the way if its name says so."""
     try:
         if path.suffix == ".zst":
-            return _open_zst(path)
+            return io.BufferedReader(Zstandard(path), 2**17)
         return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)(path, "rb")  # type: ignore[operator]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _open_zst(path: Path) -> IO[bytes]:
-    import zstandard
+class Zstandard(io.RawIOBase):
+    """A .zst file, unpacked; unlike the library's own reader it notices when the file is cut off."""
 
-    reader: IO[bytes] = zstandard.open(path, "rb")
-    return reader
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._packed = open(path, "rb")  # noqa: SIM115 (closed with this file)
+        self._begin = zstandard.ZstdDecompressor().decompressobj
+        self._frame, self._ready, self._in_frame = self._begin(), b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = self._begin()
+            packed = packed or self._packed.read(2**17)
+            if not packed:
+                if self._in_frame:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            self._ready = self._frame.decompress(packed)
+            self._in_frame = not self._frame.eof
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
@@ -193,7 +221,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         _unreadable(path, number, error)
     except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
+        if type(error).__name__ == "ZstdError":
             _unreadable(path, number, error)
         raise
 
@@ -253,7 +281,9 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
 
     try:
         with open_bytes(path) as file:
-            for batch in parquet.ParquetFile(pyarrow.PythonFile(file, "r")).iter_batches(BLOCK):
+            # Its index stands at the end, where an archive cannot jump to.
+            seekable = io.BytesIO(file.read()) if path.suffix in ARCHIVES else file
+            for batch in parquet.ParquetFile(pyarrow.PythonFile(seekable, "r")).iter_batches(BLOCK):
                 for row in batch.to_pylist():
                     yield _pair(row, str(path), config)
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
