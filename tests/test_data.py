@@ -12,6 +12,7 @@ import lzma
 import multiprocessing
 import os
 import random
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from seq2seq.errors import UserError
 from seq2seq.text.batches import Batches, encode_training, mix_of, resampler
 from seq2seq.text.corpus import Corpora, open_corpora, store
 from seq2seq.text.doctor import examine
-from seq2seq.text.sources import Pair, find_source, parting
+from seq2seq.text.sources import Pair, find_source, from_hub, parting
 from seq2seq.text.store import build_once
 from seq2seq.text.tokenizer import train_tokenizer
 
@@ -102,6 +103,20 @@ def test_a_folder_in_hub_layout(kind: str, tmp_path: Path) -> None:
     assert list(find_source(data, "validation").pairs()) == PAIRS[20:30]
     with pytest.raises(UserError, match=r"no split test; possible: train, validation"):
         find_source(data, "test")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "parquet"])
+def test_what_the_hub_library_loads_is_read_alike(kind: str) -> None:
+    """The code that reads hub corpora, on a folder instead: the library loads both the same way."""
+    with tempfile.TemporaryDirectory(prefix="corpus") as name:  # its splits follow the whole path, so no "test" in it
+        folder = Path(name)
+        (folder / f"train.{kind}").write_bytes(text_of(kind, PAIRS))
+        data = load_config("train", "data=multi30k", f"data.path={folder}", f"data.cache={folder}/cache").data
+        assert list(from_hub(str(folder), "train", data).pairs()) == PAIRS
+        with pytest.raises(UserError, match=r"no split valid; possible: train"):
+            list(from_hub(str(folder), "valid", data).pairs())
+        with pytest.raises(UserError, match=r"no column fr; possible: en, de"):
+            list(from_hub(str(folder), "train", dataclasses.replace(data, source="fr")).pairs())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from seq2seq.cli import load_config
 from seq2seq.errors import UserError
 from seq2seq.text.batches import Batch, Batches, by_budget, encode_training, in_order
 from seq2seq.text.corpus import Corpus, open_corpora
-from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer, train_tokenizer
+from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer, make_tokenizer, train_tokenizer
 
 SENTENCES = Corpus(
     [
@@ -51,6 +51,41 @@ def test_text_survives_encoding(type_: str, joint: bool) -> None:
     assert all(ids[-1] == END and not {PAD, BEGIN, UNKNOWN} & set(ids) for ids in encoded)
     assert made.vocabulary.joint is joint
     assert (made.encode_source(["dog"]) == made.encode_target(["dog"])) is joint
+
+
+@pytest.mark.parametrize("type_", ["char", "word"])
+def test_other_units(type_: str) -> None:
+    made, _ = tokenizer(type=type_, vocabulary=60)
+    assert made.decode(made.encode_target(["alt Kuh sieht Männer"])[0]) == "alt Kuh sieht Männer"
+    pieces = made.pieces(made.encode_target(["alt Kuh"])[0][:-1])
+    assert pieces == (["▁alt", "▁Kuh"] if type_ == "word" else list("▁alt▁Kuh"))
+
+
+def test_byte_fallback_symbols_and_normalisation() -> None:
+    made, _ = tokenizer(byte_fallback=True, vocabulary=400, symbols=["<2de>"], normalization="nfkc_cf")
+    assert made.decode(made.encode_target(["alt 日本"])[0]) == "alt 日本"
+    assert "<2de>" in made.pieces(made.encode_target(["<2de> alt"])[0])
+    assert made.encode_target(["ALT"]) == made.encode_target(["alt"])
+
+
+def test_a_model_of_ones_own(tmp_path: Path) -> None:
+    made, _ = tokenizer(joint=False)
+    made.save(tmp_path)
+    paths = [str(tmp_path / name) for name in ("tokenizer.source.model", "tokenizer.target.model")]
+    config = load_config("train").tokenizer
+    own, _ = make_tokenizer(SENTENCES, dataclasses.replace(config, model=paths), str(tmp_path))
+    assert own.models == made.models
+    one, _ = make_tokenizer(SENTENCES, dataclasses.replace(config, model=paths[0]), str(tmp_path))
+    assert one.vocabulary.joint
+    (tmp_path / "bad.model").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"tokenizer.model: .*bad\.model is no sentencepiece model"):
+        make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "bad.model")), str(tmp_path))
+
+
+def test_threads_change_nothing() -> None:
+    made, _ = tokenizer()
+    one, four = (made.source.encode(list(SENTENCES.source) * 50, num_threads=n) for n in (1, 4))
+    assert one == four
 
 
 def test_a_stored_tokenizer_is_the_same(tmp_path: Path) -> None:

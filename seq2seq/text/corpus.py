@@ -49,7 +49,7 @@ class Stored:
         return len(self.source)
 
     def corpus(self, rows: Integers | None = None, parts: tuple[int, ...] = ()) -> Corpus:
-        every = slice(None) if rows is None else rows
+        every = slice(None) if rows is None or len(rows) == len(self) else rows  # a slice copies nothing
         hashes, characters = ({side: told[side][every] for side in SIDES} for told in (self.hashes, self.characters))
         content = key_of(*(hashes[side].tobytes() for side in SIDES))
         return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, characters, hashes)  # type: ignore[arg-type]

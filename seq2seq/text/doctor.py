@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -229,14 +230,12 @@ def _sample(texts: Sequence[str]) -> Iterator[str]:
 
 def page(findings: list[Finding], shown: Callable[[str, str], Any]) -> None:
     """What was found first, each with two examples and what to do; then what was looked for in vain."""
-    for finding in findings:
-        if finding.serious:
-            shown("FOUND", f"{finding.name}: {finding.count:,} ({finding.share:.1%}); {finding.advice}")
+    for finding in sorted(findings, key=lambda finding: not finding.serious):
+        if finding.count:
+            name = "FOUND" if finding.serious else "few"
+            shown(name, f"{finding.name}: {finding.count:,} ({finding.share:.2%}); {finding.advice}")
             for example in finding.examples:
                 shown("", f"  {example}")
-    for finding in findings:
-        if finding.count and not finding.serious:
-            shown("few", f"{finding.name}: {finding.count:,} ({finding.share:.2%}), {finding.examples[0]}")
-    absent = [finding.name for finding in findings if not finding.count]
-    if absent:
-        shown("none", "; ".join(absent))
+    absent = "; ".join(finding.name for finding in findings if not finding.count)
+    for i, line in enumerate(textwrap.wrap(absent, 100)):
+        shown("" if i else "none", line)

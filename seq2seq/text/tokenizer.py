@@ -91,7 +91,7 @@ def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple
 
 def train_tokenizer(corpus: Corpus, config: TokenizerConfig) -> tuple[Tokenizer, list[str]]:
     """A tokenizer for these pairs, and what there is to say about it."""
-    step = -(-len(corpus) // config.sentences)
+    step = -(-2 * len(corpus) // config.sentences)
     source, target = (range(0, len(corpus), step), corpus.source), (range(0, len(corpus), step), corpus.target)
     if config.joint:
         model, notes = _train([source, target], config, "both languages")
