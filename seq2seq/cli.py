@@ -26,13 +26,13 @@ EXAMPLES = {
 seq2seq train                                     the embedded corpus, a Transformer, a few minutes
 seq2seq train model=lstm name=my-lstm             another model, a name of its own
 seq2seq train data=multi30k data.path=FOLDER      a corpus on disk in the layout of the hub
-seq2seq train data=files data.train=[a.en,a.de] data.validation=[b.en,b.de]
+seq2seq train data.train=[a.en,a.de]              your own files; validation and test pairs are split off
 seq2seq train -m model=lstm,transformer seed=1,2  every combination, one run each""",
     "doctor": """\
 seq2seq doctor                                    the embedded corpus
 seq2seq doctor data=multi30k data.path=FOLDER     a corpus on disk in the layout of the hub
-seq2seq doctor data=files data.train=[a.en,a.de]  two plain files
-seq2seq doctor data=files data.train=corpus.tsv data.source=en data.target=de
+seq2seq doctor data.train=[a.en,a.de]             two plain files
+seq2seq doctor data.train=corpus.tsv data.source=en data.target=de
 seq2seq doctor data=multi30k json=true            the findings as JSON""",
     "evaluate": """\
 seq2seq evaluate                                  the newest run on its test set, beam 5
@@ -282,13 +282,12 @@ def check(
     search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
         loader = GlobalHydra.instance().config_loader()
-        overrides = parse(texts, loader)
+        overrides = parse(with_files(texts), loader)
+        texts = [o.input_line for o in overrides]
         swept = [o.key_or_group for o in overrides if o.is_sweep_override()] if multirun else []
         if not multirun:
             # Without -m, `key=a,b` is a list: two files of a split, say.
             texts = [_as_list(o.input_line) if o.is_sweep_override() else o.input_line for o in overrides]
-        else:
-            texts = [o.input_line for o in overrides]
         problems: list[str] = []
         for job in jobs(overrides) if multirun else [parse(texts, loader)]:
             problems += (p for p in job_problems(command, job, loader, search_path) if p not in problems)
@@ -315,6 +314,13 @@ def parse(texts: list[str], loader: Any) -> list[Any]:
     if problems:
         raise UserError(*problems, code=2)
     return parsed
+
+
+def with_files(texts: list[str]) -> list[str]:
+    """Whoever names training files means them, and not the validation pairs of the default corpus."""
+    names = any(text.startswith("data.train=") and set(text.partition("=")[2]) & set("[,./") for text in texts)
+    chosen = any(text.startswith(("data=", "data.path=", "experiment=")) for text in texts)
+    return ["data=files", *texts] if names and not chosen else texts
 
 
 def quoted(text: str) -> str:

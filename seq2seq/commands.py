@@ -376,13 +376,13 @@ def test_set(config: EvaluateConfig, checkpoint: Path) -> tuple[Corpus, str]:
             raise UserError(f"{config.source} is empty; it must hold one sentence a line")
         return Corpus([source for source, _ in pairs], [target for _, target in pairs]), Path(config.source).name
     stored = read_config(checkpoint / CONFIG)
-    data = stored.data
+    data = config.data or stored.data
     if config.data_path:
         data = moved(data, config.data_path)
     corpus = load_split(data, config.split, stored.seed)
     if corpus is None:
         raise UserError(f"split: the run's corpus has no {config.split} set; name two files: source=… reference=…")
-    return corpus, config.split
+    return corpus, config.split if config.data is None else f"{data.name}.{config.split}"
 
 
 def moved(data: DataConfig, folder: str) -> DataConfig:

@@ -158,8 +158,6 @@ class DataConfig:
             yield "target", f"{self.target} is the source as well; name two different columns"
         for split in ("train", "validation", "test"):
             given = getattr(self, split)
-            if given is None and split == "train":
-                yield split, f"nothing to read yet; give two files: data.{split}=[file.source,file.target]"
             if isinstance(given, list) and len(given) != 2:
                 yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
 
@@ -251,6 +249,7 @@ class TrainConfig:
     search: SearchConfig
 
     def problems(self) -> Problems:
+        yield from _needs_training_pairs(self.data)
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
         if self.model.tie == "all" and not self.tokenizer.joint:
@@ -278,6 +277,7 @@ class EvaluateConfig:
     split: Literal["train", "validation", "test"]
     source: str | None
     reference: str | None
+    data: DataConfig | None
     data_path: str | None
     search: SearchConfig
 
@@ -287,6 +287,11 @@ class EvaluateConfig:
             yield missing, "is missing; source and reference go together, two files of equal length"
 
 
+def _needs_training_pairs(data: DataConfig) -> Problems:
+    if data.train is None:
+        yield "data.train", "nothing to read yet; give two files, data.train=[file.source,file.target], or a table"
+
+
 @dataclass(frozen=True)
 class DoctorConfig:
     data: DataConfig
@@ -294,6 +299,9 @@ class DoctorConfig:
     tokens: Count
     seed: Annotated[int, Range(0, 2**63 - 1)]
     json: bool
+
+    def problems(self) -> Problems:
+        yield from _needs_training_pairs(self.data)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def every_choice() -> list[str]:
 
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_config_composes(choice: str) -> None:
-    files = ["data.train=[a,b]", "data.validation=[a,b]"] if choice == "data=files" else []
+    files = ["data.train=[a,b]"] if choice in ("data=files", "data=flores") else []
     cli.load_config("train", choice, *files)
 
 
@@ -97,6 +97,14 @@ def test_every_default_stands_in_yaml(command: str) -> None:
 def test_a_preset_for_python_is_the_command_lines() -> None:
     assert search_preset("beam") == cli.load_config("evaluate").search
     assert search_preset("greedy") == cli.load_config("train").search
+
+
+@pytest.mark.parametrize("given", ["[a.en,a.de]", "a.en,a.de", "c.tsv", "dir/c.jsonl.gz"])
+def test_naming_training_files_leaves_the_default_corpus(given: str) -> None:
+    overrides, _ = cli.check("train", [f"data.train={given}"], False, None)
+    data = cli.load_config("train", *overrides).data
+    assert (data.path, data.validation, data.test) == (None, None, None)
+    assert data.train == (["a.en", "a.de"] if "," in given else given)
 
 
 def test_the_resolved_config_is_printed(seq2seq: Program) -> None:

@@ -86,6 +86,9 @@ def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_pat
     told = json.loads((folder / "evaluation" / "test.best.beam2.penalty1.json").read_text(encoding="utf-8"))
     assert told["bleu"] == pytest.approx(bleu.score) and "chrF2" not in told["bleu_signature"]
 
+    other = seq2seq("evaluate", "run=mine", "search=greedy", "data=toy", "split=validation")
+    assert other.returncode == 0 and "test set   toy.validation: 500 pairs" in other.stdout, other.stderr
+
     _translates_line_by_line(seq2seq, tmp_path)
     _translates_from_python(tmp_path)
 

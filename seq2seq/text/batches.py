@@ -143,9 +143,8 @@ class Batches:
         """The pairs of an epoch, shuffled; kept until another epoch is asked for."""
         if self._permutation[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
-            rows = (
-                self.mix.draw(random) if self.mix else random.permutation(np.arange(len(self.encoded), dtype=np.int32))
-            )
+            rows = self.mix.draw(random) if self.mix else np.arange(len(self.encoded), dtype=np.int32)
+            random.shuffle(rows)
             self._permutation = (epoch, rows)
         return self._permutation[1]
 
@@ -236,13 +235,12 @@ class Mix:
     counts: tuple[int, ...]
 
     def draw(self, random: np.random.Generator) -> Integers:
-        """An epoch's pairs, shuffled; a corpus begins anew when it is exhausted."""
+        """An epoch's pairs; a corpus begins anew when it is exhausted."""
         drawn = []
         for start, end, count in zip((0, *self.ends), self.ends, self.counts, strict=False):
-            size = end - start
-            rounds = [start + random.permutation(size) for _ in range(-(-count // size))] if size else []
-            drawn.append(np.concatenate(rounds)[:count] if rounds else np.zeros(0, np.int64))
-        return random.permutation(np.concatenate(drawn))
+            whole, rest = divmod(count, end - start) if end > start else (0, 0)
+            drawn += [np.arange(start, end)] * whole + [start + random.permutation(end - start)[:rest]]
+        return np.concatenate(drawn)
 
 
 def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:

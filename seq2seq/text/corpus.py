@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +31,32 @@ class Corpus:
     target: Sequence[str]
     content: str = ""  # changes with any sentence
     parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
-    characters: dict[str, NDArray[np.int32]] = field(default_factory=dict)  # of each side's sentences
-    hashes: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
+    stored: Stored | None = None
+    rows: Integers | None = None  # None: all that is stored
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def hashes(self) -> dict[str, NDArray[np.uint64]]:
+        """A number for each sentence of each side; equal sentences have equal ones."""
+        return self._told("hashes")
+
+    @property
+    def characters(self) -> dict[str, NDArray[np.int32]]:
+        """The length of each sentence of each side."""
+        return self._told("characters")
+
+    def _told(self, what: str) -> Any:
+        rows = slice(None) if self.rows is None else self.rows
+        return {side: array[rows] for side, array in getattr(self.stored, what).items()}
 
 
 @dataclass(frozen=True)
 class Stored:
     """All pairs of a source as they stand, with the length in characters and the hash of each sentence."""
 
+    name: str  # of its folder
     source: Ragged
     target: Ragged
     characters: dict[str, NDArray[np.int32]]
@@ -48,11 +65,8 @@ class Stored:
     def __len__(self) -> int:
         return len(self.source)
 
-    def corpus(self, rows: Integers | None = None, parts: tuple[int, ...] = ()) -> Corpus:
-        every = slice(None) if rows is None or len(rows) == len(self) else rows  # a slice copies nothing
-        hashes, characters = ({side: told[side][every] for side in SIDES} for told in (self.hashes, self.characters))
-        content = key_of(*(hashes[side].tobytes() for side in SIDES))
-        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, characters, hashes)  # type: ignore[arg-type]
+    def corpus(self, rows: Integers | None = None, content: str = "", parts: tuple[int, ...] = ()) -> Corpus:
+        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, self, rows)
 
 
 @dataclass(frozen=True)
@@ -66,24 +80,45 @@ class Corpora:
 def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
     """Training, validation and test pairs; where no validation is named, both are split off the training pairs."""
     stored, ends = store_training(config, status)
-    rows, notes = filtered(stored, config.filters)
-    held: dict[str, Corpus | None] = {}
+    held = {}
     for split in ("validation", "test"):
         where = getattr(config, split)
         held[split] = store(find_source(config, where), config.cache, status).corpus() if where else None
-    if held["validation"] is None:
-        wanted = [split for split in held if held[split] is None]
-        rows, off = split_off(stored, rows, config.held_out, len(wanted), seed)
-        held.update((split, stored.corpus(part)) for split, part in zip(wanted, off, strict=True))
-        sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(wanted, off, strict=True))
-        notes.append(f"{sizes} pairs split off the training pairs (seed {seed}, equal sources on one side)")
-    if not len(rows):
+    missing = [split for split in held if held[split] is None] if held["validation"] is None else []
+    folder = choose_rows(stored, config, missing, seed)
+    rows = {split: open_array(folder / f"{split}.int32") for split in ("train", *missing)}
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    held.update((split, stored.corpus(rows[split])) for split in missing)
+    if not len(rows["train"]):
         raise UserError("data: no training pair is left; loosen data.filters, or lower data.held_out")
     validation = held["validation"]
     if validation is None or not len(validation):
         raise UserError("data.validation: no pair in it; training needs some to choose its best checkpoint")
-    parts = tuple(int(end) for end in np.searchsorted(rows, ends))
-    return Corpora(stored.corpus(rows, parts), validation, held["test"], tuple(notes))
+    parts = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
+    train = stored.corpus(rows["train"], told["content"], parts)
+    return Corpora(train, validation, held["test"], tuple(told["notes"]))
+
+
+def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: int) -> Path:
+    """A folder with the rows of the training pairs, and of the splits that are missing: filtered and split off once."""
+    settings = (config.filters, missing, config.held_out if missing else 0, seed if missing else 0)
+    folder = Path(config.cache) / f"rows-{key_of(stored.name, *settings)}"
+
+    def build(aside: Path) -> None:
+        rows, notes = filtered(stored, config.filters)
+        if missing:
+            rows, off = split_off(stored, rows, config.held_out, len(missing), seed)
+            sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(missing, off, strict=True))
+            notes.append(f"{sizes} pairs split off the training pairs (seed {seed}, equal sources on one side)")
+            for split, part in zip(missing, off, strict=True):
+                part.astype(np.int32).tofile(aside / f"{split}.int32")
+        rows.astype(np.int32).tofile(aside / "train.int32")
+        content = key_of(*(np.ascontiguousarray(stored.hashes[side][rows]).tobytes() for side in SIDES))
+        told = json.dumps({"notes": notes, "content": content}, ensure_ascii=False)
+        (aside / "told.json").write_text(told, encoding="utf-8")
+
+    build_once(folder, build)
+    return folder
 
 
 def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
@@ -133,6 +168,7 @@ def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored
 
     build_once(folder, build)
     return Stored(
+        folder.name,
         Ragged.open(folder, "source"),
         Ragged.open(folder, "target"),
         {side: open_array(folder / f"{side}.characters.int32") for side in SIDES},
