@@ -143,7 +143,8 @@ class Batches:
         """The pairs of an epoch, shuffled; kept until another epoch is asked for."""
         if self._permutation[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
-            rows = self.mix.draw(random) if self.mix else np.arange(len(self.encoded), dtype=np.int32)
+            every = np.arange(len(self.encoded), dtype=np.int32)
+            rows: NDArray[Any] = self.mix.draw(random) if self.mix else every
             random.shuffle(rows)
             self._permutation = (epoch, rows)
         return self._permutation[1]
