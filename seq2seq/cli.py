@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import sys
@@ -193,6 +194,7 @@ def run_command(command: str, arguments: list[str]) -> None:
     resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    logging.raiseExceptions = False  # a reader that goes away, as in `--info | head`, is no error
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept))()
 
 
