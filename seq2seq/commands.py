@@ -381,7 +381,7 @@ def test_set(config: EvaluateConfig, checkpoint: Path) -> tuple[Corpus, str]:
         data = moved(data, config.data_path)
     corpus = load_split(data, config.split, stored.seed)
     if corpus is None:
-        raise UserError(f"split: the run's corpus has no {config.split} set; name two files: source=… reference=…")
+        raise UserError(f"split: {data.name} has no {config.split} set; name two files: source=… reference=…")
     return corpus, config.split if config.data is None else f"{data.name}.{config.split}"
 
 

@@ -122,10 +122,12 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class MoreConfig:
-    path: str | None
-    subset: str | None
+    """A further training corpus; written in a list, so what is left out has its default here."""
+
     train: str | list[str]
-    weight: Positive
+    path: str | None = None
+    subset: str | None = None
+    weight: Positive = 1.0
 
     def within(self, config: DataConfig) -> DataConfig:
         """The whole data config with this corpus in the place of the first."""
@@ -390,6 +392,8 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
     if value is None and type(None) in choices:
         return None
     choices = tuple(choice for choice in choices if choice is not type(None))
+    if len(choices) == 1:
+        return _build(choices[0], value, key, problems)
     if all(dataclasses.is_dataclass(choice) for choice in choices):
         by_family = {typing.get_args(typing.get_type_hints(c)["family"])[0]: c for c in choices}
         family = value.get("family") if isinstance(value, dict) else value
@@ -411,6 +415,7 @@ def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> A
     hints = typing.get_type_hints(cls, include_extras=True)
     prefix = f"{key}." if key else ""
     before = len(problems)
+    optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
     for name in values:
         if name not in hints:
             problems.append(f"{prefix}{name}: no such key{nearest(prefix + name, (prefix + h for h in hints))}")
@@ -418,7 +423,7 @@ def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> A
     for name, hint in hints.items():
         if name in values:
             fields[name] = _build(hint, values[name], prefix + name, problems)
-        else:
+        elif name not in optional:
             problems.append(f"{prefix}{name}: missing; configs/ gives its default")
     if len(problems) > before:
         return None

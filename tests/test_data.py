@@ -12,6 +12,7 @@ import lzma
 import multiprocessing
 import os
 import random
+import re
 import tempfile
 import time
 from itertools import islice
@@ -22,15 +23,17 @@ import pytest
 import zstandard
 from conftest import Program, random_corpus
 
+from seq2seq import commands
 from seq2seq.cli import load_config
 from seq2seq.config import DataConfig
 from seq2seq.errors import UserError
 from seq2seq.text.batches import Batches, encode_training, mix_of, resampler
 from seq2seq.text.corpus import Corpora, open_corpora, store
-from seq2seq.text.doctor import examine
+from seq2seq.text.doctor import examine, quick
 from seq2seq.text.sources import Pair, find_source, from_hub, parting
 from seq2seq.text.store import build_once
-from seq2seq.text.tokenizer import train_tokenizer
+from seq2seq.text.tokenizer import PAD, train_tokenizer
+from seq2seq.text.toy import splits
 
 PAIRS: list[Pair] = [(f"the {n} dogs, “{n}”", f'die {n} Hunde\u2028und\x0b{n} "Katzen"') for n in range(60)]
 ARCHIVES = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -100,7 +103,8 @@ def test_a_folder_in_hub_layout(kind: str, tmp_path: Path) -> None:
         (folder / "data" / f"{name}.{kind}").write_bytes(text_of(kind, part))
     data = load_config("train", "data=multi30k", f"data.path={folder}", f"data.cache={tmp_path}").data
     assert pairs_of(data) == PAIRS[:20]
-    assert list(find_source(data, "validation").pairs()) == PAIRS[20:30]
+    for name in ("validation", "val", "dev"):
+        assert list(find_source(data, name).pairs()) == PAIRS[20:30]
     with pytest.raises(UserError, match=r"no split test; possible: train, validation"):
         find_source(data, "test")
 
@@ -119,21 +123,43 @@ def test_what_the_hub_library_loads_is_read_alike(kind: str) -> None:
             list(from_hub(str(folder), "train", dataclasses.replace(data, source="fr")).pairs())
 
 
-@pytest.mark.parametrize(
-    "kind,archive", [("jsonl", ""), ("nested.jsonl", ".gz"), ("csv", ".xz"), ("tsv", ".zst"), ("parquet", "")]
-)
-def test_two_updates_on_every_kind(kind: str, archive: str, seq2seq: Program, tmp_path: Path) -> None:
-    (tmp_path / f"c.{kind}{archive}").write_bytes(ARCHIVES[archive](text_of(kind, PAIRS)))
-    small = [
-        "model.width=8",
-        "model.feed_forward=8",
-        "training.updates=2",
-        "training.validate_every=2",
-        "tokenizer.vocabulary=90",
-    ]
-    result = seq2seq("train", "data=files", f"data.train=c.{kind}{archive}", *small)
-    assert result.returncode == 0, result.stderr
-    assert "54 training, 3 validation, 3 test pairs" in result.stdout and "update 2/2" in result.stdout
+SMALL = ["model.width=8", "model.feed_forward=8", "model.attention.heads=2", "tokenizer.vocabulary=90"]
+SMALL += ["training.updates=2", "training.validate_every=2", "training.tokens=300"]
+
+
+def trained(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What a training of two updates prints."""
+    commands.train(load_config("train", *SMALL, *overrides))
+    out = capsys.readouterr().out
+    assert "update 2/2" in out and "test       BLEU" in out
+    return out
+
+
+@pytest.mark.parametrize("kind,archive", [*KINDS, *(("text", archive) for archive in ARCHIVES)])
+def test_two_updates_on_every_kind(
+    kind: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "text":
+        for i, side in enumerate(("en", "de")):
+            Path(f"c.{side}{archive}").write_bytes(ARCHIVES[archive]("".join(f"{p[i]}\n" for p in PAIRS).encode()))
+        train = f"[c.en{archive},c.de{archive}]"
+    else:
+        train = f"c.{kind}{archive}"
+        Path(train).write_bytes(ARCHIVES[archive](text_of(kind, PAIRS)))
+    assert "54 training, 3 validation, 3 test pairs" in trained(capsys, "data=files", f"data.train={train}")
+
+
+def test_two_updates_on_a_folder_and_on_the_grammar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name, part in (("train", PAIRS[:40]), ("dev", PAIRS[40:50]), ("test", PAIRS[50:])):
+        Path("folder", f"{name}.csv").write_bytes(text_of("csv", part))
+    out = trained(capsys, "data=multi30k", "data.path=folder", "data.source=de", "data.target=en")
+    assert "multi30k de→en: 40 training, 10 validation, 10 test pairs" in out
+    assert "toy de→en: 20,000 training" in trained(capsys, "data.source=de", "data.target=en")
 
 
 # ------------------------------------------------------------------------------------------ failures
@@ -170,6 +196,21 @@ def test_what_is_not_utf8_is_named_by_file_line_and_column(tmp_path: Path) -> No
     assert "a.en, line 2, column 4: not UTF-8 (byte 0xe9)" in line
 
 
+def test_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_bytes("\ufeffdog\n".encode())
+    (tmp_path / "a.de").write_bytes("\ufeffää".encode() + b"\xe9\n")
+    line = refused(tmp_path, f"data.train=[{tmp_path}/a.en,{tmp_path}/a.de]")
+    assert "a.de, line 1, column 3: not UTF-8 (byte 0xe9)" in line
+    (tmp_path / "a.de").write_bytes("\ufeffHund\n".encode())
+    assert pairs_of(config(tmp_path, f"data.train=[{tmp_path}/a.en,{tmp_path}/a.de]")) == [("dog", "Hund")]
+
+
+def test_two_tables_are_not_two_sides(tmp_path: Path) -> None:
+    assert "a second table goes into data.more" in refused(tmp_path, "data.train=[a.tsv,b.tsv]")
+    (tmp_path / "x.tsv").write_text("en\tde\na\tb\n")
+    assert "is a file; name it with data.train=" in refused(tmp_path, f"data.path={tmp_path}/x.tsv", "data.train=train")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "csv", "tsv", "parquet"])
 def test_a_missing_column_names_those_that_exist(kind: str, tmp_path: Path) -> None:
     (tmp_path / f"c.{kind}").write_bytes(text_of(kind, PAIRS))
@@ -193,11 +234,13 @@ def test_a_truncated_archive_is_named(kind: str, archive: str, tmp_path: Path) -
 
 def test_rows_that_do_not_fit_are_named_by_their_line(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": \n')
-    assert "c.jsonl, line 2: not a JSON object a line" in refused(tmp_path, f"data.train={tmp_path}/c.jsonl")
+    assert "c.jsonl, line 2, column 8: not a JSON object a line" in refused(tmp_path, f"data.train={tmp_path}/c.jsonl")
     (tmp_path / "c.tsv").write_text("en\tde\na\tb\tc\n")
     assert "c.tsv, line 2: 3 columns where the header has 2: en, de" in refused(
         tmp_path, f"data.train={tmp_path}/c.tsv"
     )
+    (tmp_path / "c.csv").write_text('en,de\na,b\n"never ends,c\n')
+    assert "c.csv, line 3: no proper CSV" in refused(tmp_path, f"data.train={tmp_path}/c.csv")
     (tmp_path / "d.jsonl").write_text('{"en": "a", "de": 5}\n')
     assert "d.jsonl, line 1, column de: 5 is not text" in refused(tmp_path, f"data.train={tmp_path}/d.jsonl")
 
@@ -253,7 +296,7 @@ def test_what_is_split_off_shares_no_source_with_training(tmp_path: Path) -> Non
     assert list(again.test.target) == list(parts[2].target) if again.test and parts[2] else False
 
 
-@pytest.mark.parametrize("temperature,counts", [(1.0, (100, 300)), (1e9, (200, 200))])
+@pytest.mark.parametrize("temperature,counts", [(1.0, (100, 300)), (1e9, (200, 200)), (0.01, (0, 400))])
 def test_corpora_mix_by_weight_and_temperature(temperature: float, counts: tuple[int, int]) -> None:
     assert mix_of([100, 400], [1, 1], temperature).counts == counts
     assert mix_of([100, 400], [3, 1], 1.0).counts == (200, 200)
@@ -266,17 +309,11 @@ def test_corpora_mix_by_weight_and_temperature(temperature: float, counts: tuple
 def test_several_corpora_train_as_one(seq2seq: Program, tmp_path: Path) -> None:
     for name, part in (("a", PAIRS[:40]), ("b", PAIRS[40:])):
         (tmp_path / f"{name}.tsv").write_bytes(text_of("tsv", part))
-    small = [
-        "model.width=8",
-        "model.feed_forward=8",
-        "training.updates=1",
-        "tokenizer.vocabulary=90",
-        "data.held_out=2",
-    ]
-    more = "data.more=[{path: null, subset: null, train: b.tsv, weight: 4}]"
-    result = seq2seq("train", "data=files", "data.train=a.tsv", more, *small)
+    more = "data.more=[{train: b.tsv, weight: 6}]"
+    result = seq2seq("train", "data=files", "data.train=a.tsv", "data.held_out=2", more, *SMALL)
     assert result.returncode == 0, result.stderr
-    assert "an epoch draws" in result.stdout
+    train, other = (int(n) for n in re.findall(r"an epoch draws (\d+), (\d+) pairs", result.stdout)[0])
+    assert train + other == 56 and other > 2 * train, "the second corpus has half the pairs and six times the weight"
 
 
 # ------------------------------------------------------------------------------------------ the cache
@@ -354,8 +391,30 @@ def test_batches_are_the_same_on_every_start_and_after_any_stop(
         again.load_state_dict(json.loads(json.dumps(half.state_dict())))
         assert [(b.index_B.tolist(), b.source_BS.tolist()) for b in islice(again, 120 - stop)] == whole[stop:]
     if sampling:
-        spelled = [{tuple(i): tuple(s) for i, s in zip(np.array(a)[:, None], b, strict=True)} for a, b in whole]
-        assert len({row for batch in spelled for row in batch.values()}) > len(corpora.train), "epochs segment anew"
+        spelled = {tuple(x for x in row if x != PAD) for _, rows in whole for row in rows}
+        assert len(spelled) > 1.2 * len(corpora.train), "epochs segment anew"
+
+
+def test_a_sample_that_is_too_long_stays_as_it_was(tmp_path: Path) -> None:
+    corpora = files(tmp_path, [(f"{i} old dogs see {i % 7} cats", f"{i} alte Hunde") for i in range(100)])
+    tokenizer, _ = train_tokenizer(corpora.train, load_config("train", "tokenizer.vocabulary=80").tokenizer)
+    longest = max(map(len, tokenizer.encode_source(corpora.train.source[:]))) - 1
+    encoded, _ = encode_training(corpora.train, tokenizer, longest, str(tmp_path))
+    sampled = resampler(corpora.train, encoded, tokenizer, 0.5, longest)(np.arange(len(encoded)), "ab")
+    assert sampled.rows.tolist() == encoded.rows.tolist() and int(sampled.width().max()) <= longest + 1
+    assert any(sampled.source[i].tolist() != encoded.source[i].tolist() for i in range(len(encoded)))
+
+
+def test_a_late_epoch_needs_no_replay() -> None:
+    """The state is the place itself: nothing that came before is looked at."""
+    corpus = random_corpus([int(n) for n in np.random.default_rng(0).integers(1, 30, 500)])
+    batches, asked = Batches(corpus, 200, seed=1), []
+    order = batches.order
+    batches.order = lambda epoch: asked.append(epoch) or order(epoch)  # type: ignore[method-assign, func-returns-value]
+    batches.load_state_dict({"seed": 1, "epoch": 1000, "pool": 0, "position": 7})
+    batch = next(iter(batches))
+    assert set(asked) == {1000}
+    assert batch.index_B.tolist() == list(Batches(corpus, 200, seed=1).rows(1000))[7].tolist()
 
 
 def test_processes_share_an_epoch() -> None:
@@ -373,13 +432,22 @@ def test_processes_share_an_epoch() -> None:
 # ---------------------------------------------------------------------------------------- the doctor
 
 
-@pytest.fixture(scope="module")
-def real(multi30k: Path) -> dict[str, list[Pair]]:
-    read = {}
+@pytest.fixture(scope="module", params=["grammar", "multi30k"])
+def real(request: pytest.FixtureRequest) -> dict[str, list[Pair]]:
+    if request.param == "grammar":
+        parts = {"train": "train", "val": "validation", "test": "test"}
+        return {name: [(p.source, p.target) for p in splits()[split]][:6000] for name, split in parts.items()}
+    folder, read = request.getfixturevalue("multi30k"), {}
     for name in ("train", "val", "test"):
-        rows = [json.loads(line) for line in (multi30k / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         read[name] = [(row["en"], row["de"]) for row in rows][:6000]
     return read
+
+
+@pytest.mark.parametrize("size", [1, 3, 249, 250, 600, 750])
+def test_the_doctor_sees_corpora_of_any_size(size: int, tmp_path: Path) -> None:
+    corpora = files(tmp_path, [(f"sentence {n}", f"Satz {n}") for n in range(size + 2)], "data.held_out=1")
+    assert len(examine(corpora)) >= 10 and len(quick(corpora)) >= 3
 
 
 def serious(folder: Path, parts: dict[str, list[Pair]]) -> set[str]:

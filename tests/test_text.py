@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from conftest import random_corpus
 
@@ -77,6 +79,13 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert own.models == made.models
     one, _ = make_tokenizer(SENTENCES, dataclasses.replace(config, model=paths[0]), str(tmp_path))
     assert one.vocabulary.joint
+    other = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES.target), model_writer=other, vocab_size=25, minloglevel=2
+    )
+    (tmp_path / "other.model").write_bytes(other.getvalue())
+    with pytest.raises(UserError, match=r"other\.model numbers its special tokens otherwise"):
+        make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "other.model")), str(tmp_path))
     (tmp_path / "bad.model").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"tokenizer.model: .*bad\.model is no sentencepiece model"):
         make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "bad.model")), str(tmp_path))

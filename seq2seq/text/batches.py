@@ -68,12 +68,9 @@ class EncodedCorpus:
         return Batch(source_BS, source_BS != PAD, target_in_BT, target_BT, index_B)
 
 
-def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, sampling: Sampling | None = None) -> EncodedCorpus:
-    """All pairs as ids, in memory: for validation, and for what is segmented anew in each epoch."""
-    source, target = (
-        tokenizer.encode_source(corpus.source[:], sampling),
-        tokenizer.encode_target(corpus.target[:], sampling),
-    )
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
+    """All pairs as ids, in memory: for validation."""
+    source, target = tokenizer.encode_source(corpus.source[:]), tokenizer.encode_target(corpus.target[:])
     return EncodedCorpus(Ragged.of(source), Ragged.of(target), np.arange(len(source)))
 
 
@@ -181,7 +178,8 @@ class Batches:
         sides = encoded.source.lengths(), encoded.target.lengths()
         places = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
         real = sum(int(side[rows].sum()) for rows in batches for side in sides)
-        return len(batches) * self.pools(), 1 - real / max(places, 1)
+        pairs = len(self.order(self.epoch))
+        return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(places, 1)
 
     def __iter__(self) -> Iterator[Batch]:
         """This process's share: of every `world` batches in a row the one of its `rank`."""
@@ -207,6 +205,7 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.pool, self.position = state["pool"], state["position"]
+        self._permutation, self._cut = (-1, np.zeros(0, np.int64)), None
 
 
 Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, segmented anew
@@ -220,10 +219,10 @@ def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate
         seed = int(key, 16) % 2**31
         source = tokenizer.encode_source([corpus.source[int(i)] for i in places], Sampling(rate, seed))
         target = tokenizer.encode_target([corpus.target[int(i)] for i in places], Sampling(rate, seed + 1))
-        kept = [i for i, pair in enumerate(zip(source, target, strict=True)) if fits(pair, max_length)]
-
-        chosen = [Ragged.of([side[i] for i in kept]) for side in (source, target)]
-        return EncodedCorpus(chosen[0], chosen[1], places[kept])
+        for i, pair in enumerate(zip(source, target, strict=True)):
+            if not fits(pair, max_length):  # the plain segmentation does
+                source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
+        return EncodedCorpus(Ragged.of(source), Ragged.of(target), places)
 
     return resample
 
@@ -247,7 +246,8 @@ class Mix:
 def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
     """Corpus i in proportion to (its pairs × weight) ^ (1 / temperature), all pairs together an epoch."""
     sizes = np.diff([0, *ends])
-    shares = (sizes * np.array(weights)) ** (1 / temperature)
+    logs = np.log(np.maximum(sizes * np.array(weights), 1e-300)) / temperature
+    shares = np.exp(logs - logs.max())
     counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
     return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
 

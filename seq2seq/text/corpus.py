@@ -122,10 +122,12 @@ def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: in
 
 
 def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
-    """One split alone."""
+    """One split alone; None where the config names none."""
     where = getattr(config, split)
     if where and split != "train":
         return store(find_source(config, where), config.cache).corpus()
+    if config.train is None:
+        return None
     corpora = open_corpora(config, seed)
     return {"train": corpora.train, "validation": corpora.validation, "test": corpora.test}[split]
 
@@ -140,11 +142,12 @@ def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int
     if len(sources) == 1:
         stored = store(sources[0], config.cache, status)
         return stored, [len(stored)]
-    ends = np.cumsum([len(store(source, config.cache, status)) for source in sources])
+    corpora = [store(source, config.cache, status).corpus() for source in sources]
+    ends = np.cumsum([len(corpus) for corpus in corpora])
 
     def together() -> Iterator[tuple[str, str]]:
-        for source in sources:
-            yield from source.pairs()
+        for corpus in corpora:
+            yield from zip(corpus.source, corpus.target, strict=True)
 
     everything = Source(tuple(source.identity for source in sources), together)
     return store(everything, config.cache, status), [int(end) for end in ends]
@@ -232,10 +235,14 @@ def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int)
     count = max(1, min(count, len(rows) // 20))
     _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    # A sentence that comes again and again would fill a part by itself.
+    shuffled = shuffled[sizes[shuffled] <= count]
+    if len(shuffled) < parts:
+        raise UserError("data.validation: too few different sentences to split any off; name validation pairs")
     reached = np.cumsum(sizes[shuffled])
     part_of_group = np.full(len(sizes), parts)
     for part in reversed(range(parts)):
-        part_of_group[shuffled[: np.searchsorted(reached, count * (part + 1)) + 1]] = part
+        part_of_group[shuffled[: max(part + 1, np.searchsorted(reached, count * (part + 1)) + 1)]] = part
     part_of_row = part_of_group[group]
     return rows[part_of_row == parts], [rows[part_of_row == part] for part in range(parts)]
 

@@ -149,7 +149,7 @@ def _shift(corpus: Corpus) -> list[Finding]:
     fits = np.stack([_block_means(source * np.roll(target, -offset), blocks) for offset in offsets])
     moved = (fits.argmax(0) > 0) & (fits.max(0) > fits[0] + 0.25)
     # One block alone is chance; a shift goes on.
-    moved &= np.convolve(moved, [1, 1, 1], "same") >= 2
+    moved &= np.convolve(moved, [1, 1, 1])[1:-1] >= 2
     flags = np.zeros(len(corpus), bool)
     flags[: blocks * BLOCK_OF_LINES] = np.repeat(moved, BLOCK_OF_LINES)
     return [_finding(corpus, name, flags, advice, 0.0)]

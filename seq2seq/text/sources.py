@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -11,6 +12,7 @@ import lzma
 import re
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -38,15 +40,19 @@ class Source(NamedTuple):
 def find_source(config: DataConfig, where: str | list[str]) -> Source:
     """What `data.train` and its siblings name: two files, one table, or a split of `data.path`."""
     if isinstance(where, list):
-        source, target = map(Path, where)
+        source, target = (Path(file).expanduser() for file in where)
+        if kind_of(source) or kind_of(target):
+            raise UserError("data.train: two files are two plain texts; a second table goes into data.more")
         return Source(_identity([source, target]), lambda: from_text(source, target))
     if kind_of(Path(where)) or config.path is None:
-        return from_tables([Path(where)], config)
+        return from_tables([Path(where).expanduser()], config)
     if config.path == "toy":
         return from_grammar(where, config)
     folder = Path(config.path).expanduser()
     if folder.is_dir():
         return from_folder(folder, where, config)
+    if folder.exists():
+        raise UserError(f"data.path: {folder} is a file; name it with data.train={folder}")
     if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
         raise UserError(f"data.path: {config.path} is no folder here; give a folder, or a hub corpus by its name")
     return from_hub(config.path, where, config)
@@ -81,8 +87,13 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
         found.setdefault(name, []).append(path)
     if not found:
         raise UserError(f"data.path: {below} holds no {', '.join(TABLES)} file; name plain files instead: data=files")
+    # `val`, `dev` and the like are names of the one validation split.
+    split = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
     if split not in found:
         raise UserError(f"{below} has no split {split}; possible: {', '.join(found)}{nearest(split, found)}")
+    twice = Counter(path.name.partition(".")[0] for path in found[split] if path.parent == found[split][0].parent)
+    if double := [name for name, count in twice.items() if count > 1]:
+        raise UserError(f"{below} holds {double[0]} in several formats; keep one of them")
     return from_tables(found[split], config)
 
 
@@ -113,7 +124,7 @@ def from_hub(name: str, split: str, config: DataConfig) -> Source:
 
 def from_tables(paths: list[Path], config: DataConfig) -> Source:
     """Tables with a column for each language, one after the other."""
-    readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
     kinds = [kind_of(path) or "" for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
         if not kind:
@@ -148,6 +159,8 @@ def from_text(source: Path, target: Path) -> Iterator[Pair]:
 def parting(left: Sequence[int], right: Sequence[int]) -> int:
     """Where a line is missing on one side: the shift from there on makes the lengths of pairs fit best."""
     shorter, longer = sorted((np.log1p(np.array(side)) for side in (left, right)), key=len)
+    if not len(shorter):
+        return 1
     shift = len(longer) - len(shorter)
     unlike = [np.abs(shorter - part - np.median(shorter - part)) for part in (longer[: len(shorter)], longer[shift:])]
     before = np.concatenate(([0.0], np.cumsum(unlike[0])))
@@ -169,9 +182,9 @@ def kind_of(path: Path) -> str | None:
 def open_bytes(path: Path) -> IO[bytes]:
     """A file, unpacked on the way if its name says so."""
     try:
-        if path.suffix == ".zst":
+        if path.suffix.lower() == ".zst":
             return io.BufferedReader(Zstandard(path), 2**17)
-        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)(path, "rb")  # type: ignore[operator]
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower(), open)(path, "rb")  # type: ignore[operator]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -183,7 +196,7 @@ class Zstandard(io.RawIOBase):
         import zstandard
 
         self._packed = open(path, "rb")  # noqa: SIM115 (closed with this file)
-        self._begin = zstandard.ZstdDecompressor().decompressobj
+        self._begin, self._error = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
         self._frame, self._ready, self._in_frame = self._begin(), b"", False
 
     def readable(self) -> bool:
@@ -199,7 +212,10 @@ class Zstandard(io.RawIOBase):
                 if self._in_frame:
                     raise EOFError("the file ends inside a frame")
                 return 0
-            self._ready = self._frame.decompress(packed)
+            try:
+                self._ready = self._frame.decompress(packed)
+            except self._error as error:
+                raise OSError(str(error)) from None
             self._in_frame = not self._frame.eof
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
@@ -220,15 +236,11 @@ def raw_lines(path: Path) -> Iterator[bytes]:
                 yield line
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         _unreadable(path, number, error)
-    except Exception as error:
-        if type(error).__name__ == "ZstdError":
-            _unreadable(path, number, error)
-        raise
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> None:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    what = "the archive is cut off or damaged" if path.suffix in ARCHIVES else "cannot be read"
+    what = "the archive is cut off or damaged" if path.suffix.lower() in ARCHIVES else "cannot be read"
     raise UserError(f"{path}: {what} after line {number:,} ({reason})") from None
 
 
@@ -236,7 +248,9 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file."""
     for number, line in enumerate(raw_lines(path), 1):
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             column = len(line[: error.start].decode("utf-8")) + 1
             raise UserError(
@@ -251,28 +265,43 @@ def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not a JSON object a line ({error})") from None
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}, column {error.colno}: not a JSON object a line ({error.msg})"
+            ) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with columns belongs")
         yield _pair(row, f"{path}, line {number}", config)
 
 
 def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
-    tabs = kind_of(path) == ".tsv"
     csv.field_size_limit(2**30)
-    if tabs:
-        reader = csv.reader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        # A quoted field may hold a line's end, so the reader wants to see it.
-        reader = csv.reader(f"{line}\n" for line in read_lines(path))
-    header = next(reader, [])
-    for row in reader:
-        if row and len(row) != len(header):
-            wanted = f"the header has {len(header)}: {', '.join(header)}"
-            raise UserError(f"{path}, line {reader.line_num}: {len(row)} columns where {wanted}")
-        if row:
-            yield _pair(dict(zip(header, row, strict=True)), f"{path}, line {reader.line_num}", config)
+    # A quoted field may hold a line's end, so the reader wants to see it; strict: a quote that never ends is an error.
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    begins = 1
+    try:
+        header = next(reader, [])
+        for row in reader:
+            begins, number = reader.line_num + 1, begins
+            if row:
+                yield _row(row, header, path, number, config)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {begins + (begins == 1)}: no proper CSV ({error})") from None
+
+
+def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:
+    rows = (line.split("\t") for line in read_lines(path))
+    header = next(rows, [])
+    for number, row in enumerate(rows, 2):
+        if row != [""]:
+            yield _row(row, header, path, number, config)
+
+
+def _row(row: list[str], header: list[str], path: Path, number: int, config: DataConfig) -> Pair:
+    place = f"{path}, line {number}"
+    if len(row) != len(header):
+        raise UserError(f"{place}: {len(row)} columns where the header has {len(header)}: {', '.join(header)}")
+    return _pair(dict(zip(header, row, strict=True)), place, config)
 
 
 def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
@@ -282,7 +311,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
     try:
         with open_bytes(path) as file:
             # Its index stands at the end, where an archive cannot jump to.
-            seekable = io.BytesIO(file.read()) if path.suffix in ARCHIVES else file
+            seekable = io.BytesIO(file.read()) if path.suffix.lower() in ARCHIVES else file
             for batch in parquet.ParquetFile(pyarrow.PythonFile(seekable, "r")).iter_batches(BLOCK):
                 for row in batch.to_pylist():
                     yield _pair(row, str(path), config)
@@ -323,4 +352,7 @@ def _identity(paths: list[Path]) -> tuple[object, ...]:
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give a file, or a corpus folder with data.path={path}")
-    return tuple((str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True))
+    return tuple(
+        (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path, stat in zip(paths, stats, strict=True)
+    )

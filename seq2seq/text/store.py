@@ -13,6 +13,7 @@ from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 
 Integers = NDArray[np.int64]
+FORMAT = 1  # of everything that is stored; another number makes it anew
 BLOCK = 2**16  # rows handled together where a loop over all of them would be slow, and all at once too large
 
 
@@ -133,7 +134,7 @@ def open_array(path: Path) -> NDArray[Any]:
 def key_of(*parts: object) -> str:
     """A short name that changes with any of its parts."""
     digest = hashlib.blake2b(digest_size=10)
-    for part in parts:
+    for part in (FORMAT, *parts):
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
         digest.update(b"\0")
     return digest.hexdigest()

@@ -152,9 +152,12 @@ def _train_exactly(sides: list[Chosen], config: TokenizerConfig, size: int) -> b
 def _read_model(path: str) -> bytes:
     try:
         model = Path(path).read_bytes()
-        _load(model)
+        processor = _load(model)
     except (OSError, RuntimeError) as error:
         raise UserError(f"tokenizer.model: {path} is no sentencepiece model ({str(error)[:100]})") from None
+    if (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id()) != (PAD, UNKNOWN, BEGIN, END):
+        wanted = "--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3"
+        raise UserError(f"tokenizer.model: {path} numbers its special tokens otherwise; train it with {wanted}")
     return model
 
 
