@@ -411,7 +411,7 @@ def test_a_late_epoch_needs_no_replay() -> None:
     batches, asked = Batches(corpus, 200, seed=1), []
     order = batches.order
     batches.order = lambda epoch: asked.append(epoch) or order(epoch)  # type: ignore[method-assign, func-returns-value]
-    batches.load_state_dict({"seed": 1, "epoch": 1000, "pool": 0, "position": 7})
+    batches.load_state_dict({"seed": 1, "pairs": len(corpus), "epoch": 1000, "pool": 0, "position": 7})
     batch = next(iter(batches))
     assert set(asked) == {1000}
     assert batch.index_B.tolist() == list(Batches(corpus, 200, seed=1).rows(1000))[7].tolist()

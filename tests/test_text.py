@@ -158,6 +158,13 @@ def test_batches_continue_where_they_stopped() -> None:
     assert [batch.index_B.tolist() for batch in islice(continued, 83)] == expected[67:]
 
 
+def test_another_corpus_begins_its_own_epoch() -> None:
+    first, other = Batches(random_corpus(LENGTHS), 200, seed=1), Batches(random_corpus(LENGTHS[:300]), 200, seed=1)
+    list(islice(first, 50))
+    other.load_state_dict(first.state_dict())
+    assert (other.epoch, other.pool, other.position) == (first.epoch + 1, 0, 0)
+
+
 def test_a_sentence_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     assert by_budget(np.array([2, 3, 50, 60]), 10) == [slice(0, 2), slice(2, 3), slice(3, 4)]
 

@@ -200,11 +200,15 @@ class Batches:
                 self.epoch, self.pool = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"seed": self.seed, "epoch": self.epoch, "pool": self.pool, "position": self.position}
+        place = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
+        return {"seed": self.seed, "pairs": len(self.encoded), **place}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.pool, self.position = state["pool"], state["position"]
+        if state["pairs"] != len(self.encoded):
+            # Another corpus, or another limit: a place in the old order means nothing, so the next epoch begins.
+            self.epoch, self.pool, self.position = self.epoch + 1, 0, 0
         self._permutation, self._cut = (-1, np.zeros(0, np.int64)), None
 
 
