@@ -212,7 +212,7 @@ def task(command: str, swept: list[str]) -> Callable[[Any], None]:
             run_job(command, composed, list(HydraConfig.get().overrides.task), swept)
         except UserError as error:
             fail(error)
-        except (KeyboardInterrupt, BrokenPipeError):
+        except BrokenPipeError:
             raise
         except OSError as error:
             fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
@@ -285,11 +285,11 @@ def check(
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
         loader = GlobalHydra.instance().config_loader()
         overrides = parse(with_files(texts), loader)
-        texts = [o.input_line for o in overrides]
-        swept = [o.key_or_group for o in overrides if o.is_sweep_override()] if multirun else []
-        if not multirun:
-            # Without -m, `key=a,b` is a list: two files of a split, say.
-            texts = [_as_list(o.input_line) if o.is_sweep_override() else o.input_line for o in overrides]
+        several = [o for o in overrides if o.is_sweep_override()]
+        swept = [o.key_or_group for o in several] if multirun else []
+        # Without -m, `key=a,b` is a list: two files of a split, say.
+        lists = [] if multirun else several
+        texts = [_as_list(o.input_line) if o in lists else o.input_line for o in overrides]
         problems: list[str] = []
         for job in jobs(overrides) if multirun else [parse(texts, loader)]:
             problems += (p for p in job_problems(command, job, loader, search_path) if p not in problems)

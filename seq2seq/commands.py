@@ -98,12 +98,18 @@ def alone(run: Run) -> Iterator[None]:
 
 def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) -> None:
     """Sizes, what was left out, and what the doctor sees at a glance."""
-    logbook.fact("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counted(corpora)}")
-    for note in corpora.notes:
-        logbook.fact("", note)
+    describe_sizes(config.data, corpora, logbook)
     for finding in quick(corpora):
         if finding.serious:
             logbook.fact("", f"{finding.name}: {finding.count:,} ({finding.share:.1%}); {finding.advice}")
+
+
+def describe_sizes(data: DataConfig, corpora: Corpora, logbook: Logbook) -> None:
+    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
+    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus)
+    logbook.fact("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
+    for note in corpora.notes:
+        logbook.fact("", note)
 
 
 def changes_of(run: Run, config: TrainConfig) -> list[str]:
@@ -323,26 +329,20 @@ def doctor(config: DoctorConfig) -> None:
         told = {**sizes, "batches": batches, "padding": padding, "cut": cut, "unknown": unknown}
         print(json.dumps({**told, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
         return
-    show("corpus", f"{config.data.name} {config.data.source}→{config.data.target}: {counted(corpora)}")
-    for note in (*corpora.notes, *notes):
-        show("", note)
-    page(findings, show)
-    show("subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens")
+    logbook = Logbook()
+    describe_sizes(config.data, corpora, logbook)
+    for note in notes:
+        logbook.fact("", note)
+    page(findings, logbook.fact)
+    logbook.fact(
+        "subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens"
+    )
     if cut:
-        show("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
-    show(
+        logbook.fact("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
+    logbook.fact(
         "epoch",
         f"{tokens[0]:,} source and {tokens[1]:,} target tokens; about {batches:,} updates, padding {padding:.1%}",
     )
-
-
-def show(name: str, value: str) -> None:
-    print(f"{name:10} {value}")
-
-
-def counted(corpora: Corpora) -> str:
-    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
-    return ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus) + " pairs"
 
 
 # ------------------------------------------------------------------------------------------ evaluate

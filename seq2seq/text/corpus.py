@@ -222,12 +222,18 @@ def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]
         drop("with identical sides", stored.hashes["source"] == stored.hashes["target"])
     if config.duplicate:
         rows = np.flatnonzero(kept)
-        pairs = stored.hashes["source"][rows] * np.uint64(0x9E3779B97F4A7C15) + stored.hashes["target"][rows]
-        again = np.ones(len(stored), bool)
-        again[rows[np.unique(pairs, return_index=True)[1]]] = False
+        again = np.zeros(len(stored), bool)
+        again[rows] = repeated(*(stored.hashes[side][rows] for side in SIDES))
         drop("that came before", again)
     notes = [f"{count:,} pairs {name} left out" for name, count in counts.items() if count]
     return np.flatnonzero(kept), notes
+
+
+def repeated(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which pairs came before, told by the hashes of their sides."""
+    again = np.ones(len(source), bool)
+    again[np.unique(source * np.uint64(0x9E3779B97F4A7C15) + target, return_index=True)[1]] = False
+    return again
 
 
 def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int) -> tuple[Integers, list[Integers]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seq2seq.text.corpus import SIDES, Corpora, Corpus
+from seq2seq.text.corpus import SIDES, Corpora, Corpus, repeated
 
 Flags = NDArray[np.bool_]
 SAMPLE = 200_000  # sentences that word statistics are taken from
@@ -39,7 +39,13 @@ def quick(corpora: Corpora) -> list[Finding]:
     train = corpora.train
     return [
         *_overlaps(corpora),
-        _finding(train, "duplicate pairs", _repeated(train), "data.filters.duplicate=true keeps one of each", 0.2),
+        _finding(
+            train,
+            "duplicate pairs",
+            repeated(train.hashes["source"], train.hashes["target"]),
+            "data.filters.duplicate=true keeps one of each",
+            0.2,
+        ),
         *_shift(train),
     ]
 
@@ -80,14 +86,6 @@ def _cut(text: str, width: int = 48) -> str:
 
 
 # ------------------------------------------------------------------------------------------ overlaps
-
-
-def _repeated(corpus: Corpus) -> Flags:
-    """Pairs that came before."""
-    pairs = corpus.hashes["source"] * np.uint64(0x9E3779B97F4A7C15) + corpus.hashes["target"]
-    again = np.ones(len(corpus), bool)
-    again[np.unique(pairs, return_index=True)[1]] = False
-    return again
 
 
 def _held_out(corpora: Corpora) -> Iterator[tuple[str, Corpus]]:

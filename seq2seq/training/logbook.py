@@ -21,7 +21,6 @@ class Logbook:
         """Write into a run's folder, going on after an update."""
         from torch.utils.tensorboard import SummaryWriter
 
-        run.folder.mkdir(parents=True, exist_ok=True)
         board = SummaryWriter(str(run.tensorboard), purge_step=update + 1)
         log, metrics = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
         self._files = (board, log, metrics)
