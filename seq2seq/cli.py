@@ -74,9 +74,13 @@ def main() -> None:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # The reader of our output went away, as in `seq2seq translate | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(141) from None
+        reader_gone()
+
+
+def reader_gone() -> NoReturn:
+    """The reader of our output went away, as in `seq2seq translate | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(141)
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -213,7 +217,7 @@ def task(command: str, swept: list[str]) -> Callable[[Any], None]:
         except UserError as error:
             fail(error)
         except BrokenPipeError:
-            raise
+            reader_gone()
         except OSError as error:
             fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
         except RuntimeError as error:
