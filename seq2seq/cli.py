@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -236,9 +237,8 @@ def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> 
             composed.name = sweep_name(str(composed.name), typed, swept)
         composed = continued(composed, typed)
     checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
-    from seq2seq import commands
-
-    getattr(commands, command)(checked)
+    module = importlib.import_module(f"seq2seq.commands.{command}")
+    getattr(module, command)(checked)
 
 
 def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:

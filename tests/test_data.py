@@ -23,8 +23,8 @@ import pytest
 import zstandard
 from conftest import Program, random_corpus
 
-from seq2seq import commands
 from seq2seq.cli import load_config
+from seq2seq.commands.train import train
 from seq2seq.config import DataConfig
 from seq2seq.errors import UserError
 from seq2seq.text.batches import Batches, encode_training, mix_of, resampler
@@ -129,7 +129,7 @@ SMALL += ["training.updates=2", "training.validate_every=2", "training.tokens=30
 
 def trained(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     """What a training of two updates prints."""
-    commands.train(load_config("train", *SMALL, *overrides))
+    train(load_config("train", *SMALL, *overrides))
     out = capsys.readouterr().out
     assert "update 2/2" in out and "test       BLEU" in out
     return out

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seq2seq.config import DataConfig
 from seq2seq.text.corpus import SIDES, Corpora, Corpus, repeated
 
 Flags = NDArray[np.bool_]
@@ -32,6 +33,15 @@ class Finding:
     advice: str
     examples: tuple[str, ...]
     serious: bool  # enough to act on before training
+
+
+def sizes(data: DataConfig, corpora: Corpora, shown: Callable[[str, str], Any]) -> None:
+    """How many pairs each split has, and what was done to get them."""
+    splits = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
+    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in splits.items() if corpus)
+    shown("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
+    for note in corpora.notes:
+        shown("", note)
 
 
 def quick(corpora: Corpora) -> list[Finding]:

@@ -1,43 +1,36 @@
-"""What each command does, from a typed config to the last line it prints."""
+"""seq2seq train: a run from its corpus to its test score."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
-from seq2seq.config import DataConfig, DoctorConfig, EvaluateConfig, ModelConfig, TrainConfig, TranslateConfig
+from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.device import choose_device, choose_precision, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import Scores, translate_and_score
+from seq2seq.evaluation import translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
 from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, encode_training, in_order, mix_of, resampler
-from seq2seq.text.corpus import Corpora, Corpus, load_split, open_corpora
-from seq2seq.text.doctor import examine, page, quick
-from seq2seq.text.sources import from_text, read_lines
-from seq2seq.text.tokenizer import UNKNOWN, Tokenizer, make_tokenizer
+from seq2seq.text.corpus import Corpora, Corpus, open_corpora
+from seq2seq.text.doctor import quick, sizes
+from seq2seq.text.tokenizer import Tokenizer, make_tokenizer
 from seq2seq.training.checkpoint import (
     CONFIG,
     Checkpoints,
     Progress,
     RunState,
-    read_config,
     read_plain_config,
-    write_aside,
     write_config,
 )
 from seq2seq.training.logbook import Logbook, status
@@ -47,10 +40,6 @@ from seq2seq.training.trainer import Trainer, Validation, clock
 from seq2seq.translator import Translator
 
 KEPT = ("model.", "tokenizer.", "data.source", "data.target", "seed")  # what a run that continues cannot change
-FILTER_LINES = 256  # sentences that a filter reads before it writes
-
-
-# --------------------------------------------------------------------------------------------- train
 
 
 def train(config: TrainConfig) -> None:
@@ -98,18 +87,10 @@ def alone(run: Run) -> Iterator[None]:
 
 def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) -> None:
     """Sizes, what was left out, and what the doctor sees at a glance."""
-    describe_sizes(config.data, corpora, logbook)
+    sizes(config.data, corpora, logbook.fact)
     for finding in quick(corpora):
         if finding.serious:
             logbook.fact("", f"{finding.name}: {finding.count:,} ({finding.share:.1%}); {finding.advice}")
-
-
-def describe_sizes(data: DataConfig, corpora: Corpora, logbook: Logbook) -> None:
-    sizes = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
-    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in sizes.items() if corpus)
-    logbook.fact("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
-    for note in corpora.notes:
-        logbook.fact("", note)
 
 
 def changes_of(run: Run, config: TrainConfig) -> list[str]:
@@ -307,190 +288,3 @@ def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None
         result["test"] = asdict(scores)
     run.write_result(result)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
-
-
-# -------------------------------------------------------------------------------------------- doctor
-
-
-def doctor(config: DoctorConfig) -> None:
-    """One page on a corpus: its sizes, what is wrong with it, and what training on it takes."""
-    corpora = open_corpora(config.data, config.seed, status)
-    tokenizer, notes = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
-    encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache, status)
-    status("examining …")
-    findings = examine(corpora)
-    cut = len(corpora.train) - len(encoded)
-    unknown = sum(int((side.flat[:] == UNKNOWN).sum()) for side in (encoded.source, encoded.target))
-    tokens = [int(side.ends[-1]) if len(side) else 0 for side in (encoded.source, encoded.target)]
-    batches, padding = Batches(encoded, config.tokens, config.seed).waste() if len(encoded) else (0, 0.0)
-    status("")
-    if config.json:
-        sizes = {"pairs": len(corpora.train), "source_tokens": tokens[0], "target_tokens": tokens[1]}
-        told = {**sizes, "batches": batches, "padding": padding, "cut": cut, "unknown": unknown}
-        print(json.dumps({**told, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
-        return
-    logbook = Logbook()
-    describe_sizes(config.data, corpora, logbook)
-    for note in notes:
-        logbook.fact("", note)
-    page(findings, logbook.fact)
-    logbook.fact(
-        "subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens"
-    )
-    if cut:
-        logbook.fact("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
-    logbook.fact(
-        "epoch",
-        f"{tokens[0]:,} source and {tokens[1]:,} target tokens; about {batches:,} updates, padding {padding:.1%}",
-    )
-
-
-# ------------------------------------------------------------------------------------------ evaluate
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """Translate a test set and print its scores; hypotheses and scores are written into the run."""
-    run = Run.find(config.run, config.outputs)
-    print(f"run        {run.folder}")
-    device, reason = choose_device(config.device)
-    folder = run.checkpoint(config.checkpoint)
-    corpus, name = test_set(config, folder)
-    print(f"checkpoint {folder.name}, on {device} ({reason})")
-    print(f"test set   {name}: {len(corpus):,} pairs")
-    tune_cpu()
-    translator = Translator.from_checkpoint(folder, config.device, config.precision)
-    began = time.perf_counter()
-    hypotheses, scores = translate_and_score(translator, corpus, config.search)
-    seconds = time.perf_counter() - began
-    print(f"speed      {len(corpus) / seconds:,.0f} sentences/s, beam {config.search.beam}")
-    print(f"BLEU       {scores.bleu:.2f}   {scores.bleu_signature}")
-    print(f"chrF       {scores.chrf:.2f}   {scores.chrf_signature}")
-    write_evaluation(run, name, hypotheses, scores, config)
-
-
-def test_set(config: EvaluateConfig, checkpoint: Path) -> tuple[Corpus, str]:
-    """The named files, or the split of the corpus that the run was trained on."""
-    if config.source is not None and config.reference is not None:
-        pairs = list(from_text(Path(config.source), Path(config.reference)))
-        if not pairs:
-            raise UserError(f"{config.source} is empty; it must hold one sentence a line")
-        return Corpus([source for source, _ in pairs], [target for _, target in pairs]), Path(config.source).name
-    stored = read_config(checkpoint / CONFIG)
-    data = config.data or stored.data
-    if config.data_path:
-        data = moved(data, config.data_path)
-    corpus = load_split(data, config.split, stored.seed)
-    if corpus is None:
-        raise UserError(f"split: {data.name} has no {config.split} set; name two files: source=… reference=…")
-    return corpus, config.split if config.data is None else f"{data.name}.{config.split}"
-
-
-def moved(data: DataConfig, folder: str) -> DataConfig:
-    """The same corpus at another place: its folder, or the folder of its files."""
-
-    def place(where: str | list[str] | None) -> str | list[str] | None:
-        if data.path is not None or where is None:
-            return where
-        files = [str(Path(folder) / Path(file).name) for file in ([where] if isinstance(where, str) else where)]
-        return files[0] if isinstance(where, str) else files
-
-    splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
-    return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
-
-
-def write_evaluation(run: Run, name: str, hypotheses: list[str], scores: Scores, config: EvaluateConfig) -> None:
-    run.evaluation.mkdir(exist_ok=True)
-    search = f"beam{config.search.beam}.penalty{config.search.length_penalty:g}"
-    path = run.evaluation / f"{name}.{Path(config.checkpoint).name}.{search}"
-    write_aside(Path(f"{path}.txt"), "".join(f"{line}\n" for line in hypotheses))
-    told = {**asdict(scores), "sentences": len(hypotheses), "config": configs.plain(config)}
-    write_aside(Path(f"{path}.json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    print(f"written    {path}.txt, {path}.json")
-
-
-# ----------------------------------------------------------------------------------------- translate
-
-
-def translate(config: TranslateConfig) -> None:
-    """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
-    run = Run.find(config.run, config.outputs)
-    if config.run is None:
-        print(f"run        {run.folder} (the newest)", file=sys.stderr)
-    if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
-        raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
-    if config.input and not Path(config.input).is_file():
-        raise UserError(f"input: {config.input} is no file here")
-    tune_cpu()
-    folder = run.checkpoint(config.checkpoint)
-    translator = Translator.from_checkpoint(folder, config.device, config.precision)
-    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty():
-        prompt(translator, config, run)
-        return
-    lines = read_lines(Path(config.input)) if config.input else read_stream(sys.stdin)
-    with output_stream(config.output) as out:
-        translate_lines(translator, lines, out, config)
-
-
-def translate_lines(translator: Translator, lines: Iterable[str], out: TextIO, config: TranslateConfig) -> None:
-    """One output line for each input line, in order; with n_best > 1 several, each with its line's number and score."""
-    lines, number = iter(lines), 0
-    while chunk := list(islice(lines, FILTER_LINES)):
-        for translations in translator.translate(chunk, config.search):
-            number += 1
-            if translations[0].cut:
-                print(f"line {number}: over {translator.max_length} subwords; its end is left out", file=sys.stderr)
-            if config.search.n_best == 1:
-                out.write(f"{translations[0].text}\n")
-            else:
-                out.writelines(f"{number}\t{t.score:.3f}\t{t.text}\n" for t in translations)
-        out.flush()
-
-
-def prompt(translator: Translator, config: TranslateConfig, run: Run) -> None:
-    """Type a sentence, read its translation, until Ctrl-D."""
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401 (gives `input` its history and editing)
-    print(f"{run.folder} on {translator.device}, beam {config.search.beam}. Type a sentence; Ctrl-D ends.")
-    while True:
-        try:
-            # What is no UTF-8 arrives as lone surrogates, which no tokenizer takes.
-            sentence = input("> ").encode("utf-8", "replace").decode()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if sentence.strip():
-            began = time.perf_counter()
-            translations = translator.translate([sentence], config.search)[0]
-            seconds = time.perf_counter() - began
-            for rank, translation in enumerate(translations):
-                print(translation.text, f"  [{translation.score:.3f}" + ("]" if rank else f", {seconds:.2f} s]"))
-
-
-def read_stream(stream: TextIO | None) -> Iterator[str]:
-    """Lines of a pipe; only a line feed ends a line, and what is not UTF-8 is named by its line."""
-    for number, line in enumerate(stream.buffer if stream else (), 1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            print(f"line {number}: not UTF-8; the broken bytes are replaced", file=sys.stderr)
-            text = line.decode("utf-8", "replace")
-        yield text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
-
-
-@contextmanager
-def output_stream(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when it is complete."""
-    if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
-        yield sys.stdout
-        return
-    aside = Path(f"{path}.part")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
