@@ -18,7 +18,7 @@ from seq2seq import config as configs
 from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.device import choose_device, choose_precision, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import translate_and_score
+from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
 from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, encode_training, in_order, mix_of, resampler
@@ -248,7 +248,7 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
         total += float(loss_sum(model, batch.to(device), 0.0))
         tokens += batch.target_tokens
     translator = Translator(model, state.tokenizer, device, config.model.max_length)
-    hypotheses, scores = translate_and_score(translator, corpus, config.search)
+    hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target)
     return Validation(
         {"loss": total / tokens, "bleu": scores.bleu, "chrf": scores.chrf},
         samples(corpus, hypotheses, config.training.samples),
@@ -278,7 +278,8 @@ def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search)
+        language = config.data.target
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, language, RESAMPLES)
         for line in samples(corpus, hypotheses, config.training.samples):
             logbook.say(f"    {line}")
         logbook.say(
