@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,8 @@ from seq2seq.errors import UserError, nearest
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainConfig, "from a parallel corpus to a translator"),
     "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
-    "evaluate": (config.EvaluateConfig, "BLEU and chrF of a trained run"),
+    "evaluate": (config.EvaluateConfig, "scores of trained runs, with error bars"),
+    "compare": (config.CompareConfig, "is one run better than another, or was it luck"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
 }
 
@@ -38,10 +40,16 @@ seq2seq doctor data.train=corpus.tsv data.source=en data.target=de
 seq2seq doctor data=multi30k json=true            the findings as JSON""",
     "evaluate": """\
 seq2seq evaluate                                  the newest run on its test set, beam 5
-seq2seq evaluate run=my-lstm search=greedy        another run, greedily
-seq2seq evaluate run=my-lstm checkpoint=last split=validation
-seq2seq evaluate run=my-lstm source=a.en reference=a.de   your own files
-seq2seq evaluate -m run=my-lstm search.beam=1,2,4,8       several beams in turn""",
+seq2seq evaluate my-lstm search=greedy            another run, greedily
+seq2seq evaluate my-lstm source=a.en reference=[a.de,b.de]   your own files, with two references
+seq2seq evaluate a b split=[validation,test] detail=true     two runs on two test sets, and where scores come from
+seq2seq evaluate my-lstm public=wmt14 metrics=[bleu,comet]   a public test set by sacreBLEU's name""",
+    "compare": """\
+seq2seq compare my-lstm my-transformer            the second against the first, on their test set
+seq2seq compare a b c search=greedy sentences=5   two against the first, greedily
+seq2seq compare a b source=a.en reference=a.de    on your own files
+seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
+seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
     "translate": """\
 seq2seq translate                                 a prompt with the newest run
 seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
@@ -194,7 +202,9 @@ def run_command(command: str, arguments: list[str]) -> None:
         raise UserError("--config-name, --config-path: the configs are fixed; add your own with --config-dir", code=2)
     inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
     given = set(args.overrides)
-    overrides, swept = check(command, args.overrides, args.multirun, args.config_dir, bool(inspecting))
+    overrides, swept = check(
+        command, with_runs(command, args.overrides), args.multirun, args.config_dir, bool(inspecting)
+    )
     flags = [argument for argument in arguments if argument not in given]
     resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
@@ -288,7 +298,7 @@ def check(
     search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
         loader = GlobalHydra.instance().config_loader()
-        overrides = parse(with_files(texts), loader)
+        overrides = parse(with_files(with_runs(command, texts)), loader)
         several = [o for o in overrides if o.is_sweep_override()]
         swept = [o.key_or_group for o in several] if multirun else []
         # Without -m, `key=a,b` is a list: two files of a split, say.
@@ -320,6 +330,19 @@ def parse(texts: list[str], loader: Any) -> list[Any]:
     if problems:
         raise UserError(*problems, code=2)
     return parsed
+
+
+def with_runs(command: str, texts: list[str]) -> list[str]:
+    """Bare words are the names of runs: `compare a b` says run=[a,b]."""
+    names = [text for text in texts if "=" not in text and not text.startswith("~")]
+    hints = typing.get_type_hints(COMMANDS[command][0])
+    if not names or "run" not in hints:
+        return texts
+    several = len(names) > 1 or hints["run"] == list[str] | None
+    return [
+        *(text for text in texts if text not in names),
+        f"run=[{','.join(names)}]" if several else f"run={names[0]}",
+    ]
 
 
 def with_files(texts: list[str]) -> list[str]:

@@ -314,6 +314,21 @@ class EvaluateConfig(TestConfig):
     detail: bool
 
 
+@dataclass(frozen=True)
+class CompareConfig(TestConfig):
+    run: list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    sentences: Natural
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.run is not None and len(set(self.run)) < max(2, len(self.run)):
+            yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
+        if "comet" in self.metrics:
+            yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
+
+
 def _needs_training_pairs(data: DataConfig) -> Problems:
     if data.train is None:
         yield "data.train", "nothing to read yet; give two files, data.train=[file.source,file.target], or a table"

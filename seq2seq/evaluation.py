@@ -138,10 +138,9 @@ def stripped(lines: Sequence[str]) -> list[str]:
 
 def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, gpus: int = 0) -> Score:
     """COMET × 100 against the first reference, by the package that its authors publish."""
-    try:
-        from comet import download_model, load_from_checkpoint
-    except ImportError:
-        raise UserError("metrics: comet is not installed; pip install unbabel-comet, or leave it out") from None
+    require_comet()
+    from comet import download_model, load_from_checkpoint
+
     try:
         path = model if model.endswith(".ckpt") else download_model(model)
         rows = [
@@ -159,6 +158,46 @@ def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, 
         drawn = np.random.default_rng(12345).choice(len(segments), (resamples, len(segments)))
         mean, interval = map(float, estimate_ci(segments[drawn].mean(1)))
     return Score(TITLES["comet"], float(segments.mean()), f"model:{model}|nrefs:1", mean, interval)
+
+
+def require_comet() -> None:
+    if importlib.util.find_spec("comet") is None:
+        raise UserError("metrics: comet is not installed here; pip install unbabel-comet, or leave it out")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A run's score, and how likely equal runs differ as much as it and the first one do."""
+
+    value: float
+    interval: float
+    bootstrap: float = 1.0
+    randomised: float = 1.0
+    signatures: tuple[str, ...] = ()
+
+
+def paired_tests(
+    names: Sequence[str], hypotheses: Sequence[Sequence[str]], test: TestSet, tokenize: str | None = None
+) -> dict[str, list[Paired]]:
+    """sacreBLEU's paired bootstrap and approximate randomisation of all runs against the first, for each metric."""
+    from sacrebleu.significance import PairedTest
+
+    references = [stripped(lines) for lines in test.references]
+    systems: list[tuple[str, Sequence[str]]] = [(str(i), stripped(lines)) for i, lines in enumerate(hypotheses)]
+    found = {}
+    for name in names:
+        results: list[Any] = []
+        signatures: list[str] = []
+        for kind in ("bs", "ar"):
+            metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
+            signature, scores = PairedTest(systems, {name: metric}, references, kind)()
+            signatures += map(str, signature.values())
+            results.append(next(rows for title, rows in scores.items() if title != "System"))
+        found[name] = [
+            Paired(bs.score, float(bs.ci), bs.p_value or 1.0, ar.p_value or 1.0, tuple(signatures))
+            for bs, ar in zip(*results, strict=True)
+        ]
+    return found
 
 
 def sentence_scores(hypotheses: Sequence[str], test: TestSet) -> list[float]:

@@ -72,10 +72,15 @@ class Run:
         self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
+    def all(cls, outputs: str) -> list[Run]:
+        """Every run in a folder that has a checkpoint, the newest last."""
+        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
+        return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+
+    @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
         """A run by its name or folder; without a name the newest one."""
-        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
-        found = [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+        found = cls.all(outputs)
         if name is None:
             if found:
                 return found[-1]

@@ -1,20 +1,24 @@
-"""Which sentences a run is measured on: splits of its own corpus, files, or a public test set by its name."""
+"""Which sentences a run is measured on, its own splits, files or public sets, and what it made of them."""
 
 from __future__ import annotations
 
+import json
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from seq2seq.config import DataConfig, TestConfig, TrainConfig
+from seq2seq.config import DataConfig, SearchConfig, TestConfig, TrainConfig, plain
 from seq2seq.errors import UserError, nearest
 from seq2seq.evaluation import TestSet
 from seq2seq.run import Run
 from seq2seq.text.corpus import Corpus, load_split
 from seq2seq.text.sources import from_text, read_lines
-from seq2seq.training.checkpoint import CONFIG, read_config
+from seq2seq.text.store import key_of
+from seq2seq.training.checkpoint import CONFIG, read_config, write_aside
+from seq2seq.training.logbook import status
+from seq2seq.translator import Translator
 
 
 def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
@@ -90,6 +94,58 @@ def moved(data: DataConfig, folder: str) -> DataConfig:
 
     splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
     return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- translations
+
+
+def translated(run: Run, test: TestSet, config: TestConfig) -> list[str]:
+    """A run's translations of a test set: as they were written by the same checkpoint and search, or made now."""
+    path, made_by = written_at(run, test, config), made_with(run, test, config)
+    try:
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if {name: told.get(name) for name in made_by} == made_by:
+            return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError, AttributeError):
+        pass
+    status(f"translating {len(test):,} sentences with {run.folder.name} …")
+    translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
+    hypotheses = translate(translator, test, config.search)
+    write_translations(run, test, hypotheses, config, {})
+    status("")
+    return hypotheses
+
+
+def translate(translator: Translator, test: TestSet, search: SearchConfig) -> list[str]:
+    """The best translation of each sentence, on one line."""
+    return [" ".join(best[0].text.splitlines()) for best in translator.translate(test.source, search)]
+
+
+def write_translations(
+    run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any]
+) -> Path:
+    """The hypotheses, a line each, and beside them what made them and what was measured."""
+    path = written_at(run, test, config)
+    path.parent.mkdir(exist_ok=True)
+    write_aside(path, "".join(f"{line}\n" for line in hypotheses))
+    told = {**made_with(run, test, config), "test": test.name, "sentences": len(hypotheses), **measured}
+    write_aside(path.with_suffix(".json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
+    search = f"beam{config.search.beam}.penalty{config.search.length_penalty:g}"
+    return run.evaluation / f"{test.name}.{Path(config.checkpoint).name}.{search}.txt"
+
+
+def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:
+    """All that translations depend on."""
+    return {
+        "checkpoint": run.checkpoint(config.checkpoint).name,
+        "sources": key_of(*test.source),
+        "search": plain(config.search),
+        "precision": config.precision,
+    }
 
 
 def as_list(value: Any) -> list[Any]:

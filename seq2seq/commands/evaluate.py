@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from seq2seq import config as configs
-from seq2seq.config import EvaluateConfig, SearchConfig, TestConfig
+from seq2seq.config import EvaluateConfig
 from seq2seq.device import choose_device, tune_cpu
 from seq2seq.evaluation import (
     LOWER_IS_BETTER,
@@ -26,12 +24,12 @@ from seq2seq.evaluation import (
     length_groups,
     lengths,
     measure,
+    require_comet,
     source_frequency_groups,
 )
 from seq2seq.run import Run
-from seq2seq.testsets import as_list, find_test_sets, stored_config
+from seq2seq.testsets import as_list, find_test_sets, stored_config, translate, write_translations
 from seq2seq.text.corpus import open_corpora
-from seq2seq.training.checkpoint import write_aside
 from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
 
@@ -49,6 +47,8 @@ class Evaluated:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Translate test sets and print the scores; hypotheses and scores are written into the run."""
+    if "comet" in config.metrics:
+        require_comet()
     runs = [Run.find(name, config.outputs) for name in as_list(config.run)]
     tests = [find_test_sets(config, run) for run in runs]
     several = sum(map(len, tests)) > 1
@@ -71,14 +71,14 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     for test in tests:
         print(f"test set   {test.name}: {len(test):,} pairs" + references_told(test))
         began = time.perf_counter()
-        hypotheses = [translations[0].text for translations in translator.translate(test.source, config.search)]
+        hypotheses = translate(translator, test, config.search)
         seconds = time.perf_counter() - began
         print(f"speed      {len(test) / seconds:,.0f} sentences/s, beam {config.search.beam}")
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
         one = Evaluated(run, test, scores, lengths(hypotheses, test), details)
         print_evaluation(one, several)
-        write_evaluation(one, hypotheses, config, folder)
+        write_evaluation(one, hypotheses, config)
         found.append(one)
     return found
 
@@ -156,27 +156,13 @@ def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]
     return [*lines, "", *(f"{name:10} {signature}" for name, signature in signatures)]
 
 
-def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConfig, checkpoint: Path) -> None:
+def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConfig) -> None:
     """The hypotheses, a line each, and beside them all that was measured."""
-    path = written_at(one.run, one.test, config)
-    path.parent.mkdir(exist_ok=True)
-    write_aside(path, "".join(f"{line}\n" for line in hypotheses))
-    told = {
-        "checkpoint": checkpoint.name,
-        "test": one.test.name,
-        "sentences": len(hypotheses),
+    measured = {
         "scores": {name: asdict(score) for name, score in zip(config.metrics, one.scores, strict=True)},
         "lengths": asdict(one.lengths),
         "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
         "config": configs.plain(config),
     }
-    write_aside(path.with_suffix(".json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    path = write_translations(one.run, one.test, hypotheses, config, measured)
     print(f"written    {path}, {path.with_suffix('.json').name}")
-
-
-def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
-    return run.evaluation / f"{test.name}.{Path(config.checkpoint).name}.{search_name(config.search)}.txt"
-
-
-def search_name(search: SearchConfig) -> str:
-    return f"beam{search.beam}.penalty{search.length_penalty:g}"
