@@ -75,8 +75,9 @@ class Scores:
 # ------------------------------------------------------------------------------------------- metrics
 
 
-def score(hypotheses: Sequence[str], test: TestSet, resamples: int = 0) -> Scores:
+def score(hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0) -> Scores:
     """BLEU and chrF from 0 to 100."""
+    test = TestSet("", hypotheses, [references], language)
     bleu, chrf = (measure(name, hypotheses, test, resamples=resamples) for name in ("bleu", "chrf"))
     return Scores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
 
@@ -86,7 +87,7 @@ def translate_and_score(
 ) -> tuple[list[str], Scores]:
     """The best translation of every source sentence, and how they compare with the targets."""
     hypotheses = [translations[0].text for translations in translator.translate(corpus.source, search)]
-    return hypotheses, score(hypotheses, TestSet("", corpus.source, [corpus.target], language), resamples)
+    return hypotheses, score(hypotheses, corpus.target, language, resamples)
 
 
 def measure(
