@@ -11,7 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from seq2seq import __version__, config
 from seq2seq.config import CONFIGS
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
     "evaluate": (config.EvaluateConfig, "scores of trained runs, with error bars"),
     "compare": (config.CompareConfig, "is one run better than another, or was it luck"),
+    "reproduce": (config.ReproduceConfig, "train a run again and compare the score"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
 }
 
@@ -50,6 +51,12 @@ seq2seq compare a b c search=greedy sentences=5   two against the first, greedil
 seq2seq compare a b source=a.en reference=a.de    on your own files
 seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
 seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
+    "reproduce": """\
+seq2seq reproduce                                 the newest run, trained again beside it
+seq2seq reproduce my-lstm                         another run, as my-lstm-again
+seq2seq reproduce my-lstm name=second             under a name of its own
+seq2seq reproduce my-lstm data_path=FOLDER        its corpus lies elsewhere now
+seq2seq reproduce my-lstm device=cpu              on another device""",
     "translate": """\
 seq2seq translate                                 a prompt with the newest run
 seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
@@ -210,21 +217,49 @@ def run_command(command: str, arguments: list[str]) -> None:
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.raiseExceptions = False  # a reader that goes away, as in `--info | head`, is no error
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept))()
+    done: list[Done] = []
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, done))()
+    finally:
+        if command == "train" and swept and done:
+            end_sweep(done)
 
 
 def _usage_error(message: str) -> NoReturn:
     raise UserError(f"{message}; see seq2seq COMMAND --help", code=2)
 
 
-def task(command: str, swept: list[str]) -> Callable[[Any], None]:
-    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart."""
+class Done(NamedTuple):
+    """A job of a sweep that is behind us: its run, what was swept, and the folder of the sweep."""
+
+    run: Path
+    swept: dict[str, str]
+    sweep: Path
+
+
+def end_sweep(done: list[Done]) -> None:
+    """What the finished runs of a sweep reached, side by side."""
+    from seq2seq.run import Run
+    from seq2seq.sweep import Job, finish
+
+    print()
+    for line in finish([Job(Run(run), swept) for run, swept, _ in done], done[0].sweep):
+        print(line)
+
+
+def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], None]:
+    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart, `done` those behind."""
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         try:
-            run_job(command, composed, list(HydraConfig.get().overrides.task), swept)
+            typed = list(HydraConfig.get().overrides.task)
+            run_job(command, composed, typed, swept)
+            if command == "train":
+                values = dict(text.split("=", 1) for text in typed if text.partition("=")[0] in swept)
+                run = Path(str(composed.outputs)) / str(composed.name)
+                done.append(Done(run, values, Path(HydraConfig.get().sweep.dir)))
         except UserError as error:
             fail(error)
         except BrokenPipeError:

@@ -381,6 +381,15 @@ class CompareConfig(TestConfig):
             yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
 
 
+@dataclass(frozen=True)
+class ReproduceConfig:
+    run: str | None
+    name: str | None
+    outputs: str
+    device: str | None
+    data_path: str | None
+
+
 def _needs_training_pairs(data: DataConfig) -> Problems:
     if data.train is None:
         yield "data.train", "nothing to read yet; give two files, data.train=[file.source,file.target], or a table"

@@ -27,6 +27,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.result = folder / "result.json"
         self.evaluation = folder / "evaluation"
+        self.environment = folder / "environment.json"
 
     @property
     def exists(self) -> bool:
@@ -58,7 +59,7 @@ class Run:
         """Remove what a run made, and nothing else that may lie in its folder."""
         for path in (self.checkpoints, self.tensorboard, self.evaluation):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.log, self.metrics, self.result):
+        for path in (self.config, self.log, self.metrics, self.result, self.environment):
             path.unlink(missing_ok=True)
 
     def forget_after(self, update: int) -> None:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from seq2seq.commands.train import flat
 from seq2seq.config import CompareConfig, plain
 from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
@@ -100,21 +101,13 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
 
 def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
     """Every value in which the runs differ."""
-    flat = [flattened({k: v for k, v in config.items() if k not in NAMES}) for config in configs]
+    flat = [flat({k: v for k, v in config.items() if k not in NAMES}) for config in configs]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key, "–")) for f in flat}) > 1]
     rows = [["config", *names], *([key, *(str(f.get(key, "–")) for f in flat)] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
     print()
     for row in rows if keys else [["config", "the same"]]:
         print("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
 
 
 def tell_lengths(names: list[str], hypotheses: list[list[str]], test: TestSet, tokenize: str | None) -> None:

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
+from seq2seq import environment
 from seq2seq.config import TrainConfig
 from seq2seq.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
 from seq2seq.errors import UserError
@@ -71,6 +72,7 @@ def train(config: TrainConfig) -> None:
         world.wait()  # before the folder changes, everyone has read it
         if world.leads:
             open_folder(run, state.config, state.progress.update)
+            environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
         if fit(trainer) and world.leads:
             finish(run, state, corpora.test, logbook)
