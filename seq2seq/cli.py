@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
     "evaluate": (config.EvaluateConfig, "scores of trained runs, with error bars"),
     "compare": (config.CompareConfig, "is one run better than another, or was it luck"),
+    "report": (config.ReportConfig, "one offline page on a run: curves, scores, attention, sentences"),
     "reproduce": (config.ReproduceConfig, "train a run again and compare the score"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
 }
@@ -51,6 +52,12 @@ seq2seq compare a b c search=greedy sentences=5   two against the first, greedil
 seq2seq compare a b source=a.en reference=a.de    on your own files
 seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
 seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
+    "report": """\
+seq2seq report                                    the newest run: outputs/<name>/report.html
+seq2seq report my-lstm output=page.html           another run, to a place of its own
+seq2seq report my-lstm show=[3,17]                with the attention of these sentences besides
+seq2seq report my-lstm source=a.en reference=a.de on your own files
+seq2seq report my-lstm search=greedy              as greedy search translates""",
     "reproduce": """\
 seq2seq reproduce                                 the newest run, trained again beside it
 seq2seq reproduce my-lstm                         another run, as my-lstm-again

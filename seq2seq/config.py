@@ -382,6 +382,15 @@ class CompareConfig(TestConfig):
 
 
 @dataclass(frozen=True)
+class ReportConfig(TestConfig):
+    run: str | None
+    output: str | None
+    tokenize: Tokenize | None
+    show: list[Count]
+    sentences: Count
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     run: str | None
     name: str | None

@@ -305,6 +305,8 @@ class Lengths:
     ratio: float  # words said over words of the first reference
     repeating: list[int]  # sentences that say something twice in a row where no reference does
     short: list[int]  # sentences with under 70 % of the words of the shortest reference
+    omitted: float  # share of the words of the first reference that are not said, each as often as it stands there
+    added: float  # share of the words said that do not stand in the first reference
 
     def __str__(self) -> str:
         return f"{self.ratio:.3f} of the reference; {len(self.repeating):,} repeat, {len(self.short):,} break off"
@@ -314,10 +316,17 @@ def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
     said = [hypothesis.split() for hypothesis in hypotheses]
     meant = [[text.split() for text in several] for several in zip(*test.references, strict=True)]
     total = sum(len(several[0]) for several in meant)
+    common = sum(
+        sum((Counter(words_of(hypothesis)) & Counter(words_of(reference))).values())
+        for hypothesis, reference in zip(hypotheses, test.references[0], strict=True)
+    )
+    spoken, asked = (sum(len(words_of(text)) for text in side) for side in (hypotheses, test.references[0]))
     return Lengths(
         sum(map(len, said)) / max(1, total),
         [i for i, words in enumerate(said) if repetitions(words) > max(map(repetitions, meant[i]))],
         [i for i, words in enumerate(said) if len(words) < 0.7 * min(map(len, meant[i]))],
+        1 - common / max(1, asked),
+        1 - common / max(1, spoken),
     )
 
 
