@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seq2seq.evaluation import TestSet
 from seq2seq.text import toy
 from seq2seq.translator import Translation, Translator
 
@@ -93,6 +94,12 @@ class AlignmentErrors:
         if len(self.heads) == len(self.heads[0]) == 1:
             return f"{rate:.3f}"
         return f"{rate:.3f} by layer {layer + 1}, head {head + 1}; {self.mean:.3f} by the mean of all heads"
+
+
+def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | None:
+    """The error rates of a model on a test set; None where nobody knows the true alignment."""
+    true = known_links(test.source, test.references[0]) if test.grammar else None
+    return alignment_errors(translator, test.source, test.references[0], true) if true else None
 
 
 def known_links(sources: Sequence[str], targets: Sequence[str]) -> list[Links] | None:

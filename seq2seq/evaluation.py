@@ -37,6 +37,7 @@ class TestSet:
     source: Sequence[str]
     references: Sequence[Sequence[str]]  # by translator, then by sentence
     language: str = ""  # of the references, where it is known
+    grammar: bool = False  # the embedded grammar made it, and knows which words belong together
 
     def __len__(self) -> int:
         return len(self.source)

@@ -114,13 +114,14 @@ def typical(test: TestSet, count: int) -> list[int]:
 # ------------------------------------------------------------------------------------------ attention
 
 
-def attention(place: int, translation: Translation, reference: str, score: float) -> dict[str, Any]:
+def attention(place: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
     """What a picture of a sentence needs: pieces, words, and the weights of every layer and head."""
     assert translation.weights_LNTS is not None
     # The rows say the pieces and the end, the columns read the pieces and the end mark of the source.
     sources, targets = list(translation.source_pieces[:-1]), list(translation.pieces)
     return {
         "place": place,
+        "text": [source, translation.text],
         "source": [*sources, "⏎"],
         "target": [*targets, "⏎"],
         "source_words": words_of(sources),

@@ -59,7 +59,8 @@ def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestS
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
         raise UserError(f"split: {data.name} has no {split} set; name two files: source=… reference=…")
-    return TestSet(split if other is None else f"{data.name}.{split}", corpus.source, [corpus.target], data.target)
+    name = split if other is None else f"{data.name}.{split}"
+    return TestSet(name, corpus.source, [corpus.target], data.target, data.path == "toy")
 
 
 def of_sacrebleu(name: str, data: DataConfig) -> TestSet:

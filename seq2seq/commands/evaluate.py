@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from seq2seq import config as configs
+from seq2seq.alignment import AlignmentErrors, alignment_of
 from seq2seq.config import EvaluateConfig
 from seq2seq.device import choose_device, tune_cpu
 from seq2seq.evaluation import (
@@ -43,6 +44,7 @@ class Evaluated:
     scores: list[Score]
     lengths: Lengths
     details: dict[str, list[Group]]
+    alignment: AlignmentErrors | None  # where the true alignment is known
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -76,7 +78,8 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
         print(f"speed      {len(test) / seconds:,.0f} sentences/s, beam {config.search.beam}")
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
-        one = Evaluated(run, test, scores, lengths(hypotheses, test), details)
+        alignment = alignment_of(translator, test)
+        one = Evaluated(run, test, scores, lengths(hypotheses, test), details, alignment)
         print_evaluation(one, several)
         write_evaluation(one, hypotheses, config)
         found.append(one)
@@ -121,6 +124,8 @@ def print_evaluation(one: Evaluated, several: bool) -> None:
         for score in one.scores:
             print(f"{score.name:10} {score!s:15} {score.signature}")
     print(f"length     {one.lengths}")
+    if one.alignment:
+        print(f"AER        {one.alignment}")
     for title, groups in one.details.items():
         print(f"\n{title}")
         for group in groups:
@@ -161,6 +166,7 @@ def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConf
     measured = {
         "scores": {name: asdict(score) for name, score in zip(config.metrics, one.scores, strict=True)},
         "lengths": asdict(one.lengths),
+        "alignment": asdict(one.alignment) if one.alignment else None,
         "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
         "config": configs.plain(config),
     }

@@ -11,7 +11,7 @@ import yaml
 
 from seq2seq import __version__, environment
 from seq2seq import report as pages
-from seq2seq.alignment import AlignmentErrors, alignment_errors, known_links
+from seq2seq.alignment import alignment_of
 from seq2seq.commands.train import hint
 from seq2seq.config import ReportConfig, TrainConfig, plain
 from seq2seq.device import tune_cpu
@@ -109,14 +109,9 @@ def attention_of(
     looked = []
     for place, (best, *_) in zip(places, found, strict=True):
         one = TestSet("", [test.source[place]], [[reference] for reference in several[place]])
-        looked.append(pages.attention(place, best, several[place][0], sentence_scores([best.text], one)[0]))
+        score = sentence_scores([best.text], one)[0]
+        looked.append(pages.attention(place, best, test.source[place], several[place][0], score))
     return looked
-
-
-def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | None:
-    """Error rates, where the grammar knows the truth."""
-    true = known_links(test.source, test.references[0])
-    return alignment_errors(translator, test.source, test.references[0], true) if true else None
 
 
 def repeat(run: Run, stored: TrainConfig, config: ReportConfig) -> list[str]:
