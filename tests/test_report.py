@@ -97,14 +97,10 @@ def test_attention_between_words_is_the_sum_over_sources_and_the_mean_over_targe
         words = alignment.word_attention(told)
         weights, (last, end) = told.weights_LNTS, (len(told.pieces), len(told.source_pieces) - 1)
         assert weights is not None
-        by_hand = torch.zeros_like(words)
-        sources, targets = (alignment.shares(side) for side in (told.source_pieces[:-1], told.pieces))
-        for t in range(last):
-            for s in range(end):
-                for w in range(words.shape[2]):
-                    for x in range(words.shape[3]):
-                        part = targets[t, w] / targets[:, w].sum() * sources[s, x]
-                        by_hand[:, :, w, x] += part * weights[:, :, t, s]
+        sources, targets = (alignment.shares(side).numpy() for side in (told.source_pieces[:-1], told.pieces))
+        mean_of_each = targets / targets.sum(0)
+        kept = weights.numpy()[:, :, :last, :end]
+        by_hand = torch.from_numpy(np.einsum("tw,sx,lnts->lnwx", mean_of_each, sources, kept))
         torch.testing.assert_close(words, by_hand)
         assert (words.sum(-1) <= 1 + 1e-5).all(), "what is missing is on the end mark"
 

@@ -101,9 +101,10 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
 
 def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
     """Every value in which the runs differ."""
-    flat = [flat({k: v for k, v in config.items() if k not in NAMES}) for config in configs]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key, "–")) for f in flat}) > 1]
-    rows = [["config", *names], *([key, *(str(f.get(key, "–")) for f in flat)] for key in keys)]
+    values = [flat({name: value for name, value in config.items() if name not in NAMES}) for config in configs]
+    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one}
+    keys = [key for key, several in every.items() if len(set(several)) > 1]
+    rows = [["config", *names], *([key, *every[key]] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
     print()
     for row in rows if keys else [["config", "the same"]]:
