@@ -93,6 +93,9 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
     difference = other.value - first.value
     sign = -1 if metric in LOWER_IS_BETTER else 1
     p = max(other.bootstrap, other.randomised)
+    if difference == 0:
+        # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
+        return f"{TITLES[metric]:10} {name} and {baseline} are equal"
     word = "better" if sign * difference > 0 else "worse"
     if p >= 0.05:
         return f"{TITLES[metric]:10} {name} and {baseline}: {difference:+.2f}, which may be luck (p = {p:.2f})"
