@@ -25,11 +25,10 @@ from safetensors.torch import load_file
 
 from seq2seq.run import Run
 
-UPDATES = 600
 SETTINGS = [
     *("model.width=32", "model.feed_forward=64", "model.encoder_layers=1", "model.decoder_layers=1"),
     *("tokenizer.vocabulary=200", "tokenizer.sampling=0.1", "training.tokens=400", "training.average=ema"),
-    *(f"training.updates={UPDATES}", "training.validate_every=20", "training.log_every=5", "training.samples=0"),
+    *("training.validate_every=20", "training.log_every=5", "training.samples=0"),
     *("data.held_out=20", "search.length_extra=2", "search.length_factor=1", "optimizer.warmup=50"),
 ]
 
@@ -39,14 +38,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="times the process is killed with signal 9")
     parser.add_argument("--terms", type=int, default=10, help="times it is asked to stop with SIGTERM")
     parser.add_argument("--full", type=int, default=10, help="times the disk is full when a checkpoint is written")
+    parser.add_argument("--updates", type=int, default=600, help="length of the training")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     options = parser.parse_args()
+    SETTINGS.append(f"training.updates={options.updates}")
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         train(folder, "whole").communicate()
         whole = Run(folder / "outputs" / "whole")
-        print(f"undisturbed: {len(list(whole.checkpoints.glob('update-*')))} checkpoints kept, {UPDATES} updates")
+        print(
+            f"undisturbed: {len(list(whole.checkpoints.glob('update-*')))} checkpoints kept, {options.updates} updates"
+        )
         right = []
         for name, count, disturb in (
             ("SIGKILL", options.kills, partial(kill, draw, signal.SIGKILL)),
