@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seq2seq.config import SearchConfig
 from seq2seq.model.state import State
+from seq2seq.search.constraints import Rules
 from seq2seq.search.scoring import (
     NEVER,
     Hypothesis,
@@ -133,23 +134,26 @@ def expand(
     said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
     sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
     logits_RV, total_R1 = permit(logits_RV, length, task, specials, said_RT, sentence_R)
+    if task.rules and task.rules.required and said_RT is not None:
+        # Not only the best of a sentence: those that have said more of what is required are less likely.
+        candidates = continue_(logits_RV, total_R1, beams.log_probability_BK, 2 * K, 2 * K * K)
+        return with_required(candidates, logits_RV - total_R1, beams, task.rules, said_RT)
     # K of them may end, and K must go on; a greedy hypothesis that ends is all there is to find.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
     if config.groups > 1:
         return diverse(logits_RV, total_R1, beams, config, specials.end, count)
-    candidates = continue_(logits_RV, total_R1, beams.log_probability_BK, count)
-    if task.rules and task.rules.required and said_RT is not None:
-        return with_required(candidates, logits_RV - total_R1, beams, task.rules.wanted(said_RT))
-    return candidates
+    return continue_(logits_RV, total_R1, beams.log_probability_BK, count, count)
 
 
-def continue_(logits_RV: Tensor, total_R1: Tensor, log_probability_BK: Tensor, count: int) -> Candidates:
-    """The `count` best continuations of each sentence."""
+def continue_(
+    logits_RV: Tensor, total_R1: Tensor, log_probability_BK: Tensor, of_row: int, of_sentence: int
+) -> Candidates:
+    """The best continuations of each hypothesis, and of those the best of each sentence."""
     B, K = log_probability_BK.shape
     # The best of a sentence are among the best of its rows; only those are normalised.
-    best_RC, ids_RC = best(logits_RV, count)
+    best_RC, ids_RC = best(logits_RV, of_row)
     all_BX = ((best_RC - total_R1).view(B, K, -1) + log_probability_BK[:, :, None]).flatten(1)
-    rank_BC, place_BC = all_BX.topk(min(count, all_BX.shape[1]), dim=-1)
+    rank_BC, place_BC = all_BX.topk(min(of_sentence, all_BX.shape[1]), dim=-1)
     ids_BC = ids_RC.reshape(B, -1).gather(1, place_BC)
     return Candidates(rank_BC, rank_BC, ids_BC, place_BC // ids_RC.shape[1])
 
@@ -164,7 +168,7 @@ def diverse(
     parts = []
     for g in range(G):
         less_RV = (logits_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
-        found = continue_(less_RV, total_BGK1[:, g].flatten(0, 1), beams.log_probability_BK[g::G], count)
+        found = continue_(less_RV, total_BGK1[:, g].flatten(0, 1), beams.log_probability_BK[g::G], count, count)
         off_BC = config.diversity * taken_BV.gather(1, found.ids_BC)
         parts.append(replace(found, log_probability_BC=found.log_probability_BC + off_BC))
         rank_BK, chosen_BK = found.rank_BC.masked_fill(found.ids_BC == end, NEVER).topk(K)
@@ -174,21 +178,25 @@ def diverse(
 
 
 def with_required(
-    candidates: Candidates, log_probability_RV: Tensor, beams: Beams, wanted_R: list[list[int]]
+    candidates: Candidates, log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor
 ) -> Candidates:
-    """The candidates, and behind them those that say what the rules want."""
-    B, K = beams.last_BK.shape
+    """The candidates and those that say what the rules want; first all whose hypothesis lacks nothing, and may end."""
+    (B, K), device = beams.last_BK.shape, said_RT.device
+    wanted_R = rules.wanted(said_RT)
     width = max(map(len, wanted_R))
-    if width == 0:
-        return candidates
-    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in wanted_R], device=beams.last_BK.device)
-    real_RX = torch.arange(width, device=ids_RX.device) < torch.tensor([[len(ids)] for ids in wanted_R]).to(ids_RX)
-    log_RX = log_probability_RV.gather(1, ids_RX).masked_fill(~real_RX, NEVER) + beams.log_probability_BK.view(-1, 1)
-    log_BX, ids_BX = log_RX.reshape(B, -1), ids_RX.reshape(B, -1)
-    origin_BX = torch.arange(K, device=ids_RX.device).repeat_interleave(width).expand(B, -1)
-    rank_BC = torch.cat((candidates.rank_BC, log_BX), 1)
-    ids_BC = torch.cat((candidates.ids_BC, ids_BX), 1)
-    return Candidates(rank_BC, rank_BC, ids_BC, torch.cat((candidates.origin_BC, origin_BX), 1))
+    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in wanted_R], dtype=torch.int64, device=device)
+    count_R1 = torch.tensor([[len(ids)] for ids in wanted_R], device=device)
+    log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
+    log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEVER)
+    origin_BX = torch.arange(K, device=device).repeat_interleave(width).expand(B, -1)
+    rank_BC = torch.cat((candidates.rank_BC, log_RX.view(B, -1)), 1)
+    ids_BC = torch.cat((candidates.ids_BC, ids_RX.view(B, -1)), 1)
+    origin_BC = torch.cat((candidates.origin_BC, origin_BX), 1)
+    lacks_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
+    by_rank_BC = rank_BC.argsort(1, descending=True)
+    order_BC = by_rank_BC.gather(1, lacks_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
+    rank_BC = rank_BC.gather(1, order_BC)
+    return Candidates(rank_BC, rank_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
 
 
 def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int, length: int) -> Beams:

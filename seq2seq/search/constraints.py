@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -124,10 +124,12 @@ class Rules:
         banks: dict[int, list[int]] = {}
         seen: set[tuple[int, ...]] = set()
         late: list[int] = []
+        unfit: list[int] = []
         for place in sorted(range(len(candidates)), key=lambda c: -candidates[c][0]):
             _, said, id_ = candidates[place]
             whole = (*said, id_)
-            if id_ == self.end or (whole in seen and candidates[place][0] > NEVER):
+            if id_ == self.end or whole in seen:
+                unfit.append(place)
                 continue
             seen.add(whole)
             progress = self.progress(list(whole))
@@ -136,8 +138,8 @@ class Rules:
         share = K // (total + 1)
         chosen = [place for bank in banks.values() for place in bank[:share]]
         # What is over goes to those that have said most.
-        rest = chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)), late)
-        chosen += [place for place, _ in zip(rest, range(K - len(chosen)), strict=False)]
+        rest = chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)))
+        chosen += islice(chain(rest, late, unfit), K - len(chosen))
         return sorted(chosen, key=lambda c: -candidates[c][0])
 
 

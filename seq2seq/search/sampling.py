@@ -95,15 +95,16 @@ def draw(probability_RV: Tensor, uniform_R: Tensor) -> Tensor:
 def seeds(sentences: Sequence[int], samples: int, seed: int) -> Seeds:
     """A number for each sample of each sentence."""
     each = mixed(np.array(sentences, np.uint64)[:, None] + mixed(np.array([seed], np.uint64)))
-    return mixed(each + np.arange(1, samples + 1, dtype=np.uint64) * STRIDE).reshape(-1)
+    return mixed(each + strides(np.arange(1, samples + 1))).reshape(-1)
 
 
 def uniform(seed_R: Seeds, step: int) -> NDArray[np.float64]:
     """Numbers from 0 to below 1, for these seeds at this step."""
-    return (mixed(seed_R + np.uint64(step) * STRIDE) >> np.uint64(32)) / 2.0**32
+    return (mixed(seed_R + strides(np.array([step]))) >> np.uint64(32)) / 2.0**32
 
 
-STRIDE = np.uint64(0x9E3779B97F4A7C15)
+def strides(counts: NDArray[np.int64]) -> Seeds:
+    return counts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(x: Seeds) -> Seeds:
