@@ -315,7 +315,13 @@ class TranslateConfig:
     precision: Precision
     input: str | None
     output: str | None
+    split_lines: bool
+    progress: bool | None
     search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.split_lines and self.search.n_best > 1:
+            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
 
 
 def _head_problems(width: int, heads: int, position: str) -> Problems:
