@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -48,6 +49,12 @@ def tune_cpu() -> None:
         trim_threshold, mmap_threshold, never = -1, -3, 2**31 - 1
         mallopt(trim_threshold, never)
         mallopt(mmap_threshold, never)
+
+
+def keep_few_kernels() -> None:
+    """Bound oneDNN's caches of kernels, one for each shape: on text of any length they grow to gigabytes."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")  # read when the first kernel is made
 
 
 def _cpu_multiplies_bfloat16() -> bool:

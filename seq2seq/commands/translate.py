@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from seq2seq.config import TranslateConfig
-from seq2seq.device import tune_cpu
+from seq2seq.device import keep_few_kernels, tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.run import Run
 from seq2seq.text.lines import Arriving, Line, decoded, sentences
@@ -33,6 +33,7 @@ def translate(config: TranslateConfig) -> None:
     if config.input and not Path(config.input).is_file():
         raise UserError(f"input: {config.input} is no file here")
     tune_cpu()
+    keep_few_kernels()
     folder = run.checkpoint(config.checkpoint)
     translator = Translator.from_checkpoint(folder, config.device, config.precision)
     if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty():
