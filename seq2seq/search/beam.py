@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Hypothesis:
     ids: list[int]  # without END
     log_probability: float  # of all ids and END
     score: float  # the log probability over the length penalty: what hypotheses are ranked by
+    token_log_probabilities: tuple[float, ...]  # of each id, then of END
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Beams:
     sentence_B: Tensor  # which sentence of the input each row group is
     limit_B: Tensor  # tokens, END included
     tokens_BKT: Tensor
+    path_BKT: Tensor  # the log probability after each token
     log_probability_BK: Tensor
     done_BKT: Tensor
+    done_path_BKT: Tensor
     done_log_probability_BK: Tensor
     done_score_BK: Tensor
     done_length_BK: Tensor
@@ -95,8 +99,10 @@ def _start(max_length_B: Tensor, K: int, specials: Specials) -> Beams:
         sentence_B=torch.arange(B, device=device),
         limit_B=max_length_B,
         tokens_BKT=torch.full((B, K, 1), specials.begin, device=device),
+        path_BKT=log_probability_BK[:, :, None],
         log_probability_BK=log_probability_BK,
         done_BKT=torch.zeros((B, K, longest), dtype=torch.int64, device=device),
+        done_path_BKT=torch.zeros((B, K, longest), device=device),
         done_log_probability_BK=impossible_BK,
         done_score_BK=impossible_BK,
         done_length_BK=torch.zeros((B, K), dtype=torch.int64, device=device),
@@ -135,13 +141,17 @@ def finish(
     log_probability_BC = scores_BC[:, :K].masked_fill(~ends_BC, NEVER)
     scores_BX = torch.cat((beams.done_score_BK, log_probability_BC / length_penalty(length, penalty)), 1)
     done_score_BK, chosen_BK = scores_BX.topk(K, dim=1)
-    said_BCT = beams.tokens_BKT[:, :, 1:].take_along_dim(origin_BC[:, :K, None], 1)
-    padded_BCT = beams.done_BKT.new_zeros((*ends_BC.shape, beams.done_BKT.shape[2]))
-    padded_BCT[:, :, : length - 1] = said_BCT
+
+    def merged(done_BKT: Tensor, open_BKT: Tensor) -> Tensor:
+        ended_BCT = done_BKT.new_zeros((*ends_BC.shape, done_BKT.shape[2]))
+        ended_BCT[:, :, : length - 1] = open_BKT[:, :, 1:].take_along_dim(origin_BC[:, :K, None], 1)
+        return torch.cat((done_BKT, ended_BCT), 1).take_along_dim(chosen_BK[:, :, None], 1)
+
     lengths_BC = torch.full_like(ids_BC[:, :K], length - 1)
     return replace(
         beams,
-        done_BKT=torch.cat((beams.done_BKT, padded_BCT), 1).take_along_dim(chosen_BK[:, :, None], 1),
+        done_BKT=merged(beams.done_BKT, beams.tokens_BKT),
+        done_path_BKT=merged(beams.done_path_BKT, beams.path_BKT),
         done_log_probability_BK=torch.cat((beams.done_log_probability_BK, log_probability_BC), 1).gather(1, chosen_BK),
         done_score_BK=done_score_BK,
         done_length_BK=torch.cat((beams.done_length_BK, lengths_BC), 1).gather(1, chosen_BK),
@@ -154,9 +164,11 @@ def extend(beams: Beams, scores_BC: Tensor, ids_BC: Tensor, origin_BC: Tensor, e
     open_BC = scores_BC.masked_fill(ids_BC == end, NEVER)
     log_probability_BK, chosen_BK = open_BC.topk(K, dim=1)
     origin_BK = origin_BC.gather(1, chosen_BK)
-    said_BKT = beams.tokens_BKT.take_along_dim(origin_BK[:, :, None], 1)
-    tokens_BKT = torch.cat((said_BKT, ids_BC.gather(1, chosen_BK)[:, :, None]), 2)
-    return replace(beams, tokens_BKT=tokens_BKT, log_probability_BK=log_probability_BK), origin_BK
+    tokens_BKT = beams.tokens_BKT.take_along_dim(origin_BK[:, :, None], 1)
+    tokens_BKT = torch.cat((tokens_BKT, ids_BC.gather(1, chosen_BK)[:, :, None]), 2)
+    path_BKT = beams.path_BKT.take_along_dim(origin_BK[:, :, None], 1)
+    path_BKT = torch.cat((path_BKT, log_probability_BK[:, :, None]), 2)
+    return replace(beams, tokens_BKT=tokens_BKT, path_BKT=path_BKT, log_probability_BK=log_probability_BK), origin_BK
 
 
 def length_penalty(length: int, alpha: float) -> float:
@@ -169,10 +181,18 @@ def _collect(beams: Beams, n_best: int, results: list[list[Hypothesis]]) -> None
     columns = (
         beams.sentence_B,
         beams.done_BKT,
+        beams.done_path_BKT,
         beams.done_length_BK,
         beams.done_log_probability_BK,
         beams.done_score_BK,
     )
-    for sentence, done, lengths, log_probabilities, scores in zip(*(c.tolist() for c in columns), strict=True):
-        ranked = zip(done, lengths, log_probabilities, scores, strict=True)
-        results[sentence] = [Hypothesis(d[:n], p, s) for d, n, p, s in ranked if s > NEVER][:n_best]
+    for sentence, *rest in zip(*(c.tolist() for c in columns), strict=True):
+        ranked = zip(*rest, strict=True)
+        results[sentence] = [
+            Hypothesis(ids[:n], p, s, _steps(path[:n], p)) for ids, path, n, p, s in ranked if s > NEVER
+        ][:n_best]
+
+
+def _steps(path: list[float], total: float) -> tuple[float, ...]:
+    """What each token added to the log probability."""
+    return tuple(after - before for before, after in pairwise([0.0, *path, total]))
