@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +19,7 @@ from seq2seq.errors import UserError
 from seq2seq.run import Run
 from seq2seq.text.lines import Arriving, Line, decoded, sentences
 from seq2seq.text.sources import raw_lines
-from seq2seq.translator import Translation, Translator
+from seq2seq.translator import EMPTY, Translation, Translator
 
 FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
 
@@ -109,7 +110,8 @@ class Filter:
 
 def joined(parts: Sequence[Translation]) -> Translation:
     """The translations of a line's sentences as that of the line."""
-    return Translation(" ".join(part.text for part in parts if part.text), cut=any(part.cut for part in parts))
+    text = " ".join(part.text for part in parts if part.text)
+    return replace(EMPTY, text=text, cut=any(part.cut for part in parts))
 
 
 def one_line(text: str) -> str:
