@@ -324,6 +324,18 @@ class TranslateConfig:
             yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
 
 
+@dataclass(frozen=True)
+class ExportConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    quantization: Literal["float32", "float16", "int8", "int8_float16"]
+    output: str | None
+    overwrite: bool
+    sentences: Count
+    data_path: str | None
+
+
 def _head_problems(width: int, heads: int, position: str) -> Problems:
     if width % heads:
         fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 64]
