@@ -72,10 +72,11 @@ def convert(config: ExportConfig, checkpoint: Path, place: Path, corpus: Corpus)
     stored, tokenizer, model = load_checkpoint(checkpoint)
     assert isinstance(stored.model, TransformerConfig)
     rows = [i for i in range(len(corpus)) if corpus.source[i].strip()][: config.sentences]
+    most = stored.model.max_length
+    sources = [ids if len(ids) <= most else [*ids[: most - 1], END] for ids in encoded(tokenizer, corpus, rows)]
     sentences, references = [corpus.source[i] for i in rows], [corpus.target[i] for i in rows]
-    longest = stored.model.max_length
-    encoded = tokenizer.encode_source(sentences)
-    sources = [ids if len(ids) <= longest else [*ids[: longest - 1], END] for ids in encoded]
+    # Twice the longest sentence: a model that finds no end need not prove it for hundreds of subwords.
+    longest = min(most, 2 * len(sources[-1]) + 10)
     save_ctranslate2(model.eval(), stored.model, tokenizer, place, "float32")
     here, there = Here(model, search_preset("beam"), longest), There(place, tokenizer, longest)
     told = []
@@ -97,6 +98,13 @@ def convert(config: ExportConfig, checkpoint: Path, place: Path, corpus: Corpus)
         told.append(f"{config.quantization}, beam {BEAMS[-1]}: {agreement(tokenizer, full, small, references)}")
         print(f"agreement  {told[-1]}")
     return told
+
+
+def encoded(tokenizer: Tokenizer, corpus: Corpus, rows: list[int]) -> list[list[int]]:
+    """The sources of these rows, which are put in the order of their length."""
+    found = dict(zip(rows, tokenizer.encode_source([corpus.source[i] for i in rows]), strict=True))
+    rows.sort(key=lambda i: len(found[i]))
+    return [found[i] for i in rows]
 
 
 def agreement(tokenizer: Tokenizer, full: list[list[int]], small: list[list[int]], references: list[str]) -> str:
