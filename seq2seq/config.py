@@ -381,7 +381,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class TranslateConfig:
-    run: str | None
+    run: str | list[str] | None
     checkpoint: str
     outputs: str
     device: str

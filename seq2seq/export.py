@@ -20,7 +20,8 @@ from seq2seq.model import transformer
 from seq2seq.model.attention import Attention, Position
 from seq2seq.model.layers import FeedForward, Residual
 from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.search.beam import Specials, beam_search
+from seq2seq.search.beam import beam_search
+from seq2seq.search.scoring import Specials, Task
 from seq2seq.text.tokenizer import BEGIN, END, FILES, PAD, UNKNOWN, Tokenizer
 
 NAMES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
@@ -224,9 +225,10 @@ class Here:
         found: list[list[int]] = []
         for batch in batches(sources):
             source_BS = padded(batch)
-            limit_B = torch.full((len(batch),), self.longest)
+            longest_B, none_B = torch.full((len(batch),), self.longest), torch.zeros(len(batch), dtype=torch.int64)
+            task = Task(longest_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
             state, search = self.model.start(source_BS, source_BS != PAD), replace(self.search, beam=beam)
-            ranked = beam_search(self.model.step, state, search, Specials(BEGIN, END, ()), limit_B)
+            ranked = beam_search(self.model.step, state, search, Specials(BEGIN, END, ()), task)
             found += [hypotheses[0].ids for hypotheses in ranked]
         return found
 
