@@ -433,14 +433,32 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class TranslateConfig:
-    run: str | None
+    run: str | list[str] | None
     checkpoint: str
     outputs: str
     device: str
     precision: Precision
     input: str | None
     output: str | None
+    split_lines: bool
+    progress: bool | None
     search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.split_lines and self.search.n_best > 1:
+            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    quantization: Literal["float32", "float16", "int8", "int8_float16"]
+    output: str | None
+    overwrite: bool
+    sentences: Count
+    data_path: str | None
 
 
 def _head_problems(width: int, heads: int, position: str) -> Problems:

@@ -84,7 +84,7 @@ def permit(
     raw_RV = logits_RV
     logits_RV = logits_RV.to(torch.float32, copy=True)
     total_R1 = log_sum_exp(logits_RV)
-    logits_RV.index_fill_(1, torch.tensor(specials.banned, device=logits_RV.device), NEVER)
+    logits_RV.index_fill_(1, torch.tensor(specials.banned, dtype=torch.int64, device=logits_RV.device), NEVER)
     rows = len(logits_RV) // len(task.longest_B)
     early_B, last_B = task.shortest_B > length, task.longest_B <= length
     if early_B.any():
