@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sacrebleu
 
-from seq2seq.commands.evaluate import moved
+from seq2seq.testsets import moved
 from seq2seq.config import ExportConfig, TrainConfig, TransformerConfig, search_preset
 from seq2seq.errors import UserError
 from seq2seq.export import Here, There, import_ctranslate2, prove, save_ctranslate2, unsupported

@@ -42,7 +42,7 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     said = [best.text for best, *_ in translator.translate([corpus.source[i] for i in own], config.search)]
     parts = world.gather((total, tokens, said))
     hypotheses = [parts[i % world.size][2][i // world.size] for i in range(len(corpus))]
-    scores = score(hypotheses, corpus.target)
+    scores = score(hypotheses, corpus.target, config.data.target)
     loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
     return Validation(
         {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf},
