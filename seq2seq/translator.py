@@ -5,23 +5,28 @@ Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.config import SearchConfig, search_preset
 from seq2seq.device import choose_device, choose_precision
 from seq2seq.errors import UserError
+from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.model.state import State
 from seq2seq.run import Run
-from seq2seq.search.beam import Hypothesis, Specials, beam_search, length_penalty
+from seq2seq.search.beam import beam_search
+from seq2seq.search.constraints import Rules
+from seq2seq.search.mbr import expected_similarity
+from seq2seq.search.sampling import sample
+from seq2seq.search.scoring import Hypothesis, Specials, Task, length_penalty
 from seq2seq.text.batches import by_budget
 from seq2seq.text.store import Ragged
 from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
@@ -54,29 +59,29 @@ class Translation:
 EMPTY = Translation("", (), 0.0, 0.0, False, (), (), None)  # of an empty sentence: no model was asked
 
 
-class Member(NamedTuple):
-    """One model, and how it reads the source."""
+class Source(NamedTuple):
+    """A sentence as each model of the ensemble reads it."""
 
-    model: Seq2Seq
-    tokenizer: Tokenizer
-    max_length: int
+    ids: tuple[list[int], ...]
+    cut: bool
+    pieces: tuple[str, ...]  # of the first model
 
 
 class Forced(NamedTuple):
     """What the model gives a target that it is told."""
 
-    log_probabilities: list[float]  # of each id, then of END
+    log_probabilities: tuple[float, ...]  # of each id, then of END
     weights_LNTS: Tensor | None
 
 
 class Translator:
-    """One model or an ensemble with its tokenizer, ready to translate raw sentences.
+    """A model with its tokenizer, or an ensemble, ready to translate raw sentences.
 
     Nothing in it changes after loading, so several threads may translate with one.
     """
 
     def __init__(self, model: Seq2Seq, tokenizer: Tokenizer, device: torch.device, max_length: int) -> None:
-        self.members = (Member(model, tokenizer, max_length),)
+        self.models, self.tokenizers = Ensemble([model]), [tokenizer]
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
 
     @classmethod
@@ -103,15 +108,21 @@ class Translator:
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
-        """Models of either family that average their probabilities; each may read the source in its own pieces."""
+        """Models of either family that average their probabilities; each may read the source in its own subwords."""
         if not translators:
             raise UserError("run: an ensemble needs at least one run", code=2)
         first = translators[0]
-        together = cls(*first.members[0][:2], first.device, min(t.max_length for t in translators))
+        if len(translators) == 1:
+            return first
         for other, name in zip(translators[1:], names[1:], strict=True):
             if other.tokenizer.target_pieces != first.tokenizer.target_pieces:
-                raise UserError(f"run: {names[0]} and {name} write other subwords; an ensemble shares the target ones")
-        together.members = tuple(member for translator in translators for member in translator.members)
+                raise UserError(
+                    f"run: {names[0]} and {name} write different subwords, and cannot be one ensemble; "
+                    "train them with one tokenizer"
+                )
+        together = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
+        together.models = Ensemble([model for translator in translators for model in translator.models.models])
+        together.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return together
 
     # ------------------------------------------------------------------------------------- translate
@@ -126,36 +137,75 @@ class Translator:
     ) -> list[list[Translation]]:
         """For each sentence its translations, best first; an empty sentence has one, the empty one.
 
-        A translation begins with its sentence's prefix, where there is one. Attention weights cost another pass of the
-        model over what was found.
+        A translation begins with its sentence's prefix, where that is not empty. Attention weights cost another pass
+        of the model over what was found.
         """
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
-        if prefixes is not None:
-            raise NotImplementedError("prefixes")
+        if prefixes is not None and len(prefixes) != len(sentences):
+            raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes do not go together")
         search = search or search_preset("beam")
         sources = self._read(sentences)
+        begun = self._target_ids(prefixes or [""] * len(sentences))
+        rules = self._rules(search, begun)
         found: list[list[Hypothesis]] = [[] for _ in sentences]
         # Short sentences with short ones: little padding, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: len(sources[i].ids[0]))
-        widths = np.array([max(map(len, sources[i].ids)) for i in order])
-        for batch in by_budget(widths * search.beam, search.tokens):
-            hypotheses = self._search([sources[i] for i in order[batch]], search)
-            for i, ranked in zip(order[batch], hypotheses, strict=True):
-                found[i] = ranked
+        widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
+        for batch in by_budget(widths * search.rows, search.tokens):
+            chosen = order[batch]
+            rules_here = rules and rules.of([begun[i] for i in chosen])
+            for i, hypotheses in zip(
+                chosen, self._search([sources[i] for i in chosen], search, rules_here), strict=True
+            ):
+                found[i] = self._chosen(hypotheses, search)
         weights = self._attention(sources, found) if attention else {}
         return [
             [self._translation(source, hypothesis, weights.get(id(hypothesis))) for hypothesis in ranked] or [EMPTY]
             for source, ranked in zip(sources, found, strict=True)
         ]
 
-    def _search(self, sources: list[Source], search: SearchConfig) -> list[list[Hypothesis]]:
-        lengths_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
-        longest_B = (lengths_B * search.length_factor).long() + search.length_extra
+    def _search(self, sources: list[Source], search: SearchConfig, rules: Rules | None) -> list[list[Hypothesis]]:
+        length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
+        longest_B = (length_B * search.length_factor).long() + search.length_extra
+        shortest_B = (length_B * search.min_length_factor).long() + search.min_length_extra
+        longest_B = longest_B.clamp(1, self.max_length)
+        if rules:
+            longest_B = longest_B.maximum(torch.tensor(rules.lengths(), device=self.device) + 1)
+        seeds = [seed(source.ids[0]) for source in sources]
+        task = Task(longest_B, shortest_B.minimum(longest_B), length_B, seeds, rules)
         with torch.inference_mode():
             state = self._start(sources)
-            return beam_search(self._step, state, search, SPECIALS, longest_B.clamp(1, self.max_length))
+            if search.samples:
+                return sample(self.models.step, state, search, SPECIALS, task)
+            step = self._look if search.coverage_penalty else self.models.step
+            return beam_search(step, state, search, SPECIALS, task)
+
+    def _look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        """A step, and where it looked: the mean over layers and heads."""
+        logits_RTV, state, weights_RLNTS = self.models.look(target_RT, state)
+        return logits_RTV, state, weights_RLNTS[:, :, :, -1].float().mean((1, 2))
+
+    def _chosen(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:
+        """The best by score, or by their likeness to the others."""
+        if search.choose != "score":
+            texts = [self.tokenizer.decode(hypothesis.ids) for hypothesis in hypotheses]
+            likeness = dict(zip(texts, expected_similarity(texts, search.choose), strict=True))
+            by_text = {text: hypothesis for text, hypothesis in reversed(list(zip(texts, hypotheses, strict=True)))}
+            ranked = sorted(by_text, key=lambda text: (-likeness[text], texts.index(text)))
+            hypotheses = [replace(by_text[text], score=likeness[text]) for text in ranked]
+        return hypotheses[: search.n_best]
+
+    def _rules(self, search: SearchConfig, prefixes: list[list[int]]) -> Rules | None:
+        """What the search and the prefixes ask for; None where they ask for nothing."""
+        if not (search.require or search.forbid or search.no_repeat or any(prefixes)):
+            return None
+        required = list(zip(search.require, self._target_ids(search.require), strict=True))
+        for text, ids in required:
+            if UNKNOWN in ids:
+                raise UserError(f"search.require: {text!r} cannot be written with the subwords of this model", code=2)
+        return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat)
 
     def _translation(self, source: Source, hypothesis: Hypothesis, weights_LNTS: Tensor | None) -> Translation:
         return Translation(
@@ -181,47 +231,38 @@ class Translator:
         self,
         sources: Sequence[str],
         targets: Sequence[str],
-        *,
         search: SearchConfig | None = None,
+        *,
         attention: bool = False,
     ) -> list[Translation]:
-        """Each target as a translation of its source: what the model gives it, piece by piece."""
+        """Each target as a translation of its source: what the model gives it, subword by subword.
+
+        `search` says how its length counts in the score.
+        """
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets are no pairs")
         search = search or search_preset("beam")
-        read, ids = self._read(sources), self.tokenizer.encode_target(targets)
-        forced = self._force(read, [target[:-1] for target in ids], attention)
+        read, ids = self._read(sources), self._target_ids(targets)
         scored = []
-        for source, text, target, told in zip(read, targets, ids, forced, strict=True):
-            total = sum(told.log_probabilities)
-            scored.append(
-                Translation(
-                    text,
-                    tuple(self.tokenizer.pieces(target[:-1])),
-                    total / length_penalty(len(target), search.length_penalty),
-                    total,
-                    source.cut,
-                    source.pieces,
-                    tuple(told.log_probabilities),
-                    told.weights_LNTS,
-                )
-            )
+        for source, target, told in zip(read, ids, self._force(read, ids, attention), strict=True):
+            log_probability = sum(told.log_probabilities)
+            score = log_probability / length_penalty(len(target) + 1, search)
+            hypothesis = Hypothesis(target, log_probability, score, told.log_probabilities)
+            scored.append(self._translation(source, hypothesis, told.weights_LNTS))
         return scored
 
     def alternatives(self, source: str, prefix: str, count: int) -> list[tuple[str, float]]:
-        """The likeliest next pieces after a forced prefix, with their probabilities."""
-        ids = self.tokenizer.encode_target([prefix])[0][:-1]
+        """The likeliest next subwords after a forced prefix, with their probabilities."""
+        told_1T = torch.tensor([[BEGIN, *self._target_ids([prefix])[0]]], device=self.device)
         with torch.inference_mode():
-            logits_1TV, _ = self._step(
-                torch.tensor([[BEGIN, *ids]], device=self.device), self._start(self._read([source]))
-            )
+            logits_1TV, _ = self.models.step(told_1T, self._start(self._read([source])))
             best = logits_1TV[0, -1].float().softmax(-1).topk(min(count, logits_1TV.shape[-1]))
         return list(zip(self.tokenizer.pieces(best.indices.tolist()), best.values.tolist(), strict=True))
 
     def _force(self, sources: list[Source], targets: list[list[int]], attention: bool) -> list[Forced]:
         """Teacher forcing: targets without END, told to the model beside their sources."""
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
-        forced: list[Forced] = [Forced([], None)] * len(targets)
+        forced = [Forced((), None)] * len(targets)
         for batch in by_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), FORCED_TOKENS):
             chosen = order[batch]
             told = self._force_batch([sources[i] for i in chosen], [targets[i] for i in chosen], attention)
@@ -230,69 +271,46 @@ class Translator:
         return forced
 
     @torch.inference_mode()
-    def _force_batch(self, sources: list[Source], targets: list[list[int]], attention: bool) -> Iterator[Forced]:
+    def _force_batch(self, sources: list[Source], targets: list[list[int]], attention: bool) -> list[Forced]:
         out_BT = self._padded([[*target, END] for target in targets])
         in_BT = torch.cat((torch.full_like(out_BT[:, :1], BEGIN), out_BT[:, :-1]), 1)
-        state = self._start(sources)
-        logits_BTV, _ = self._step(in_BT, state)
-        logits_BTV = logits_BTV.float()
-        chosen_BT = logits_BTV.gather(2, out_BT[:, :, None])[:, :, 0] - logits_BTV.logsumexp(-1)
-        weights = self._weights(in_BT, sources) if attention else None
-        for b, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            T = len(target) + 1
-            looked = None if weights is None else weights[b, :, :, :T, : len(source.ids[0])].clone()
-            yield Forced(chosen_BT[b, :T].tolist(), looked)
+        state, weights_BLNTS = self._start(sources), None
+        if attention:
+            logits_BTV, _, weights_BLNTS = self.models.look(in_BT, state)
+            weights_BLNTS = weights_BLNTS.float().cpu()
+        else:
+            logits_BTV, _ = self.models.step(in_BT, state)
+        log_BT = logits_BTV.float().log_softmax(-1).gather(2, out_BT[:, :, None])[:, :, 0]
+        forced = []
+        for b, (log_T, source, target) in enumerate(zip(log_BT.tolist(), sources, targets, strict=True)):
+            T, S = len(target) + 1, len(source.ids[0])
+            looked = None if weights_BLNTS is None else weights_BLNTS[b, :, :, :T, :S].clone()
+            forced.append(Forced(tuple(log_T[:T]), looked))
+        return forced
 
-    def _weights(self, in_BT: Tensor, sources: list[Source]) -> Tensor:
-        """The first model's attention to its source pieces: B × L × N × T × S."""
-        state = self._start_member(0, sources)
-        decoded = self.members[0].model.decode(in_BT, state, weights=True)
-        return torch.stack([weights_BNTS.float().cpu() for weights_BNTS in decoded.weights], 1)
-
-    # ---------------------------------------------------------------------------------------- models
+    # ------------------------------------------------------------------------------------ what is read
 
     def _read(self, sentences: Sequence[str]) -> list[Source]:
         """Each sentence as every model of the ensemble reads it."""
         texts = [text if text.strip() else "" for text in sentences]
-        by_member = [member.tokenizer.encode_source(texts) for member in self.members]
-        return [self._source(ids) for ids in zip(*by_member, strict=True)]
+        by_model = [tokenizer.encode_source(texts) for tokenizer in self.tokenizers]
+        return [self._source(ids) for ids in zip(*by_model, strict=True)]
 
     def _source(self, ids: tuple[list[int], ...]) -> Source:
-        kept = tuple(_cut(one, member.max_length) for one, member in zip(ids, self.members, strict=True))
+        kept = tuple(one if len(one) <= self.max_length else [*one[: self.max_length - 1], END] for one in ids)
         return Source(kept, kept != ids, tuple(self.tokenizer.source_pieces(kept[0])))
 
+    def _target_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids[:-1] for ids in self.tokenizer.encode_target(texts)]
+
     def _start(self, sources: list[Source]) -> State:
-        states = [self._start_member(i, sources) for i in range(len(self.members))]
-        return states[0] if len(states) == 1 else State(tuple(s.fixed for s in states), tuple(s.moving for s in states))
-
-    def _start_member(self, place: int, sources: list[Source]) -> State:
-        source_BS = self._padded([source.ids[place] for source in sources])
-        return self.members[place].model.start(source_BS, source_BS != PAD)
-
-    def _step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
-        """More target tokens → the logits after each, and the state after them; an ensemble averages probabilities."""
-        if len(self.members) == 1:
-            return self.members[0].model.step(target_RT, state)
-        logs, moving = [], []
-        for member, fixed, moved in zip(self.members, state.fixed, state.moving, strict=True):
-            logits_RTV, after = member.model.step(target_RT, replace(state, fixed=fixed, moving=moved))
-            logs.append(logits_RTV.float().log_softmax(-1))
-            moving.append(after.moving)
-        return torch.stack(logs).logsumexp(0), state.advance(tuple(moving), target_RT.shape[1])
+        read = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]
+        return self.models.start([(source_BS, source_BS != PAD) for source_BS in read])
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
-        ragged = Ragged.of(rows)
-        every: NDArray[np.int64] = np.arange(len(rows), dtype=np.int64)
-        return torch.from_numpy(ragged.padded(every, PAD)).to(self.device)
+        return torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), PAD)).to(self.device)
 
 
-class Source(NamedTuple):
-    """A sentence as each model of the ensemble reads it."""
-
-    ids: tuple[list[int], ...]
-    cut: bool
-    pieces: tuple[str, ...]  # of the first model
-
-
-def _cut(ids: list[int], length: int) -> list[int]:
-    return ids if len(ids) <= length else [*ids[: length - 1], END]
+def seed(ids: list[int]) -> int:
+    """A number that a sentence has in every batch."""
+    return int.from_bytes(hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=8).digest(), "little")

@@ -66,7 +66,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
             "checkpoint": run.checkpoint(config.checkpoint).name,
             "model": stored.model.name,
             "family": stored.model.family,
-            "parameters": sum(count for _, count in parameter_table(translator.members[0].model)),
+            "parameters": sum(count for _, count in parameter_table(translator.models.models[0])),
             "corpus": stored.data.name,
             "languages": [stored.data.source, stored.data.target],
             "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
