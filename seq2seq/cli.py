@@ -221,8 +221,10 @@ def task(command: str, swept: list[str]) -> Callable[[Any], None]:
             reader_gone()
         except OSError as error:
             fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
-        except RuntimeError as error:
-            if not re.search("out of memory|can't allocate|not enough memory", str(error)):
+        except (RuntimeError, MemoryError) as error:
+            from seq2seq.device import out_of_memory
+
+            if not out_of_memory(error):
                 raise
             fail(UserError("out of memory; lower training.tokens or search.tokens, or take a smaller model"))
 
@@ -254,6 +256,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
     from omegaconf import OmegaConf
 
     from seq2seq.run import Run
+    from seq2seq.training.checkpoint import read_plain_config
 
     run = Run(Path(str(composed.outputs)) / str(composed.name))
     keys = [text.lstrip("+~").partition("=")[0] for text in typed]
@@ -262,7 +265,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
         return composed
     try:
         stored = run.checkpoint("last") / "config.yaml"
-        merged = OmegaConf.load(stored)
+        merged = OmegaConf.create(config.completed(read_plain_config(stored)))
         for key in [*keys, "name", "outputs", "overwrite"]:
             if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
                 OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)

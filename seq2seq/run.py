@@ -33,7 +33,7 @@ class Run:
         """Whether there is something to continue or to translate with."""
         return bool(self.index())
 
-    def index(self) -> dict[str, str]:
+    def index(self) -> dict[str, Any]:
         """The names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
         try:
             return {**json.loads((self.checkpoints / INDEX).read_text(encoding="utf-8"))}
@@ -48,7 +48,7 @@ class Run:
             if "last" not in index:
                 raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
             # A score that never was a number makes no checkpoint the best.
-            return self.checkpoints / index.get(which, index["last"])
+            return self.checkpoints / str(index.get(which, index["last"]))
         for folder in (Path(which), self.checkpoints / which):
             if (folder / "config.yaml").is_file():
                 return folder

@@ -40,22 +40,27 @@ def _draws(p: float, dtype: torch.dtype) -> Tensor:
         return kept.to(dtype) / (1 - p)
 
 
-class Dropout(nn.Module):
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
+def drop_rows(x_RTD: Tensor, p: float, training: bool, *, words: bool) -> Tensor:
+    """Zero a share p of all words, or of all sentences, as a whole; the rest is scaled up, so that the mean stays."""
+    if not training or p == 0:
+        return x_RTD
+    R, T, _ = x_RTD.shape
+    kept = torch.rand(R, T if words else 1, 1, device=x_RTD.device) >= p
+    return x_RTD * (kept.to(x_RTD.dtype) / (1 - p))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, self.training)
+
+def either(p: float | None, otherwise: float) -> float:
+    """A dropout rate of its own, or the one that it follows."""
+    return otherwise if p is None else p
 
 
 class Residual(nn.Module):
     """Around every layer: x + dropout(layer(norm(x))) for pre-norm, norm(x + dropout(layer(x))) for post-norm."""
 
-    def __init__(self, width: int, norm: str, place: str, p: float) -> None:
+    def __init__(self, width: int, norm: str, place: str, p: float, skip: float = 0.0) -> None:
         super().__init__()
         self.norm = build_norm(norm, width)
-        self.pre, self.p = place == "pre", p
+        self.pre, self.p, self.skip = place == "pre", p, skip
 
     def enter(self, x: Tensor) -> Tensor:
         """What the layer sees."""
@@ -63,7 +68,7 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, change: Tensor) -> Tensor:
         """x with what the layer made of it."""
-        x = x + dropout(change, self.p, self.training)
+        x = x + drop_rows(dropout(change, self.p, self.training), self.skip, self.training, words=False)
         return x if self.pre else self.norm(x)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from seq2seq.config import TrainingConfig
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.text.batches import Batch
 
@@ -20,10 +22,53 @@ TINY = torch.finfo(torch.float32).tiny
 
 def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
     """The summed loss of a batch's real target tokens; divide by the tokens of the whole update."""
-    features_MD = model(batch)[batch.target_mask_BT]
+    return cross_entropy(model, _features(model, batch), batch, smoothing)
+
+
+def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """What an update minimises, with the regulariser that is chosen, and the plain loss in it; both are sums."""
+    smoothing = settings.label_smoothing
+    first_MD = _features(model, batch)
+    plain = cross_entropy(model, first_MD, batch, smoothing)
+    weight_VD = model.output.weight
+    if settings.r_drop:
+        # Liang et al. 2021, §2.1: two passes under different dropout, both right, and close to each other both ways.
+        second_MD = _features(model, batch)
+        other = cross_entropy(model, second_MD, batch, smoothing)
+        apart = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
+        return (plain + other + settings.r_drop * apart / 2) / 2, plain.detach()
+    if settings.simcut:
+        # Gao et al. 2022, §3.2: close to a pass with words cut out; the gradient goes through both.
+        cut_MD = _features(model, batch, settings.cutoff)
+        return plain + settings.simcut * divergence(first_MD, cut_MD, weight_VD), plain.detach()
+    return plain, plain.detach()
+
+
+def cross_entropy(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: float) -> Tensor:
     targets_M = batch.target_out_BT[batch.target_mask_BT]
     loss: Tensor = SmoothedCrossEntropy.apply(features_MD, model.output.weight, targets_M, smoothing)
     return loss
+
+
+def _features(model: Seq2Seq, batch: Batch, word_dropout: float | None = None) -> Tensor:
+    features_MD: Tensor = model(batch, word_dropout)[batch.target_mask_BT]
+    return features_MD
+
+
+def divergence(p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor) -> Tensor:
+    """The sum of KL(p ‖ q) over tokens, chunk by chunk, each computed again on the way back."""
+    size = _chunk(p_MD, len(weight_VD))
+    parts = zip(p_MD.split(size), q_MD.split(size), strict=True)
+    return torch.stack([checkpoint(_divergence, p, q, weight_VD, use_reentrant=False) for p, q in parts]).sum()
+
+
+def _divergence(p_CD: Tensor, q_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    log_p_CV, log_q_CV = ((x_CD @ weight_VD.T).float().log_softmax(-1) for x_CD in (p_CD, q_CD))
+    return (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum()
+
+
+def _chunk(features_MD: Tensor, vocabulary: int) -> int:
+    return max(1, CHUNK.get(features_MD.device.type, LARGE_CHUNK) // vocabulary)
 
 
 class SmoothedCrossEntropy(torch.autograd.Function):
@@ -42,7 +87,7 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         grad_MD = torch.empty_like(features_MD) if wanted else None
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
         all_words_D, all_places_D = (x.sum(0).float() for x in (weight_VD, features_MD))
-        size = max(1, CHUNK.get(features_MD.device.type, LARGE_CHUNK) // len(weight_VD))
+        size = _chunk(features_MD, len(weight_VD))
         for start in range(0, len(targets_M), size):
             chunk = slice(start, start + size)
             logits_CV = features_MD[chunk] @ weight_VD.T
