@@ -15,7 +15,7 @@ from seq2seq.config import TrainingConfig
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.text.batches import Batch
 
-CHUNK = {"cpu": 2**23}  # logits at once: what nearly stays in a CPU's cache …
+CHUNK = {"cpu": 2**22}  # logits at once: what stays in a CPU's cache …
 LARGE_CHUNK = 2**26  # … and what keeps a GPU busy
 TINY = torch.finfo(torch.float32).tiny
 
