@@ -51,10 +51,11 @@ def prepare(config: TrainConfig, work: Path) -> tuple[EncodedCorpus, Tokenizer]:
     corpora = open_corpora(config.data, config.seed)
     tokenizer, _ = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
     encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache)
-    batches = islice(Batches(encoded, TOKENS, config.seed), 60)
+    shares = islice(Batches(encoded, TOKENS, config.seed), 60)
     arrays = {
         f"{i}.{side}": tensor.numpy()
-        for i, batch in enumerate(batches)
+        for i, share in enumerate(shares)
+        for batch in share.batches
         for side, tensor in (("source", batch.source_BS), ("target", batch.target_out_BT))
     }
     work.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
     "evaluate": (config.EvaluateConfig, "BLEU and chrF of a trained run"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
+    "export": (config.ExportConfig, "a CTranslate2 model, proven equal"),
+    "score": (config.ScoreConfig, "the probability of given translations"),
 }
 
 EXAMPLES = {
@@ -48,6 +50,15 @@ seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one
 seq2seq translate run=my-lstm input=a.en output=a.de      the same, with files
 seq2seq translate run=my-lstm search.beam=8 search.n_best=3
 echo "The dog sleeps." | seq2seq translate search=greedy""",
+    "export": """\
+seq2seq export                                    the newest run, in float32
+seq2seq export run=my-run quantization=int8       a quarter of the size; its agreement with float32 is told
+seq2seq export run=my-run output=FOLDER sentences=1000""",
+    "score": """\
+seq2seq score source=a.en target=a.de             a line for each pair: log probability, subwords, perplexity
+seq2seq score source=a.en target=a.de summary=true        the perplexity of all
+seq2seq score run=my-lstm < pairs.tsv             lines of source, tab, target
+seq2seq score run=[my-lstm,my-transformer] source=a.en target=a.de   an ensemble""",
 }
 
 # A run keeps its own config, log and folder, so Hydra writes nothing and never changes the directory.

@@ -268,18 +268,73 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class SearchConfig:
     beam: Count
-    length_penalty: NonNegative
     n_best: Count
+    normalization: Literal["gnmt", "average"]
+    length_penalty: NonNegative
+    coverage_penalty: NonNegative
+    stop: Literal["filled", "likely", "certain", "longest"]
     length_factor: NonNegative
     length_extra: Count
+    min_length_factor: NonNegative
+    min_length_extra: Natural
+    groups: Count
+    diversity: NonNegative
+    require: list[str]
+    forbid: list[str]
+    no_repeat: Natural
+    samples: Natural
+    temperature: Positive
+    top_k: Natural
+    top_p: Annotated[float, Range(0, 1, open=True)]
+    min_p: Annotated[float, Range(0, 1)]
+    epsilon: Annotated[float, Range(0, 1)]
+    seed: Annotated[int, Range(0, 2**63 - 1)]
+    choose: Literal["score", "chrf", "bleu"]
     tokens: Count
 
+    @property
+    def rows(self) -> int:
+        """Hypotheses of a sentence that are written at the same time."""
+        return self.samples or self.beam
+
     def problems(self) -> Problems:
-        if self.n_best > self.beam:
-            yield (
-                "n_best",
-                f"{self.n_best} translations cannot come from a beam of {self.beam}; widen search.beam",
-            )
+        if self.n_best > self.rows:
+            source, more = ("samples", "draw more") if self.samples else ("beam", "widen it")
+            yield "n_best", f"{self.n_best} translations cannot come from a {source} of {self.rows}; {more}"
+        if self.min_length_factor > self.length_factor or (
+            self.min_length_factor + self.min_length_extra > self.length_factor + self.length_extra
+        ):
+            yield "min_length_factor", "asks for longer translations than length_factor and length_extra allow"
+        yield from self._beam_problems()
+        yield from self._sample_problems()
+        for key in ("require", "forbid"):
+            if any(not text.strip() for text in getattr(self, key)):
+                yield key, "has an empty entry; name words"
+        if both := set(self.require) & set(self.forbid):
+            yield "forbid", f"{sorted(both)[0]} is required as well; leave it out of one of them"
+
+    def _beam_problems(self) -> Problems:
+        if self.beam % self.groups:
+            yield "groups", f"{self.groups} groups do not share a beam of {self.beam} evenly; choose a divisor"
+        if self.diversity and self.groups == 1:
+            yield "diversity", f"{self.diversity:g} tells groups apart, but there is one; set groups, or 0 here"
+        if self.require and self.groups > 1:
+            yield "require", f"shares the beam among required words, groups={self.groups} among groups; use one of them"
+        if self.choose != "score" and self.rows == 1:
+            yield "choose", f"{self.choose} compares candidates, but there is one; set a beam or samples above 1"
+
+    def _sample_problems(self) -> Problems:
+        used = {"beam": self.beam > 1, "require": bool(self.require), "coverage_penalty": self.coverage_penalty > 0}
+        if self.samples:
+            for key in (key for key, value in used.items() if value):
+                yield (
+                    key,
+                    f"belongs to a beam, but samples={self.samples} are drawn at random; start from search=sample",
+                )
+            return
+        cuts = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": self.min_p > 0, "epsilon": self.epsilon > 0}
+        for key in (key for key, value in {"temperature": self.temperature != 1, **cuts}.items() if value):
+            yield key, "shapes what is drawn at random, but nothing is; set samples, or search=sample"
 
 
 @dataclass(frozen=True)
@@ -359,15 +414,51 @@ class DoctorConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    run: str | list[str] | None
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    source: str | None
+    target: str | None
+    output: str | None
+    summary: bool
+
+    def problems(self) -> Problems:
+        if (self.source is None) != (self.target is None):
+            missing = "source" if self.source is None else "target"
+            yield missing, "is missing; source and target go together, two files of equal length"
+
+
+@dataclass(frozen=True)
 class TranslateConfig:
-    run: str | None
+    run: str | list[str] | None
     checkpoint: str
     outputs: str
     device: str
     precision: Precision
     input: str | None
     output: str | None
+    split_lines: bool
+    progress: bool | None
     search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.split_lines and self.search.n_best > 1:
+            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    quantization: Literal["float32", "float16", "int8", "int8_float16"]
+    output: str | None
+    overwrite: bool
+    sentences: Count
+    data_path: str | None
 
 
 def _head_problems(width: int, heads: int, position: str) -> Problems:

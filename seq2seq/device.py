@@ -105,6 +105,12 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def keep_few_kernels() -> None:
+    """Bound oneDNN's caches of kernels, one for each shape: on text of any length they grow to gigabytes."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")  # read when the first kernel is made
+
+
 def _cpu_multiplies_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from conftest import FAMILIES, padded, random_sentences, tiny_model
 from seq2seq.config import SearchConfig, search_preset
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.model.state import State
-from seq2seq.search.beam import Hypothesis, Specials, beam_search
+from seq2seq.search.beam import beam_search
+from seq2seq.search.scoring import Hypothesis, Specials, Task
 from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 
 SPECIALS = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
@@ -24,12 +26,17 @@ def search(beam: int, **changes: object) -> SearchConfig:
     return dataclasses.replace(search_preset("beam"), beam=beam, **changes)  # type: ignore[arg-type]
 
 
+def task(longest: list[int], **changes: Any) -> Task:
+    zeros = torch.zeros(len(longest), dtype=torch.int64)
+    return dataclasses.replace(Task(torch.tensor(longest), zeros, zeros, list(range(len(longest)))), **changes)
+
+
 def decode(
     model: Seq2Seq, sentences: list[list[int]], config: SearchConfig, longest: int | list[int], extra: int = 0
 ) -> list[list[Hypothesis]]:
-    limits = torch.tensor(longest if isinstance(longest, list) else [longest] * len(sentences))
+    limits = longest if isinstance(longest, list) else [longest] * len(sentences)
     with torch.inference_mode():
-        return beam_search(model.step, model.start(*padded(sentences, extra)), config, SPECIALS, limits)
+        return beam_search(model.step, model.start(*padded(sentences, extra)), config, SPECIALS, task(limits))
 
 
 def log_probability(model: Seq2Seq, source: list[int], ids: list[int]) -> float:
@@ -112,7 +119,7 @@ def test_every_sentence_keeps_its_own_limit() -> None:
     def step(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         return table.expand(len(tokens), 1, -1), state
 
-    found = beam_search(step, State(None, (torch.zeros(3, 1),)), search(2), SPECIALS, torch.tensor(limits))
+    found = beam_search(step, State(None, (torch.zeros(3, 1),)), search(2), SPECIALS, task(limits))
     assert [len(hypotheses[0].ids) for hypotheses in found] == [0, 2, 5]
     end = float(table.log_softmax(-1)[END])
     word = float(table.log_softmax(-1)[4])
@@ -132,6 +139,6 @@ def test_finished_sentences_leave_the_batch() -> None:
         logits[state.moving[0][:, 0] == state.length + 1, 0, END] = 50.0
         return logits, state.advance(state.moving, 1)
 
-    found = beam_search(step, State(None, (stops[:, None],)), search(1), SPECIALS, torch.tensor([9, 9, 9]))
+    found = beam_search(step, State(None, (stops[:, None],)), search(1), SPECIALS, task([9, 9, 9]))
     assert [len(h[0].ids) for h in found] == [1, 4, 2]
     assert rows == [3, 3, 2, 1, 1]

@@ -1,178 +1,312 @@
 """Step function → hypotheses. Greedy search is a beam of one. Nothing here knows a model.
 
-Shapes: B sentences still open, K hypotheses of each, R = B × K rows, T target positions, V vocabulary, C candidates.
+Shapes: B sentences still open, K hypotheses of each, R = B × K rows, S source and T target positions, V vocabulary,
+C candidates, G groups. With G > 1 a sentence stands in G places of B, one for each group, with K hypotheses in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from seq2seq.config import SearchConfig
 from seq2seq.model.state import State
+from seq2seq.search.constraints import Rules
+from seq2seq.search.scoring import (
+    NEVER,
+    Hypothesis,
+    Specials,
+    Task,
+    best,
+    coverage_penalty,
+    length_penalty,
+    permit,
+)
 
-Step = Callable[[Tensor, State], tuple[Tensor, State]]  # tokens_R1, state → logits_R1V, state
-NEVER = float("-inf")
-
-
-@dataclass(frozen=True)
-class Specials:
-    """Ids with a meaning; `banned` ones are never said."""
-
-    begin: int
-    end: int
-    banned: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    ids: list[int]  # without END
-    log_probability: float  # of all ids and END
-    score: float  # the log probability over the length penalty: what hypotheses are ranked by
+# tokens_R1, state → logits_R1V, state; and with a coverage penalty, attention to the source_RS.
+Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
 class Beams:
-    """The open hypotheses of B sentences, and the best finished ones so far."""
+    """The open hypotheses, and the best finished ones so far."""
 
-    sentence_B: Tensor  # which sentence of the input each row group is
-    limit_B: Tensor  # tokens, END included
-    tokens_BKT: Tensor
+    place_B: Tensor  # sentence of the input × G + group
+    last_BK: Tensor  # the last token
     log_probability_BK: Tensor
-    done_BKT: Tensor
+    done_score_BK: Tensor  # best first
     done_log_probability_BK: Tensor
-    done_score_BK: Tensor
-    done_length_BK: Tensor
+    done_node_BK: Tensor  # the step at which it ended × K + the hypothesis that ended
+    said_BKT: Tensor | None  # all tokens, where rules look at them
+    coverage_BKS: Tensor | None  # attention that each source position got, where it counts
 
     def select(self, kept_B: Tensor) -> Beams:
-        return Beams(*(getattr(self, name)[kept_B] for name in self.__dataclass_fields__))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[kept_B] for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Continuations of the hypotheses of each sentence."""
+
+    rank_BC: Tensor  # what they are chosen by: the log probability, less what diversity takes off
+    log_probability_BC: Tensor
+    ids_BC: Tensor
+    origin_BC: Tensor  # the hypothesis that is continued
 
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, state: State, config: SearchConfig, specials: Specials, max_length_B: Tensor
+    step: Step, state: State, config: SearchConfig, specials: Specials, task: Task
 ) -> list[list[Hypothesis]]:
-    """The `n_best` finished hypotheses of every sentence, best first; a sentence leaves as soon as it is decided.
+    """The best finished hypotheses of every sentence, best first; a sentence leaves as soon as it is decided.
 
-    A sentence is decided when `beam` hypotheses are finished, or when its longest length is reached; nothing of it
-    depends on its neighbours in the batch.
+    Nothing of a sentence depends on its neighbours in the batch.
     """
-    K = config.beam
-    beams = _start(max_length_B, K, specials)
-    results: list[list[Hypothesis]] = [[] for _ in range(len(max_length_B))]
-    rows_R = torch.arange(len(max_length_B), device=max_length_B.device).repeat_interleave(K)
-    state = state.select(rows_R, K) if K > 1 else state
-    for length in range(1, int(max_length_B.max()) + 1):
-        logits_R1V, state = step(beams.tokens_BKT[:, :, -1].reshape(-1, 1), state)
-        scores_BC, ids_BC, origin_BC = expand(logits_R1V[:, -1], beams, specials, length)
-        beams = finish(beams, scores_BC, ids_BC, origin_BC, specials.end, length, config.length_penalty)
-        beams, origin_BK = extend(beams, scores_BC, ids_BC, origin_BC, specials.end)
-        decided_B = (beams.done_score_BK[:, -1] > NEVER) | (beams.limit_B <= length)
+    B, G, K = len(task.longest_B), config.groups, config.beam // config.groups
+    task = task.repeat(G)
+    beams = start(task, B * G, K, specials)
+    trellis = Trellis(B * G, K)
+    if config.beam > 1:
+        rows_R = torch.arange(B, device=beams.place_B.device).repeat_interleave(config.beam)
+        state = state.select(rows_R, config.beam)
+    for length in range(1, int(task.longest_B.max()) + 1):
+        logits_R1V, state, *looked = step(beams.last_BK.view(-1, 1), state)
+        if looked:
+            beams = cover(beams, looked[0], task)
+        candidates = expand(logits_R1V[:, -1], beams, config, specials, task, length)
+        beams = finish(beams, candidates, config, specials.end, length)
+        beams, origin_BK = extend(beams, candidates, specials.end, task, length)
+        trellis.add(beams, origin_BK)
+        row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
+        decided_B = decided(beams, config, task, length)
         if decided_B.any():
-            _collect(beams.select(decided_B), config.n_best, results)
+            trellis.leave(beams.select(decided_B))
             kept_B = (~decided_B).nonzero()[:, 0]
             if len(kept_B) == 0:
                 break
-            beams = beams.select(kept_B)
-            state = state.select((kept_B[:, None] * K + origin_BK[kept_B]).flatten(), K)
-        elif K > 1:
-            first_row_B1 = torch.arange(len(origin_BK), device=origin_BK.device)[:, None] * K
-            state = state.reorder((first_row_B1 + origin_BK).flatten())
-    return results
+            beams, task = beams.select(kept_B), task.select(kept_B)
+            state = state.select(row_BK[kept_B].flatten(), config.beam)
+        elif config.beam > 1:
+            state = state.reorder(row_BK.flatten())
+    return trellis.hypotheses(G, config.n_best if config.choose == "score" else config.beam)
 
 
-def _start(max_length_B: Tensor, K: int, specials: Specials) -> Beams:
+def start(task: Task, B: int, K: int, specials: Specials) -> Beams:
     """One hypothesis that says nothing yet; the K − 1 others beside it are impossible."""
-    B, device = len(max_length_B), max_length_B.device
-    longest = int(max_length_B.max())
+    device = task.longest_B.device
     impossible_BK = torch.full((B, K), NEVER, device=device)
     log_probability_BK = impossible_BK.clone()
     log_probability_BK[:, 0] = 0.0
+    last_BK = torch.full((B, K), specials.begin, device=device)
     return Beams(
-        sentence_B=torch.arange(B, device=device),
-        limit_B=max_length_B,
-        tokens_BKT=torch.full((B, K, 1), specials.begin, device=device),
+        place_B=torch.arange(B, device=device),
+        last_BK=last_BK,
         log_probability_BK=log_probability_BK,
-        done_BKT=torch.zeros((B, K, longest), dtype=torch.int64, device=device),
-        done_log_probability_BK=impossible_BK,
         done_score_BK=impossible_BK,
-        done_length_BK=torch.zeros((B, K), dtype=torch.int64, device=device),
+        done_log_probability_BK=impossible_BK,
+        done_node_BK=torch.zeros_like(last_BK),
+        said_BKT=last_BK[:, :, None] if task.rules else None,
+        coverage_BKS=None,
     )
 
 
-def expand(logits_RV: Tensor, beams: Beams, specials: Specials, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The 2K best continuations of each sentence → their log probabilities, last ids, and hypotheses of origin."""
-    B, K, _ = beams.tokens_BKT.shape
-    logits_RV = logits_RV.to(torch.float32, copy=True)
-    # One pass over the logits instead of logsumexp's four.
-    total_R1 = logits_RV[:, :1] - logits_RV.log_softmax(-1)[:, :1]
-    for banned in specials.banned:
-        logits_RV[:, banned] = NEVER
-    last_R = (beams.limit_B <= length).repeat_interleave(K)
-    if last_R.any():
-        # At its longest length a sentence can only end.
-        end_R = logits_RV[:, specials.end].clone()
-        logits_RV[last_R] = NEVER
-        logits_RV[:, specials.end] = end_R
-    # The best 2K of a sentence are among the best 2K of its rows; only those are normalised.
-    best_RC, ids_RC = logits_RV.topk(min(2 * K, logits_RV.shape[1]), dim=-1)
-    scores_BC = ((best_RC - total_R1).view(B, K, -1) + beams.log_probability_BK[:, :, None]).flatten(1)
-    scores_BC, place_BC = scores_BC.topk(min(2 * K, scores_BC.shape[1]), dim=-1)
-    return scores_BC, ids_RC.reshape(B, -1).gather(1, place_BC), place_BC // ids_RC.shape[1]
+def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
+    """This step's attention added up; padding counts as covered."""
+    attention_BKS = attention_RS.unflatten(0, beams.last_BK.shape)
+    if beams.coverage_BKS is None:
+        padding_BS = torch.arange(attention_RS.shape[1], device=attention_RS.device) >= task.source_B[:, None]
+        return replace(beams, coverage_BKS=attention_BKS + padding_BS[:, None].float())
+    return replace(beams, coverage_BKS=beams.coverage_BKS + attention_BKS)
 
 
-def finish(
-    beams: Beams, scores_BC: Tensor, ids_BC: Tensor, origin_BC: Tensor, end: int, length: int, penalty: float
-) -> Beams:
+def expand(
+    logits_RV: Tensor, beams: Beams, config: SearchConfig, specials: Specials, task: Task, length: int
+) -> Candidates:
+    """The best continuations of each sentence, best first."""
+    K = beams.last_BK.shape[1]
+    said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
+    sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
+    logits_RV, total_R1 = permit(logits_RV, length, task, specials, said_RT, sentence_R)
+    if task.rules and task.rules.required and said_RT is not None:
+        # Not only the best of a sentence: those that have said more of what is required are less likely.
+        candidates = continue_(logits_RV, total_R1, beams.log_probability_BK, 2 * K, 2 * K * K)
+        return with_required(candidates, logits_RV - total_R1, beams, task.rules, said_RT)
+    # K of them may end, and K must go on; a greedy hypothesis that ends is all there is to find.
+    count = 1 if K == 1 and config.stop == "filled" else 2 * K
+    if config.groups > 1:
+        return diverse(logits_RV, total_R1, beams, config, specials.end, count)
+    return continue_(logits_RV, total_R1, beams.log_probability_BK, count, count)
+
+
+def continue_(
+    logits_RV: Tensor, total_R1: Tensor, log_probability_BK: Tensor, of_row: int, of_sentence: int
+) -> Candidates:
+    """The best continuations of each hypothesis, and of those the best of each sentence."""
+    B, K = log_probability_BK.shape
+    # The best of a sentence are among the best of its rows; only those are normalised.
+    best_RC, ids_RC = best(logits_RV, of_row)
+    all_BX = ((best_RC - total_R1).view(B, K, -1) + log_probability_BK[:, :, None]).flatten(1)
+    rank_BC, place_BC = all_BX.topk(min(of_sentence, all_BX.shape[1]), dim=-1)
+    ids_BC = ids_RC.reshape(B, -1).gather(1, place_BC)
+    return Candidates(rank_BC, rank_BC, ids_BC, place_BC // ids_RC.shape[1])
+
+
+def diverse(
+    logits_RV: Tensor, total_R1: Tensor, beams: Beams, config: SearchConfig, end: int, count: int
+) -> Candidates:
+    """Each group in its turn: what earlier groups said in this step has become less attractive."""
+    G, K = config.groups, beams.last_BK.shape[1]
+    logits_BGKV, total_BGK1 = (x.view(-1, G, K, x.shape[-1]) for x in (logits_RV, total_R1))
+    taken_BV = torch.zeros_like(logits_BGKV[:, 0, 0])
+    parts = []
+    for g in range(G):
+        less_RV = (logits_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
+        found = continue_(less_RV, total_BGK1[:, g].flatten(0, 1), beams.log_probability_BK[g::G], count, count)
+        off_BC = config.diversity * taken_BV.gather(1, found.ids_BC)
+        parts.append(replace(found, log_probability_BC=found.log_probability_BC + off_BC))
+        rank_BK, chosen_BK = found.rank_BC.masked_fill(found.ids_BC == end, NEVER).topk(K)
+        taken_BV.scatter_add_(1, found.ids_BC.gather(1, chosen_BK), (rank_BK > NEVER).float())
+    together = (torch.stack([getattr(part, f.name) for part in parts], 1).flatten(0, 1) for f in fields(Candidates))
+    return Candidates(*together)
+
+
+def with_required(
+    candidates: Candidates, log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor
+) -> Candidates:
+    """The candidates and those that say what the rules want; first all whose hypothesis lacks nothing, and may end."""
+    (B, K), device = beams.last_BK.shape, said_RT.device
+    wanted_R = rules.wanted(said_RT)
+    width = max(map(len, wanted_R))
+    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in wanted_R], dtype=torch.int64, device=device)
+    count_R1 = torch.tensor([[len(ids)] for ids in wanted_R], device=device)
+    log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
+    log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEVER)
+    origin_BX = torch.arange(K, device=device).repeat_interleave(width).expand(B, -1)
+    rank_BC = torch.cat((candidates.rank_BC, log_RX.view(B, -1)), 1)
+    ids_BC = torch.cat((candidates.ids_BC, ids_RX.view(B, -1)), 1)
+    origin_BC = torch.cat((candidates.origin_BC, origin_BX), 1)
+    lacks_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
+    by_rank_BC = rank_BC.argsort(1, descending=True)
+    order_BC = by_rank_BC.gather(1, lacks_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
+    rank_BC = rank_BC.gather(1, order_BC)
+    return Candidates(rank_BC, rank_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
+
+
+def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int, length: int) -> Beams:
     """The candidates among the K best that end, merged into the K best finished hypotheses."""
-    K = beams.tokens_BKT.shape[1]
-    ends_BC = (ids_BC == end)[:, :K]
+    K = beams.last_BK.shape[1]
+    ends_BC = candidates.ids_BC[:, :K] == end
     if not ends_BC.any():
         return beams
-    log_probability_BC = scores_BC[:, :K].masked_fill(~ends_BC, NEVER)
-    scores_BX = torch.cat((beams.done_score_BK, log_probability_BC / length_penalty(length, penalty)), 1)
-    done_score_BK, chosen_BK = scores_BX.topk(K, dim=1)
-    said_BCT = beams.tokens_BKT[:, :, 1:].take_along_dim(origin_BC[:, :K, None], 1)
-    padded_BCT = beams.done_BKT.new_zeros((*ends_BC.shape, beams.done_BKT.shape[2]))
-    padded_BCT[:, :, : length - 1] = said_BCT
-    lengths_BC = torch.full_like(ids_BC[:, :K], length - 1)
+    origin_BC = candidates.origin_BC[:, :K]
+    log_probability_BC = candidates.log_probability_BC[:, :K].masked_fill(~ends_BC, NEVER)
+    score_BC = log_probability_BC / length_penalty(length, config)
+    if beams.coverage_BKS is not None:
+        coverage_BCS = beams.coverage_BKS.take_along_dim(origin_BC[:, :, None], 1)
+        score_BC = score_BC + coverage_penalty(coverage_BCS, config.coverage_penalty)
+    done_score_BK, chosen_BK = torch.cat((beams.done_score_BK, score_BC), 1).topk(K, dim=1)
+    both_BX = torch.cat((beams.done_log_probability_BK, log_probability_BC), 1)
+    node_BX = torch.cat((beams.done_node_BK, length * K + origin_BC), 1)
     return replace(
         beams,
-        done_BKT=torch.cat((beams.done_BKT, padded_BCT), 1).take_along_dim(chosen_BK[:, :, None], 1),
-        done_log_probability_BK=torch.cat((beams.done_log_probability_BK, log_probability_BC), 1).gather(1, chosen_BK),
         done_score_BK=done_score_BK,
-        done_length_BK=torch.cat((beams.done_length_BK, lengths_BC), 1).gather(1, chosen_BK),
+        done_log_probability_BK=both_BX.gather(1, chosen_BK),
+        done_node_BK=node_BX.gather(1, chosen_BK),
     )
 
 
-def extend(beams: Beams, scores_BC: Tensor, ids_BC: Tensor, origin_BC: Tensor, end: int) -> tuple[Beams, Tensor]:
+def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
     """The K best candidates that go on → the new open hypotheses, and the old ones they come from."""
-    K = beams.tokens_BKT.shape[1]
-    open_BC = scores_BC.masked_fill(ids_BC == end, NEVER)
-    log_probability_BK, chosen_BK = open_BC.topk(K, dim=1)
-    origin_BK = origin_BC.gather(1, chosen_BK)
-    said_BKT = beams.tokens_BKT.take_along_dim(origin_BK[:, :, None], 1)
-    tokens_BKT = torch.cat((said_BKT, ids_BC.gather(1, chosen_BK)[:, :, None]), 2)
-    return replace(beams, tokens_BKT=tokens_BKT, log_probability_BK=log_probability_BK), origin_BK
-
-
-def length_penalty(length: int, alpha: float) -> float:
-    """What a log probability is divided by (Wu et al. 2016, §7)."""
-    return float(((5 + length) / 6) ** alpha)
-
-
-def _collect(beams: Beams, n_best: int, results: list[list[Hypothesis]]) -> None:
-    """The finished hypotheses of decided sentences, as plain Python."""
-    columns = (
-        beams.sentence_B,
-        beams.done_BKT,
-        beams.done_length_BK,
-        beams.done_log_probability_BK,
-        beams.done_score_BK,
+    K = beams.last_BK.shape[1]
+    rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEVER)
+    if task.rules and task.rules.required and beams.said_BKT is not None:
+        chosen_BK = task.rules.allocate(
+            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.said_BKT, task.longest_B - length
+        )
+    else:
+        chosen_BK = rank_BC.topk(K, dim=1).indices
+    origin_BK = candidates.origin_BC.gather(1, chosen_BK)
+    last_BK = candidates.ids_BC.gather(1, chosen_BK)
+    said_BKT, coverage_BKS = beams.said_BKT, beams.coverage_BKS
+    if said_BKT is not None:
+        said_BKT = torch.cat((said_BKT.take_along_dim(origin_BK[:, :, None], 1), last_BK[:, :, None]), 2)
+    if coverage_BKS is not None:
+        coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
+    # What ended does not go on, even where nothing else is left.
+    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(last_BK == end, NEVER)
+    beams = replace(
+        beams, last_BK=last_BK, log_probability_BK=log_probability_BK, said_BKT=said_BKT, coverage_BKS=coverage_BKS
     )
-    for sentence, done, lengths, log_probabilities, scores in zip(*(c.tolist() for c in columns), strict=True):
-        ranked = zip(done, lengths, log_probabilities, scores, strict=True)
-        results[sentence] = [Hypothesis(d[:n], p, s) for d, n, p, s in ranked if s > NEVER][:n_best]
+    return beams, origin_BK
+
+
+def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tensor:
+    """Which sentences need no further step, by the rule `stop`; the groups of a sentence leave together."""
+    decided_B = task.longest_B <= length
+    if config.stop == "filled":
+        decided_B = decided_B | (beams.done_score_BK[:, -1] > NEVER)
+    elif config.stop != "longest":
+        # A log probability only falls, and the longest length has the kindest penalty.
+        after = task.longest_B if config.stop == "certain" else torch.full_like(task.longest_B, length + 1)
+        hope_B = beams.log_probability_BK.amax(1) / length_penalty(after, config)
+        kept = beams.last_BK.shape[1] if config.choose != "score" else min(config.n_best, beams.last_BK.shape[1])
+        decided_B = decided_B | (beams.done_score_BK[:, kept - 1] >= hope_B)
+    if config.groups > 1:
+        decided_B = decided_B.view(-1, config.groups).all(1).repeat_interleave(config.groups)
+    return decided_B
+
+
+class Trellis:
+    """Every step of a search, so that a hypothesis can be read backwards from its end."""
+
+    def __init__(self, B: int, K: int) -> None:
+        self.B, self.K = B, K
+        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.left: list[Beams] = []
+
+    def add(self, beams: Beams, origin_BK: Tensor) -> None:
+        self.steps.append((beams.place_B, beams.last_BK, origin_BK, beams.log_probability_BK))
+
+    def leave(self, beams: Beams) -> None:
+        self.left.append(beams)
+
+    def hypotheses(self, groups: int, count: int) -> list[list[Hypothesis]]:
+        """The `count` best of each sentence, from all its groups, no two the same."""
+        ids, origins, logs = self._columns()
+        ranked: list[list[tuple[float, float, int, int]]] = [[] for _ in range(self.B // groups)]
+        for beams in self.left:
+            done = (beams.place_B, beams.done_score_BK, beams.done_log_probability_BK, beams.done_node_BK)
+            for place, *of_place in zip(*(x.tolist() for x in done), strict=True):
+                ranked[place // groups] += [(*one, place) for one in zip(*of_place, strict=True) if one[0] > NEVER]
+        found: list[list[Hypothesis]] = []
+        for finished in ranked:
+            different: dict[tuple[int, ...], Hypothesis] = {}
+            for score, log_probability, node, place in sorted(finished, key=lambda one: -one[0]):
+                if len(different) == count:
+                    break
+                said, path = [], [log_probability]
+                step, k = divmod(node, self.K)
+                for t in range(step - 2, -1, -1):
+                    said.append(ids[t][place][k])
+                    path.append(logs[t][place][k])
+                    k = origins[t][place][k]
+                each = tuple(after - before for before, after in pairwise((0.0, *reversed(path))))
+                different.setdefault(tuple(said), Hypothesis(said[::-1], log_probability, score, each))
+            found.append(list(different.values()))
+        return found
+
+    def _columns(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Tokens, origins and log probabilities by step, place and hypothesis."""
+        columns = tuple(np.zeros((len(self.steps), self.B, self.K), kind) for kind in (int, int, float))
+        for t, (place_B, *values) in enumerate(self.steps):
+            for column, value in zip(columns, values, strict=True):
+                column[t, place_B.cpu().numpy()] = value.cpu().numpy()
+        ids, origins, logs = (column.tolist() for column in columns)
+        return ids, origins, logs

@@ -59,6 +59,14 @@ class Tokenizer:
         """Target ids one by one, as they stand in the vocabulary."""
         return [str(self.target.id_to_piece(i)) for i in ids]
 
+    def source_pieces(self, ids: Iterable[int]) -> list[str]:
+        return [str(self.source.id_to_piece(i)) for i in ids]
+
+    @property
+    def target_pieces(self) -> list[str]:
+        """The whole target vocabulary, by id."""
+        return self.pieces(range(self.vocabulary.target))
+
     def save(self, folder: Path) -> None:
         for side, name in FILES.items():
             (folder / name).write_bytes(self.models[side])

@@ -1,0 +1,178 @@
+"""Words that must and must not be said, and beginnings that are given.
+
+Shapes: B sentences, K hypotheses of each, R rows, T target positions, V vocabulary, C candidates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+
+NEVER = float("-inf")
+SPACE = "▁"  # sentencepiece's
+
+
+class Rules:
+    """What hypotheses must and must not say. Every answer depends on what they have said, and on nothing else."""
+
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        end: int,
+        required: Sequence[tuple[str, list[int]]] = (),
+        forbidden: Sequence[str] = (),
+        no_repeat: int = 0,
+    ) -> None:
+        # The end of a sentence ends a word as a space does.
+        self.texts = [" " if id_ == end else piece.replace(SPACE, " ") for id_, piece in enumerate(pieces)]
+        self.end, self.no_repeat = end, no_repeat
+        self.prefixes: Sequence[list[int]] = ()
+        self.required = [(Phrase(text), ids) for text, ids in required]
+        self.forbidden = [Phrase(text) for text in forbidden]
+        self.inside_word = [id_ for id_, text in enumerate(self.texts) if re.match(r"\w", text)]
+        self._completing = lru_cache(maxsize=4096)(self._completing_after)
+
+    def of(self, prefixes: Sequence[list[int]]) -> Rules:
+        """The same rules for a batch whose sentences begin with these prefixes."""
+        rules = copy(self)
+        rules.prefixes = prefixes
+        return rules
+
+    def lengths(self) -> list[int]:
+        """What each sentence of the batch must at least have room for."""
+        required = sum(len(ids) for _, ids in self.required)
+        return [len(prefix) + required for prefix in self.prefixes]
+
+    # ---------------------------------------------------------------------------- what may come next
+
+    def ban(self, logits_RV: Tensor, raw_RV: Tensor, said_RT: Tensor, sentence_R: Tensor) -> None:
+        """Write −∞ to what may not follow `said_RT`, which starts with BEGIN."""
+        if self.no_repeat:
+            ban_repeats(logits_RV, said_RT[:, 1:], self.no_repeat)
+        if self.forbidden or self.required:
+            for row, ids in enumerate(said_RT[:, 1:].tolist()):
+                logits_RV[row, self._banned_after(self._text(ids))] = NEVER
+        stuck_R = logits_RV.amax(-1) == NEVER
+        logits_RV[stuck_R, self.end] = raw_RV[stuck_R, self.end].float()
+        if any(self.prefixes):
+            self._force_prefixes(logits_RV, raw_RV, said_RT.shape[1] - 1, sentence_R.tolist())
+
+    def _force_prefixes(self, logits_RV: Tensor, raw_RV: Tensor, place: int, sentence_R: list[int]) -> None:
+        """Where a prefix goes on, only its next id is possible."""
+        inside = [(row, self.prefixes[s][place]) for row, s in enumerate(sentence_R) if place < len(self.prefixes[s])]
+        if inside:
+            rows, ids = (torch.tensor(column) for column in zip(*inside, strict=True))
+            logits_RV[rows] = NEVER
+            logits_RV[rows, ids] = raw_RV[rows, ids].float()
+
+    def _banned_after(self, text: str) -> list[int]:
+        banned: list[int] = []
+        for phrase, _ in self.required:
+            if not phrase.said.search(text):
+                banned.append(self.end)
+            elif not phrase.closed.search(text):
+                # It has just been said: the next piece must not make it the beginning of another word.
+                banned += self.inside_word
+        for phrase in self.forbidden:
+            banned += self._completing(phrase, phrase.tail(text))
+        return banned
+
+    def _completing_after(self, phrase: Phrase, tail: str) -> list[int]:
+        """The pieces with which a text that ends like this says the phrase."""
+        return [id_ for id_, piece in enumerate(self.texts) if phrase.closed.search(tail + piece)]
+
+    def _text(self, ids: list[int]) -> str:
+        return "".join(self.texts[id_] for id_ in ids)
+
+    # --------------------------------------------- required words: dynamic beam allocation (Post & Vilar 2018)
+
+    def wanted(self, said_RT: Tensor) -> list[list[int]]:
+        """For each row the ids that begin or continue a required phrase that it has not said yet."""
+        return [self._wanted(ids) for ids in said_RT[:, 1:].tolist()]
+
+    def _wanted(self, ids: list[int]) -> list[int]:
+        open_ = [phrase for known, phrase in self.required if not known.said.search(self._text(ids))]
+        return sorted({place for phrase in open_ for place in (phrase[0], phrase[begun(ids, phrase)])})
+
+    def progress(self, ids: list[int]) -> int:
+        """How many ids of required phrases have been said: whole phrases, and the one that has been begun."""
+        text = self._text(ids)
+        said = [bool(known.said.search(text)) for known, _ in self.required]
+        whole = sum(len(phrase) for (_, phrase), yes in zip(self.required, said, strict=True) if yes)
+        return whole + max(
+            (begun(ids, phrase) for (_, phrase), yes in zip(self.required, said, strict=True) if not yes), default=0
+        )
+
+    def allocate(self, scores: Tensor, ids: Tensor, origin: Tensor, said_BKT: Tensor, left_B: Tensor) -> Tensor:
+        """Which K of the candidates of each sentence go on: some of every degree of progress, the best of each."""
+        K = said_BKT.shape[1]
+        columns = (x.tolist() for x in (scores, ids, origin, said_BKT[:, :, 1:], left_B))
+        chosen_BK = [
+            self._allocate([(s, said[k], i) for s, i, k in zip(*candidates, strict=True)], left, K)
+            for *candidates, said, left in zip(*columns, strict=True)
+        ]
+        return torch.tensor(chosen_BK, device=scores.device)
+
+    def _allocate(self, candidates: list[tuple[float, list[int], int]], left: int, K: int) -> list[int]:
+        total = sum(len(phrase) for _, phrase in self.required)
+        banks: dict[int, list[int]] = {}
+        seen: set[tuple[int, ...]] = set()
+        late: list[int] = []
+        unfit: list[int] = []
+        for place in sorted(range(len(candidates)), key=lambda c: -candidates[c][0]):
+            _, said, id_ = candidates[place]
+            whole = (*said, id_)
+            if id_ == self.end or whole in seen:
+                unfit.append(place)
+                continue
+            seen.add(whole)
+            progress = self.progress(list(whole))
+            # What cannot say all that is missing, and the end, before its longest length comes last.
+            (banks.setdefault(progress, []) if total - progress < left else late).append(place)
+        share = K // (total + 1)
+        chosen = [place for bank in banks.values() for place in bank[:share]]
+        # What is over goes to those that have said most.
+        rest = chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)))
+        chosen += islice(chain(rest, late, unfit), K - len(chosen))
+        return sorted(chosen, key=lambda c: -candidates[c][0])
+
+
+class Phrase:
+    """A word or some words as they are written; inside another word they do not count."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        body = (r"(?<!\w)" if re.match(r"\w", text) else "") + re.escape(text)
+        self.at_word = bool(re.search(r"\w$", text))
+        self.said = re.compile(body + (r"(?!\w)" if self.at_word else ""))
+        self.closed = re.compile(body + (r"(?=\W)" if self.at_word else ""))  # whatever comes next
+
+    def tail(self, text: str) -> str:
+        """As much of the end of a text as decides what completes the phrase, and the character before it."""
+        longest = len(self.text) if self.at_word else len(self.text) - 1
+        for n in range(min(longest, len(text)), 0, -1):
+            if self.text.startswith(text[-n:]):
+                return text[-n - 1 :]
+        return text[-1:]
+
+
+def begun(ids: Sequence[int], phrase: Sequence[int]) -> int:
+    """How many ids of a phrase, not all, stand at the end of what was said."""
+    lengths = range(min(len(ids), len(phrase) - 1), 0, -1)
+    return next((n for n in lengths if list(ids[-n:]) == list(phrase[:n])), 0)
+
+
+def ban_repeats(logits_RV: Tensor, said_RT: Tensor, n: int) -> None:
+    """Write −∞ to what would say some n ids a second time."""
+    if said_RT.shape[1] < n:
+        return
+    seen_RXn = said_RT.unfold(1, n, 1)
+    tail_R1n = said_RT[:, None, said_RT.shape[1] - n + 1 :]
+    row_R, place_R = (seen_RXn[:, :, : n - 1] == tail_R1n).all(-1).nonzero(as_tuple=True)
+    logits_RV[row_R, seen_RXn[row_R, place_R, n - 1]] = NEVER
