@@ -38,7 +38,7 @@ JOEYNMT = [
 ]
 HUGGING_FACE = ["torch==2.13.0", "transformers==5.23.0", "numpy", "sentencepiece", "ctranslate2==4.8.5"]
 SAME = ("model.dropout=0.2", "model.attention.dropout=0.2", f"training.tokens={TOKENS}", "training.label_smoothing=0.1")
-MARIAN_WORKER = Path(__file__).with_name("marian_worker.py")
+PEER = Path(__file__).with_name("peer_worker.py")
 
 
 def config_of(model: str, overrides: list[str]) -> TrainConfig:
@@ -151,7 +151,7 @@ def contestants(overrides: list[str], work: Path, peers: bool) -> dict[str, Call
         hugging_face = benchmarks.environment(work / "environments" / "huggingface", HUGGING_FACE)
 
         def marian(precision: str) -> dict[str, float]:
-            command = [str(hugging_face), str(MARIAN_WORKER), "train", str(work / "batches.npz"), precision]
+            command = [str(hugging_face), str(PEER), "train", str(work / "batches.npz"), precision]
             return speed_of(benchmarks.watch(command, r"([\d,]+) tokens/s", 4))
 
         def joey(family: str) -> dict[str, float]:
@@ -207,10 +207,8 @@ def main() -> None:
     needed = {model: operations(config, encoded, vocabulary) for model, config in configs.items()}
     taking_part = contestants(arguments.overrides, work, peers=not arguments.alone)
     results = benchmarks.interleaved(arguments.repeats, taking_part)
-    rates = {
-        kind: statistics.median(result[kind] for result in results.pop("matrix rate"))
-        for kind in ("float32", "bfloat16")
-    }
+    products = results.pop("matrix rate")
+    rates = {kind: statistics.median(result[kind] for result in products) for kind in products[0]}
     starts = start_up(arguments.overrides, work, arguments.repeats)
     rows = summary(results, rates, needed)
     heads = ("", "target tokens/s", "lowest – highest", "this project is faster by", "of the bound", "peak memory, GB")

@@ -11,17 +11,18 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from seq2seq.config import ModelConfig, TransformerConfig
 
+Key = TypeVar("Key", str, tuple[str, str])
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -221,11 +222,13 @@ def _svg(path: Path, width: int, height: int, parts: Sequence[str]) -> None:
     path.write_text("\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>\n"]))
 
 
-def interleaved(repeats: int, contestants: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+def interleaved(repeats: int, contestants: Mapping[Key, Callable[[], Any]]) -> dict[Key, list[Any]]:
     """Each contestant once in every round, so that a disturbance of the machine meets them all."""
-    results: dict[str, list[Any]] = {name: [] for name in contestants}
+    results: dict[Key, list[Any]] = {name: [] for name in contestants}
     for round_ in range(1, repeats + 1):
         for name, run in contestants.items():
-            print(f"round {round_} of {repeats}: {name} …", file=sys.stderr, flush=True)
+            print(
+                f"round {round_} of {repeats}: {name if isinstance(name, str) else ', '.join(name)} …", file=sys.stderr
+            )
             results[name].append(run())
     return results
