@@ -15,10 +15,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
+from seq2seq import environment
 from seq2seq.config import TrainConfig
 from seq2seq.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import translate_and_score
+from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
 from seq2seq.text.batches import Batches, encode_corpus, encode_training, mix_of, resampler
@@ -71,6 +72,7 @@ def train(config: TrainConfig) -> None:
         world.wait()  # before the folder changes, everyone has read it
         if world.leads:
             open_folder(run, state.config, state.progress.update)
+            environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
         if fit(trainer) and world.leads:
             finish(run, state, corpora.test, logbook)
@@ -305,7 +307,7 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search)
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target, RESAMPLES)
         for sample in samples(corpus, hypotheses, config.training.samples):
             logbook.sample(*sample)
         logbook.say(

@@ -26,6 +26,7 @@ FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real te
 
 def translate(config: TranslateConfig) -> None:
     """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
+    assert not isinstance(config.run, list)
     run = Run.find(config.run, config.outputs)
     if config.run is None:
         print(f"run        {run.folder} (the newest)", file=sys.stderr)

@@ -138,6 +138,7 @@ class Trainer:
         """Score the model that translates, keep a checkpoint, and remember whether it is the best so far."""
         state, progress = self.state, self.state.progress
         monitor, plateau = state.config.training.monitor, state.config.optimizer
+        began = time.perf_counter()
         self.logbook.status(f"update {progress.update:,}: validating …")
         with self.working.holding(state.average.weights() if state.average else None) as model:
             found = self.validate_model(model.eval())
@@ -153,7 +154,8 @@ class Trainer:
                 progress.halved += 1
         self.save(best, validated=True)
         note = "best so far" if best else f"best: update {progress.best_update:,}"
-        self.logbook.validation(progress.update, found.scores, found.samples, found.pictures, note)
+        scores = {**found.scores, "seconds": time.perf_counter() - began}
+        self.logbook.validation(progress.update, scores, found.samples, found.pictures, note)
 
     def save(self, best: bool = False, validated: bool = False) -> None:
         self.checkpoints.save(self.state, best, validated)
