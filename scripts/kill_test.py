@@ -62,7 +62,7 @@ def main() -> None:
             different = compare(whole, Run(folder / "outputs" / name.split()[-1].lower()))
             when = ", ".join(f"{moments.count(kind)} {kind}" for kind in sorted(set(moments)))
             print(f"{name:9} × {count}: {when}; exit code at the end {finished.returncode}; ", end="")
-            told = f"DIFFERENT in {len(different)} places, such as {different[0]}" if different else "the same bits"
+            told = f"DIFFERENT in {len(different)} places: {', '.join(different[:5])}" if different else "the same bits"
             print(told, flush=True)
             right.append(not different and finished.returncode == 0)
     sys.exit(not all(right))
@@ -123,8 +123,8 @@ def compare(one: Run, other: Run) -> list[str]:
             different += [f"{which}/{file}/{key}" for key in x if not torch.equal(x[key], y[key])]
         x, y = (torch.load(folder / "training.pt", weights_only=True) for folder in (a, b))
         for state in (x, y):
-            state["progress"].pop("seconds")
-        different += [f"{which}/training/{key}" for key in x if not same(x[key], y[key])]
+            state |= {f"progress.{name}": value for name, value in state.pop("progress").items()}
+        different += [f"{which}/{key}" for key in x if key != "progress.seconds" and not same(x[key], y[key])]
     losses = [[(line["update"], line["loss"]) for line in map(json.loads, run.metrics.open())] for run in (one, other)]
     return different + (["metrics.jsonl"] if losses[0] != losses[1] else [])
 

@@ -101,7 +101,7 @@ def peak_memory(device: torch.device) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error means; torch has a type of its own for it on GPUs only."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
-        re.search("out of memory|can't allocate|not enough memory", str(error))
+        re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
     )
 
 

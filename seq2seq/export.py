@@ -217,8 +217,9 @@ class Here:
     """This project's model and search, in float32, with nothing banned."""
 
     def __init__(self, model: Seq2Seq, search: SearchConfig, longest: int) -> None:
-        # A float32 sum without a length's penalty is what both programs mean by a score.
-        self.model, self.search, self.longest = model, replace(search, length_penalty=0.0, n_best=1), longest
+        # Without a length penalty CTranslate2 searches until no open hypothesis can win.
+        self.search = replace(search, length_penalty=0.0, n_best=1, stop="certain")
+        self.model, self.longest = model, longest
 
     @torch.inference_mode()
     def translate(self, sources: Sequence[list[int]], beam: int) -> list[list[int]]:

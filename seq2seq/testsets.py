@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from seq2seq.config import DataConfig, SearchConfig, TestConfig, TrainConfig, plain
+from seq2seq.config import DataConfig, SearchConfig, TestConfig, TrainConfig, plain, search_preset
 from seq2seq.errors import UserError, nearest
 from seq2seq.evaluation import TestSet
 from seq2seq.run import Run
@@ -135,8 +136,16 @@ def write_translations(
 
 
 def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
-    search = f"beam{config.search.beam}.penalty{config.search.length_penalty:g}"
-    return run.evaluation / f"{test.name}.{Path(config.checkpoint).name}.{search}.txt"
+    return run.evaluation / f"{test.name}.{Path(config.checkpoint).name}.{search_name(config.search)}.txt"
+
+
+def search_name(search: SearchConfig) -> str:
+    """Beam and length penalty, and whatever else is not as usual."""
+    usual = plain(search_preset("greedy"))
+    named = ("beam", "length_penalty", "n_best", "tokens")
+    unusual = {key: value for key, value in plain(search).items() if key not in named and value != usual[key]}
+    parts = [f"beam{search.beam}", f"penalty{search.length_penalty:g}", *(f"{k}{v}" for k, v in unusual.items())]
+    return ".".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-") for part in parts)
 
 
 def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from seq2seq import cli, evaluation
 from seq2seq.config import EvaluateConfig
 from seq2seq.errors import UserError
+from seq2seq.testsets import search_name
 
 COMMAND_LINE = {
     "bleu": ["-m", "bleu", "--force"],
@@ -185,6 +186,13 @@ def test_training_watches_the_same_scores() -> None:
 def test_contradictions_of_test_sets(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         cli.check("evaluate", overrides, False, None)
+
+
+def test_every_search_writes_its_own_file() -> None:
+    searches = [[], ["search.beam=4"], ["search=greedy"], ["search=mbr"], ["search=sample"], ["search.require=[a b]"]]
+    names = [search_name(cli.load_config("evaluate", *overrides).search) for overrides in searches]
+    assert names[:3] == ["beam5.penalty1", "beam4.penalty1", "beam1.penalty1"]
+    assert len(set(names)) == len(names) and not set("".join(names)) & set("/ []'")
 
 
 def test_bare_words_are_runs() -> None:

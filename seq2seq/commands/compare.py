@@ -93,6 +93,9 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
     difference = other.value - first.value
     sign = -1 if metric in LOWER_IS_BETTER else 1
     p = max(other.bootstrap, other.randomised)
+    if difference == 0:
+        # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
+        return f"{TITLES[metric]:10} {name} and {baseline} are equal"
     word = "better" if sign * difference > 0 else "worse"
     if p >= 0.05:
         return f"{TITLES[metric]:10} {name} and {baseline}: {difference:+.2f}, which may be luck (p = {p:.2f})"
@@ -101,9 +104,10 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
 
 def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
     """Every value in which the runs differ."""
-    flat = [flat({k: v for k, v in config.items() if k not in NAMES}) for config in configs]
-    keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key, "–")) for f in flat}) > 1]
-    rows = [["config", *names], *([key, *(str(f.get(key, "–")) for f in flat)] for key in keys)]
+    values = [flat({name: value for name, value in config.items() if name not in NAMES}) for config in configs]
+    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one}
+    keys = [key for key, several in every.items() if len(set(several)) > 1]
+    rows = [["config", *names], *([key, *every[key]] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
     print()
     for row in rows if keys else [["config", "the same"]]:

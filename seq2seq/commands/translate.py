@@ -16,7 +16,7 @@ from typing import TextIO
 from seq2seq.config import TranslateConfig
 from seq2seq.device import keep_few_kernels, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.run import Run
+from seq2seq.prompt import converse, open_runs
 from seq2seq.text.lines import Arriving, Line, decoded, sentences
 from seq2seq.text.sources import raw_lines
 from seq2seq.translator import EMPTY, Translation, Translator
@@ -26,21 +26,19 @@ FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real te
 
 def translate(config: TranslateConfig) -> None:
     """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
-    assert not isinstance(config.run, list)
-    run = Run.find(config.run, config.outputs)
-    if config.run is None:
-        print(f"run        {run.folder} (the newest)", file=sys.stderr)
     if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
         raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
     if config.input and not Path(config.input).is_file():
         raise UserError(f"input: {config.input} is no file here")
     tune_cpu()
     keep_few_kernels()
-    folder = run.checkpoint(config.checkpoint)
-    translator = Translator.from_checkpoint(folder, config.device, config.precision)
-    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty():
-        prompt(translator, config, run)
+    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        converse(config)
         return
+    opened = open_runs(config.run, config.checkpoint, config)
+    if config.run is None:
+        print(f"run        {opened.runs[0].folder} (the newest)", file=sys.stderr)
+    translator = opened.translator
     lines = Arriving(decoded(raw_lines(Path(config.input))), pauses=False) if config.input else arriving_stdin()
     work = Filter(translator, config)
     try:
@@ -165,26 +163,3 @@ def output_stream(path: str | None) -> Iterator[TextIO]:
         if isinstance(error, OSError):
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
         raise
-
-
-def prompt(translator: Translator, config: TranslateConfig, run: Run) -> None:
-    """Type a sentence, read its translation, until Ctrl-D."""
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401 (gives `input` its history and editing)
-    print(f"{run.folder} on {translator.device}, beam {config.search.beam}. Type a sentence; Ctrl-D ends.")
-    while True:
-        try:
-            # What is no UTF-8 arrives as lone surrogates, which no tokenizer takes.
-            sentence = input("> ").encode("utf-8", "replace").decode()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if sentence.strip():
-            began = time.perf_counter()
-            translations = translator.translate([sentence], config.search)[0]
-            seconds = time.perf_counter() - began
-            for rank, translation in enumerate(translations):
-                print(translation.text, f"  [{translation.score:.3f}" + ("]" if rank else f", {seconds:.2f} s]"))

@@ -44,6 +44,8 @@ class Progress:
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0
     target_tokens: int = 0
+    line_loss: float = 0.0  # summed since the last line that stays, and over how many tokens
+    line_tokens: int = 0
     seconds: float = 0.0  # of training, validation left out
 
 

@@ -165,10 +165,13 @@ class Trainer:
         """A line that stays, and the numbers behind it."""
         update, rate = self.state.progress.update, self.rate()
         self.logbook.say(meter.line(rate))
+        values, guessing = meter.scalars(rate), math.log(len(self.state.model.output.weight))
+        if values["loss"] > 1.5 * guessing:
+            self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
         compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
-        self.logbook.scalars("train", update, {**meter.scalars(rate), **compiled})
+        self.logbook.scalars("train", update, {**values, **compiled})
         self.logbook.board("norms", update, self.norms())
-        meter.restart()
+        meter.next_line()
 
     def norms(self) -> dict[str, float]:
         """The norms of weights and gradients, by part of the model."""
