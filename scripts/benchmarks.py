@@ -195,17 +195,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
+OWN = "this project"
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#975a16", "#2c7a7b")
 
 
 def bars(path: Path, title: str, rows: Sequence[tuple[str, float]], unit: str) -> None:
-    """Horizontal bars, the longest first in the order given, as SVG."""
+    """Horizontal bars in the order given, as SVG; this project's in a colour of their own."""
     height, most = 26, max(value for _, value in rows)
     parts = [_text(10, 22, title, "bold 15px")]
     for i, (label, value) in enumerate(rows):
         y, length = 40 + i * height, 400 * value / most
         parts.append(_text(250, y + 14, label, anchor="end"))
-        parts.append(f'<rect x="258" y="{y}" width="{length:.1f}" height="18" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(
+            f'<rect x="258" y="{y}" width="{length:.1f}" height="18" fill="{COLOURS[not label.startswith(OWN)]}"/>'
+        )
         parts.append(_text(264 + length, y + 14, f"{value:,.0f} {unit}"))
     _svg(path, 800, 50 + len(rows) * height, parts)
 
@@ -218,7 +221,7 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
         left, top, width, height = 60 + i % columns * 330, 40 + i // columns * 300, 240, 180
         points = [point for curve in curves.values() for point in curve]
         low, high = (math.log(f(x for x, _ in points)) for f in (min, max))
-        most = 1.1 * max(y for _, y in points)
+        most = _round_number(max(y for _, y in points))
 
         def place(x: float, y: float, box: tuple[float, ...] = (left, top, width, height, low, high, most)) -> str:
             left, top, width, height, low, high, most = box
@@ -239,7 +242,7 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
                 )
             )
         for x in sorted({x for x, _ in points}):
-            parts.append(_text(float(place(x, 0).split(",")[0]), top + height + 14, f"{x:,.6g}", "10px", "middle"))
+            parts.append(_text(float(place(x, 0).split(",")[0]), top + height + 14, f"{x:,.0f}", "10px", "middle"))
         parts.append(_text(left + width / 2, top + height + 30, f"{x_label} → {y_label}", "11px", "middle"))
         for j, (name, curve) in enumerate(curves.items()):
             colour = COLOURS[j % len(COLOURS)]
@@ -250,6 +253,12 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
                 _text(left + 4 + j % 2 * 125, top + height + 46 + j // 2 * 14, f"● {name}", "11px", colour=colour)
             )
     _svg(path, 60 + columns * 330, 40 + -(-len(panels) // columns) * 300, parts)
+
+
+def _round_number(least: float) -> float:
+    """The end of an axis: the next number that four ticks divide well."""
+    size = 10.0 ** math.floor(math.log10(least))
+    return next(size * step for step in (1, 2, 4, 6, 8, 10) if size * step >= least)
 
 
 def _places(path: str) -> Iterator[list[str]]:
