@@ -224,11 +224,11 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     K = beams.last_BK.shape[1]
     rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEVER)
     if task.rules and task.rules.required and beams.said_BKT is not None:
-        chosen_BK = task.rules.allocate(
+        chosen_BK, void_BK = task.rules.allocate(
             rank_BC, candidates.ids_BC, candidates.origin_BC, beams.said_BKT, task.longest_B - length
         )
     else:
-        chosen_BK = rank_BC.topk(K, dim=1).indices
+        chosen_BK, void_BK = rank_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
     said_BKT, coverage_BKS = beams.said_BKT, beams.coverage_BKS
@@ -237,7 +237,8 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     if coverage_BKS is not None:
         coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
     # What ended does not go on, even where nothing else is left.
-    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(last_BK == end, NEVER)
+    void_BK = last_BK == end if void_BK is None else void_BK
+    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(void_BK, NEVER)
     beams = replace(
         beams, last_BK=last_BK, log_probability_BK=log_probability_BK, said_BKT=said_BKT, coverage_BKS=coverage_BKS
     )

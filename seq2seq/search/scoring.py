@@ -106,7 +106,8 @@ def permit(
     early_R, last_R = (None if x is None else x.repeat_interleave(rows) for x in ends(length, task))
     ban = None
     if task.rules is not None and said_RT is not None:
-        ban = partial(task.rules.ban, raw_RV=logits_RV, said_RT=said_RT, sentence_R=sentence_R)
+        final_R = (task.longest_B == length + 1).repeat_interleave(rows)
+        ban = partial(task.rules.ban, raw_RV=logits_RV, said_RT=said_RT, sentence_R=sentence_R, final_R=final_R)
     permitted_RV, total_R1 = allowed(logits_RV, specials, early_R, last_R, ban)
     return permitted_RV.sub_(total_R1)
 
@@ -135,8 +136,9 @@ def allowed(
         ban(logits_RV)
     if last_R is not None:
         # At its longest length a sentence can only end.
+        end_R = logits_RV[last_R, specials.end]
         logits_RV[last_R] = NEVER
-        logits_RV[last_R, specials.end] = raw_RV[last_R, specials.end].float()
+        logits_RV[last_R, specials.end] = end_R
     return logits_RV, total_R1
 
 
