@@ -16,7 +16,7 @@ from seq2seq.commands.score import tabbed
 from seq2seq.config import SearchConfig, search_preset, typed
 from seq2seq.errors import UserError
 from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.text.tokenizer import BEGIN, Tokenizer, train_tokenizer
 from seq2seq.training.checkpoint import write_config, write_weights
 from seq2seq.translator import Translation, Translator
 
@@ -77,27 +77,35 @@ def test_200_real_sentences_in_every_batch(family: str, beam: int, multi30k: Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("beam", [1, 3])
-def test_a_score_is_what_teacher_forcing_gives(family: str, beam: int, words: Tokenizer) -> None:
-    """Of its text, as long as the text is cut into the same pieces again."""
+def test_a_score_is_what_teacher_forcing_gives(family: str, words: Tokenizer) -> None:
+    """Of pairs of any length scored together: the model's log-softmax at each piece and the end, pair by pair."""
     model = translator(family, words)
-    found = model.translate(SOURCES, options(beam=beam, n_best=beam), attention=True)
-    pairs = [(source, one) for source, ranked in zip(SOURCES, found, strict=True) for one in ranked]
-    told = model.score([source for source, _ in pairs], [one.text for _, one in pairs], attention=True)
-    again = [(one, other) for (_, one), other in zip(pairs, told, strict=True) if one.pieces == other.pieces]
-    assert again
-    for one, other in again:
-        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
-        assert one.score == pytest.approx(other.score, abs=1e-3)
-        assert one.token_log_probabilities == pytest.approx(other.token_log_probabilities, abs=1e-4)
-        assert one.weights_LNTS is not None and other.weights_LNTS is not None
-        torch.testing.assert_close(one.weights_LNTS, other.weights_LNTS, rtol=1e-4, atol=1e-5)
-    for _, one in pairs:
-        assert sum(one.token_log_probabilities) == pytest.approx(one.log_probability, abs=1e-3)
-        weights_TS = one.attention()
-        assert weights_TS.shape == (len(one.pieces) + 1, len(one.source_pieces))
-        torch.testing.assert_close(weights_TS.sum(1), torch.ones(len(weights_TS)))
-        torch.testing.assert_close(one.attention(0, 0), one.weights_LNTS[0, 0])  # type: ignore[index]
+    scored = model.score(SOURCES, [target for _, target in PAIRS], attention=True)
+    for (source, target), one in zip(PAIRS, scored, strict=True):
+        ids = words.encode_target([target])[0]
+        read = torch.tensor(words.encode_source([source]))
+        with torch.inference_mode():
+            network = model.models.models[0]
+            decoded = network.decode(torch.tensor([[BEGIN, *ids[:-1]]]), network.start(read, read > 0), weights=True)
+            logs = network.logits(decoded.features_RTD)[0].log_softmax(-1).gather(1, torch.tensor([ids]).T)[:, 0]
+        assert one.token_log_probabilities == pytest.approx(logs.tolist(), abs=1e-4)
+        assert one.log_probability == pytest.approx(float(logs.sum()), abs=1e-3)
+        assert one.score == pytest.approx(one.log_probability / ((5 + len(ids)) / 6), abs=1e-3)
+        assert one.weights_LNTS is not None
+        torch.testing.assert_close(one.weights_LNTS, torch.cat(decoded.weights))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_translation_carries_its_steps_and_its_attention(family: str, words: Tokenizer) -> None:
+    for ranked in translator(family, words).translate(SOURCES, options(beam=3, n_best=3), attention=True):
+        for one in ranked:
+            assert len(one.token_log_probabilities) == len(one.pieces) + 1
+            assert sum(one.token_log_probabilities) == pytest.approx(one.log_probability, abs=1e-3)
+            weights_TS = one.attention()
+            assert weights_TS.shape == (len(one.pieces) + 1, len(one.source_pieces))
+            torch.testing.assert_close(weights_TS.sum(1), torch.ones(len(weights_TS)))
+            assert one.weights_LNTS is not None
+            torch.testing.assert_close(one.attention(0, 0), one.weights_LNTS[0, 0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
