@@ -48,6 +48,9 @@ PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
 Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Split = Literal["train", "validation", "test"]
+MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
+Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
 Problems = Iterator[tuple[str, str]]  # (key below this object, what contradicts what)
 
 
@@ -378,15 +381,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    run: str | None
+class TestConfig:
+    """What runs are measured on, and how they translate it."""
+
     checkpoint: str
     outputs: str
     device: str
     precision: Precision
-    split: Literal["train", "validation", "test"]
-    source: str | None
-    reference: str | None
+    split: Split | list[Split]
+    source: str | list[str] | None
+    reference: str | list[str | list[str]] | None
+    public: str | list[str] | None
     data: DataConfig | None
     data_path: str | None
     search: SearchConfig
@@ -394,7 +399,60 @@ class EvaluateConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.reference is None):
             missing = "source" if self.source is None else "reference"
-            yield missing, "is missing; source and reference go together, two files of equal length"
+            yield missing, "is missing; source and reference go together, files of equal length"
+        elif isinstance(self.source, list) and (
+            not isinstance(self.reference, list) or len(self.reference) != len(self.source)
+        ):
+            yield "reference", f"{self.reference} must be a list like source, one file or list of files for each of it"
+        elif isinstance(self.source, str) and (
+            self.reference == [] or any(isinstance(file, list) for file in self.reference or "")
+        ):
+            yield "reference", f"{self.reference} must be a file, or a list of files, for the one source"
+        if self.source is not None and self.public is not None:
+            yield "public", "goes without source; name files or a public test set, not both"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(TestConfig):
+    run: str | list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    resamples: Natural
+    comet: str
+    detail: bool
+
+
+@dataclass(frozen=True)
+class CompareConfig(TestConfig):
+    run: list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    sentences: Natural
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.run is not None and len(set(self.run)) < max(2, len(self.run)):
+            yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
+        if "comet" in self.metrics:
+            yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
+
+
+@dataclass(frozen=True)
+class ReportConfig(TestConfig):
+    run: str | None
+    output: str | None
+    tokenize: Tokenize | None
+    show: list[Count]
+    sentences: Count
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    run: str | None
+    name: str | None
+    outputs: str
+    device: str | None
+    data_path: str | None
 
 
 def _needs_training_pairs(data: DataConfig) -> Problems:
@@ -434,14 +492,32 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class TranslateConfig:
-    run: str | None
+    run: str | list[str] | None
     checkpoint: str
     outputs: str
     device: str
     precision: Precision
     input: str | None
     output: str | None
+    split_lines: bool
+    progress: bool | None
     search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.split_lines and self.search.n_best > 1:
+            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    quantization: Literal["float32", "float16", "int8", "int8_float16"]
+    output: str | None
+    overwrite: bool
+    sentences: Count
+    data_path: str | None
 
 
 def _head_problems(width: int, heads: int, position: str) -> Problems:

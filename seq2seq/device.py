@@ -101,8 +101,14 @@ def peak_memory(device: torch.device) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error means; torch has a type of its own for it on GPUs only."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
-        re.search("out of memory|can't allocate|not enough memory", str(error))
+        re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
     )
+
+
+def keep_few_kernels() -> None:
+    """Bound oneDNN's caches of kernels, one for each shape: on text of any length they grow to gigabytes."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")  # read when the first kernel is made
 
 
 def _cpu_multiplies_bfloat16() -> bool:

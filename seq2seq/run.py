@@ -27,6 +27,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.result = folder / "result.json"
         self.evaluation = folder / "evaluation"
+        self.environment = folder / "environment.json"
 
     @property
     def exists(self) -> bool:
@@ -58,7 +59,7 @@ class Run:
         """Remove what a run made, and nothing else that may lie in its folder."""
         for path in (self.checkpoints, self.tensorboard, self.evaluation):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.log, self.metrics, self.result):
+        for path in (self.config, self.log, self.metrics, self.result, self.environment):
             path.unlink(missing_ok=True)
 
     def forget_after(self, update: int) -> None:
@@ -72,10 +73,15 @@ class Run:
         self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
+    def all(cls, outputs: str) -> list[Run]:
+        """Every run in a folder that has a checkpoint, the newest last."""
+        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
+        return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+
+    @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
         """A run by its name or folder; without a name the newest one."""
-        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
-        found = [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+        found = cls.all(outputs)
         if name is None:
             if found:
                 return found[-1]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from seq2seq.cli import load_config
 from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.text.batches import Batch, EncodedCorpus
+from seq2seq.run import Run
+from seq2seq.text.batches import Batch, Batches, EncodedCorpus
+from seq2seq.text.corpus import Corpus
 from seq2seq.text.store import Ragged
-from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary
+from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary, train_tokenizer
+from seq2seq.training.checkpoint import WEIGHTS, write_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = Vocabulary(40, 40, joint=True)
@@ -56,6 +62,11 @@ def random_corpus(lengths: list[int], seed: int = 0) -> EncodedCorpus:
     return EncodedCorpus(Ragged.of(sides[0]), Ragged.of(sides[1]), np.arange(len(lengths)))
 
 
+def drawn(batches: Batches, count: int) -> list[Batch]:
+    """The batches of the next `count` updates."""
+    return [batch for share in islice(batches, count) for batch in share.batches]
+
+
 def padded(sentences: list[list[int]], extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Sentences as one matrix and its mask, with `extra` more columns of padding."""
     width = max(map(len, sentences)) + extra
@@ -70,6 +81,22 @@ def tiny_batch(lengths: list[int] | None = None, seed: int = 0) -> Batch:
 
 def begin(rows: int) -> torch.Tensor:
     return torch.full((rows, 1), BEGIN)
+
+
+def saved_run(folder: Path, family: str, *overrides: str, seed: int = 0) -> Run:
+    """A run whose best checkpoint is a tiny model that has learned nothing: it says anything, of any length."""
+    config = tiny_config(family, "data=files", "data.train=[a.en,a.de]", "tokenizer.vocabulary=60", *overrides)
+    animals = itertools.permutations(["dogs", "cats", "a cow", "the birds"])
+    said = [f"Some {a} see {b}, {c} and {d}." for a, b, c, d in animals]
+    tokenizer, _ = train_tokenizer(Corpus(said, [line.title() for line in said]), config.tokenizer)
+    run, checkpoint = Run(folder), folder / "checkpoints" / "update-0000001"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    model = tiny_model(family, *overrides, vocabulary=tokenizer.vocabulary, seed=seed)
+    write_config(config, checkpoint / "config.yaml")
+    tokenizer.save(checkpoint)
+    save_file({name: p.detach().clone() for name, p in model.named_parameters()}, checkpoint / WEIGHTS)
+    (run.checkpoints / "index.json").write_text('{"last": "update-0000001", "best": "update-0000001"}')
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
+from seq2seq import environment
 from seq2seq.config import TrainConfig
 from seq2seq.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import translate_and_score
+from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
 from seq2seq.text.batches import Batches, encode_corpus, encode_training, mix_of, resampler
@@ -35,6 +36,7 @@ from seq2seq.training.checkpoint import (
     read_plain_config,
     start_from,
     write_config,
+    yaml_of,
 )
 from seq2seq.training.distributed import World, joined
 from seq2seq.training.logbook import Logbook
@@ -47,6 +49,9 @@ from seq2seq.translator import Translator
 
 # What a run that continues cannot change.
 KEPT = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
+
+# What the board's table of runs shows beside their scores.
+COMPARED = ("data.name", "model.", "optimizer.", "precision", "seed", "tokenizer.", "training.")
 
 
 def train(config: TrainConfig) -> None:
@@ -71,7 +76,9 @@ def train(config: TrainConfig) -> None:
         world.wait()  # before the folder changes, everyone has read it
         if world.leads:
             open_folder(run, state.config, state.progress.update)
+            environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
+        logbook.text("config", state.progress.update, f"```yaml\n{yaml_of(state.config)}```")
         if fit(trainer) and world.leads:
             finish(run, state, corpora.test, logbook)
         logbook.fact("run", str(run.folder))
@@ -305,7 +312,7 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search)
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target, RESAMPLES)
         for sample in samples(corpus, hypotheses, config.training.samples):
             logbook.sample(*sample)
         logbook.say(
@@ -315,7 +322,7 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
         result["test"] = asdict(scores)
         final |= {"test_bleu": scores.bleu, "test_chrf": scores.chrf}
     run.write_result(result)
-    logbook.result(flat(configs.plain(config)), final)
+    logbook.result({k: v for k, v in flat(configs.plain(config)).items() if k.startswith(COMPARED)}, final)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
 
 

@@ -2,104 +2,164 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from seq2seq.config import TranslateConfig
-from seq2seq.device import tune_cpu
+from seq2seq.device import keep_few_kernels, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.run import Run
-from seq2seq.text.sources import read_lines
-from seq2seq.translator import Translator
+from seq2seq.prompt import converse, open_runs
+from seq2seq.text.lines import Arriving, Line, decoded, sentences
+from seq2seq.text.sources import raw_lines
+from seq2seq.translator import EMPTY, Translation, Translator
 
-FILTER_LINES = 256  # sentences that a filter reads before it writes
+FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
 
 
 def translate(config: TranslateConfig) -> None:
     """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
-    run = Run.find(config.run, config.outputs)
-    if config.run is None:
-        print(f"run        {run.folder} (the newest)", file=sys.stderr)
     if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
         raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
     if config.input and not Path(config.input).is_file():
         raise UserError(f"input: {config.input} is no file here")
     tune_cpu()
-    folder = run.checkpoint(config.checkpoint)
-    translator = Translator.from_checkpoint(folder, config.device, config.precision)
-    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty():
-        prompt(translator, config, run)
+    keep_few_kernels()
+    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        converse(config)
         return
-    lines = read_lines(Path(config.input)) if config.input else read_stream(sys.stdin)
-    with output_stream(config.output) as out:
-        translate_lines(translator, lines, out, config)
+    opened = open_runs(config.run, config.checkpoint, config)
+    if config.run is None:
+        print(f"run        {opened.runs[0].folder} (the newest)", file=sys.stderr)
+    translator = opened.translator
+    lines = Arriving(decoded(raw_lines(Path(config.input))), pauses=False) if config.input else arriving_stdin()
+    work = Filter(translator, config)
+    try:
+        with output_stream(config.output) as out:
+            work.run(lines, out)
+    except KeyboardInterrupt:
+        where = f" are in {part_of(config.output)}" if config.output else ""
+        print(f"\nstopped: {work.done:,} complete lines{where}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
-def translate_lines(translator: Translator, lines: Iterable[str], out: TextIO, config: TranslateConfig) -> None:
+class Filter:
     """One output line for each input line, in order; with n_best > 1 several, each with its line's number and score."""
-    lines, number = iter(lines), 0
-    while chunk := list(islice(lines, FILTER_LINES)):
-        for translations in translator.translate(chunk, config.search):
-            number += 1
+
+    def __init__(self, translator: Translator, config: TranslateConfig) -> None:
+        self.translator, self.config = translator, config
+        self.done = 0  # lines read, translated, and written
+        self.began = time.perf_counter()
+        self.terminal = sys.stderr.isatty()
+        # Where translations and progress would share a terminal, the translations are progress enough.
+        own_screen = self.terminal and (config.output is not None or not sys.stdout.isatty())
+        self.progress = own_screen if config.progress is None else config.progress
+
+    def run(self, lines: Arriving, out: TextIO) -> None:
+        for chunk in lines.chunks(FIRST_LINES, MOST_LINES):
+            found = self.translated([line.text for line in chunk])
+            written = [self.written(self.done + i, translations) for i, translations in enumerate(found, 1)]
+            with interrupts_wait():
+                out.write("".join(written))
+                out.flush()
+                self.done += len(chunk)
+            self.tell(chunk, found)
+        if self.progress:
+            print(self.speed(), file=sys.stderr)
+
+    def translated(self, texts: list[str]) -> list[list[Translation]]:
+        if not self.config.split_lines:
+            return self.translator.translate(texts, self.config.search)
+        parts = [sentences(text, self.fits) for text in texts]
+        found = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
+        return [[joined([next(found)[0] for _ in line])] for line in parts]
+
+    def fits(self, text: str) -> bool:
+        return len(self.translator.tokenizer.encode_source([text])[0]) <= self.translator.max_length
+
+    def written(self, number: int, translations: list[Translation]) -> str:
+        if self.config.search.n_best == 1:
+            return f"{one_line(translations[0].text)}\n"
+        return "".join(f"{number}\t{t.score:.3f}\t{one_line(t.text)}\n" for t in translations)
+
+    def tell(self, chunk: list[Line], found: list[list[Translation]]) -> None:
+        """What there is to say about each line, then how fast it goes."""
+        clear = "\x1b[K" if self.terminal else ""
+        for number, (line, translations) in enumerate(zip(chunk, found, strict=True), self.done - len(chunk) + 1):
+            if line.broken:
+                print(f"line {number}: not UTF-8; the broken bytes are replaced{clear}", file=sys.stderr)
             if translations[0].cut:
-                print(f"line {number}: over {translator.max_length} subwords; its end is left out", file=sys.stderr)
-            if config.search.n_best == 1:
-                out.write(f"{translations[0].text}\n")
-            else:
-                out.writelines(f"{number}\t{t.score:.3f}\t{t.text}\n" for t in translations)
-        out.flush()
+                limit = f"over {self.translator.max_length} subwords; its end is left out, split_lines=true keeps it"
+                print(f"line {number}: {limit}{clear}", file=sys.stderr)
+        if self.progress:
+            # On a terminal each state takes the place of the one before.
+            print(self.speed() + clear, end="\r" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def speed(self) -> str:
+        seconds = time.perf_counter() - self.began
+        return f"{self.done:,} lines in {seconds:,.1f} s, {self.done / seconds:,.0f} sentences/s"
 
 
-def prompt(translator: Translator, config: TranslateConfig, run: Run) -> None:
-    """Type a sentence, read its translation, until Ctrl-D."""
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401 (gives `input` its history and editing)
-    print(f"{run.folder} on {translator.device}, beam {config.search.beam}. Type a sentence; Ctrl-D ends.")
-    while True:
-        try:
-            # What is no UTF-8 arrives as lone surrogates, which no tokenizer takes.
-            sentence = input("> ").encode("utf-8", "replace").decode()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if sentence.strip():
-            began = time.perf_counter()
-            translations = translator.translate([sentence], config.search)[0]
-            seconds = time.perf_counter() - began
-            for rank, translation in enumerate(translations):
-                print(translation.text, f"  [{translation.score:.3f}" + ("]" if rank else f", {seconds:.2f} s]"))
+def joined(parts: Sequence[Translation]) -> Translation:
+    """The translations of a line's sentences as that of the line."""
+    text = " ".join(part.text for part in parts if part.text)
+    return replace(EMPTY, text=text, cut=any(part.cut for part in parts))
 
 
-def read_stream(stream: TextIO | None) -> Iterator[str]:
-    """Lines of a pipe; only a line feed ends a line, and what is not UTF-8 is named by its line."""
-    for number, line in enumerate(stream.buffer if stream else (), 1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            print(f"line {number}: not UTF-8; the broken bytes are replaced", file=sys.stderr)
-            text = line.decode("utf-8", "replace")
-        yield text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+def one_line(text: str) -> str:
+    """Subwords made of bytes can spell any sign, the ends of a line too."""
+    return " ".join(text.splitlines())
+
+
+def arriving_stdin() -> Arriving:
+    """The pipe or the file at standard input."""
+    if sys.stdin is None:
+        return Arriving(iter(()), pauses=False)
+    descriptor = sys.stdin.fileno()
+    # A reader of our own: a thread that waits in sys.stdin would keep the program from ending.
+    lines = open(descriptor, "rb", closefd=False)  # noqa: SIM115 (it stays open as long as the program)
+    return Arriving(decoded(lines), pauses=not stat.S_ISREG(os.fstat(descriptor).st_mode))
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C is answered after the block, so that no line is left half-written."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def part_of(path: str) -> Path:
+    return Path(f"{path}.part")
 
 
 @contextmanager
 def output_stream(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when it is complete."""
+    """Standard output, or a file that appears when it is complete; Ctrl-C leaves its part beside it."""
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         yield sys.stdout
         return
-    aside = Path(f"{path}.part")
+    aside = part_of(path)
     try:
         with open(aside, "w", encoding="utf-8", newline="\n") as file:
             yield file
         aside.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except Exception as error:
+        with suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise

@@ -44,6 +44,8 @@ class Progress:
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0
     target_tokens: int = 0
+    line_loss: float = 0.0  # summed since the last line that stays, and over how many tokens
+    line_tokens: int = 0
     seconds: float = 0.0  # of training, validation left out
 
 
@@ -212,7 +214,11 @@ def read_weights(model: nn.Module, path: Path) -> None:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    write_aside(path, yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
+    write_aside(path, yaml_of(config))
+
+
+def yaml_of(config: TrainConfig) -> str:
+    return str(yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
 
 
 def read_plain_config(path: Path) -> dict[str, Any]:

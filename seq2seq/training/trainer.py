@@ -138,6 +138,7 @@ class Trainer:
         """Score the model that translates, keep a checkpoint, and remember whether it is the best so far."""
         state, progress = self.state, self.state.progress
         monitor, plateau = state.config.training.monitor, state.config.optimizer
+        began = time.perf_counter()
         self.logbook.status(f"update {progress.update:,}: validating …")
         with self.working.holding(state.average.weights() if state.average else None) as model:
             found = self.validate_model(model.eval())
@@ -153,7 +154,8 @@ class Trainer:
                 progress.halved += 1
         self.save(best, validated=True)
         note = "best so far" if best else f"best: update {progress.best_update:,}"
-        self.logbook.validation(progress.update, found.scores, found.samples, found.pictures, note)
+        scores = {**found.scores, "seconds": time.perf_counter() - began}
+        self.logbook.validation(progress.update, scores, found.samples, found.pictures, note)
 
     def save(self, best: bool = False, validated: bool = False) -> None:
         self.checkpoints.save(self.state, best, validated)
@@ -163,10 +165,13 @@ class Trainer:
         """A line that stays, and the numbers behind it."""
         update, rate = self.state.progress.update, self.rate()
         self.logbook.say(meter.line(rate))
+        values, guessing = meter.scalars(rate), math.log(len(self.state.model.output.weight))
+        if values["loss"] > 1.5 * guessing:
+            self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
         compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
-        self.logbook.scalars("train", update, {**meter.scalars(rate), **compiled})
+        self.logbook.scalars("train", update, {**values, **compiled})
         self.logbook.board("norms", update, self.norms())
-        meter.restart()
+        meter.next_line()
 
     def norms(self) -> dict[str, float]:
         """The norms of weights and gradients, by part of the model."""

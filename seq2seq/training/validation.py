@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from seq2seq.config import SearchConfig
 from seq2seq.evaluation import score
 from seq2seq.model.seq2seq import Seq2Seq
+from seq2seq.pictures import attention_image
 from seq2seq.text.batches import EncodedCorpus, in_order
 from seq2seq.text.corpus import Corpus
 from seq2seq.training.checkpoint import RunState
@@ -42,15 +44,29 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     said = [best.text for best, *_ in translator.translate([corpus.source[i] for i in own], config.search)]
     parts = world.gather((total, tokens, said))
     hypotheses = [parts[i % world.size][2][i // world.size] for i in range(len(corpus))]
-    scores = score(hypotheses, corpus.target)
+    scores = score(hypotheses, corpus.target, config.data.target)
     loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-    return Validation(
-        {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf},
-        samples(corpus, hypotheses, config.training.samples),
-    )
+    count = config.training.samples
+    seen = pictures(translator, [corpus.source[i] for i in spread(corpus, count)], config.search) if world.leads else {}
+    values = {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf}
+    return Validation(values, samples(corpus, hypotheses, count), seen)
+
+
+def spread(corpus: Corpus, count: int) -> list[int]:
+    """Places all over a corpus, always the same."""
+    return sorted({round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)})
 
 
 def samples(corpus: Corpus, hypotheses: list[str], count: int) -> list[Sample]:
-    """Sentences spread over the corpus, with what was meant and what was said."""
-    places = [round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)]
-    return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in sorted(set(places))]
+    """Some sentences, with what was meant and what was said."""
+    return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in spread(corpus, count)]
+
+
+def pictures(translator: Translator, sentences: list[str], search: SearchConfig) -> dict[str, Any]:
+    """Where the model looked in its translations, the mean of all layers and heads."""
+    found = [best for best, *_ in translator.translate(sentences, search, attention=True)]
+    return {
+        f"attention/{number}": attention_image(best.attention(), best.source_pieces, [*best.pieces, "</s>"])
+        for number, best in enumerate(found, 1)
+        if best.weights_LNTS is not None
+    }

@@ -1,0 +1,99 @@
+"""Lines of files and pipes as they arrive, and a line as its sentences."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+CHARACTERS = 2**20  # of lines that wait: what memory holds of a file of any size
+PAUSE = 0.02  # seconds that a pipe is given to fill a chunk
+
+# A stop, what may close behind it, and space, where no small letter goes on; scripts without spaces have stops of
+# their own. After one or two letters or a number a full stop is an abbreviation or an ordinal more often than an end.
+STOP = re.compile(r"(?:(?<=[^\W\d_]{3})\.|(?<=[^\w\s])\.|[!?…؟۔।])[\"'»”’)\]]*\s+(?=\S)|[。！？][」』”’）]*\s*(?=\S)")
+
+
+class Line(NamedTuple):
+    text: str
+    broken: bool  # it was not UTF-8; what was broken is replaced
+
+
+def decoded(lines: Iterable[bytes]) -> Iterator[Line]:
+    """Bytes as text; only a line feed ends a line, and a byte order mark is no text."""
+    for number, line in enumerate(lines):
+        text = line.decode("utf-8", "replace").removeprefix("" if number else "\ufeff").rstrip("\r\n")
+        yield Line(text, "\ufffd" in text and not _is_utf8(line))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class Arriving:
+    """Lines in chunks, read ahead by a thread: what has arrived is handed on when the input pauses."""
+
+    def __init__(self, lines: Iterator[Line], pauses: bool) -> None:
+        self.lines, self.pauses = lines, pauses
+        self.waiting: list[Line] = []
+        self.characters, self.ended = 0, False
+        self.error: Exception | None = None
+        self.changed = threading.Condition()
+
+    def chunks(self, first: int, most: int) -> Iterator[list[Line]]:
+        """Chunks that double from `first` lines to `most`: output begins soon, and sorting by length pays later."""
+        threading.Thread(target=self._read, args=(most,), daemon=True).start()
+        while chunk := self._take(first):
+            yield chunk
+            first = min(2 * first, most)
+        if self.error:
+            raise self.error
+
+    def _read(self, most: int) -> None:
+        try:
+            for line in self.lines:
+                with self.changed:
+                    self.changed.wait_for(lambda: not self._full(most))
+                    self.waiting.append(line)
+                    self.characters += len(line.text)
+                    self.changed.notify_all()
+        except Exception as error:  # told by the thread that translates, after the lines before it
+            self.error = error
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def _take(self, most: int) -> list[Line]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.ended)
+            self.changed.wait_for(lambda: self.ended or self._full(most), PAUSE if self.pauses else None)
+            chunk, self.waiting = self.waiting[:most], self.waiting[most:]
+            self.characters = sum(len(line.text) for line in self.waiting)
+            self.changed.notify_all()
+        return chunk
+
+    def _full(self, lines: int) -> bool:
+        return len(self.waiting) >= lines or self.characters >= CHARACTERS
+
+
+def sentences(line: str, fits: Callable[[str], bool]) -> list[str]:
+    """The sentences of a line; one that does not fit is halved, at a space where there is one."""
+    ends = [match.end() for match in STOP.finditer(line) if not line[match.end()].islower()]
+    parts = [line[start:end] for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
+    return [piece for part in parts for piece in _halved(part.strip(), fits)]
+
+
+def _halved(text: str, fits: Callable[[str], bool]) -> list[str]:
+    if len(text) < 2 or fits(text):
+        return [text]
+    middle = len(text) // 2
+    spaces = [match.start() for match in re.finditer(r"\s", text)]
+    # The first and last thirds are no place to cut: halves of halves stay few.
+    near = [place for place in spaces if len(text) / 3 < place < 2 * len(text) / 3]
+    cut = min(near, key=lambda place: abs(place - middle), default=middle)
+    return [*_halved(text[:cut].strip(), fits), *_halved(text[cut:].strip(), fits)]
