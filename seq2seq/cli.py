@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from seq2seq import __version__, config
 from seq2seq.config import CONFIGS
@@ -19,7 +20,10 @@ from seq2seq.errors import UserError, nearest
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainConfig, "from a parallel corpus to a translator"),
     "doctor": (config.DoctorConfig, "what is wrong with a corpus, before training on it"),
-    "evaluate": (config.EvaluateConfig, "BLEU and chrF of a trained run"),
+    "evaluate": (config.EvaluateConfig, "scores of trained runs, with error bars"),
+    "compare": (config.CompareConfig, "is one run better than another, or was it luck"),
+    "report": (config.ReportConfig, "one offline page on a run: curves, scores, attention, sentences"),
+    "reproduce": (config.ReproduceConfig, "train a run again and compare the score"),
     "translate": (config.TranslateConfig, "a prompt, or a filter for files and pipes"),
     "export": (config.ExportConfig, "a CTranslate2 model, proven equal"),
     "score": (config.ScoreConfig, "the probability of given translations"),
@@ -40,10 +44,28 @@ seq2seq doctor data.train=corpus.tsv data.source=en data.target=de
 seq2seq doctor data=multi30k json=true            the findings as JSON""",
     "evaluate": """\
 seq2seq evaluate                                  the newest run on its test set, beam 5
-seq2seq evaluate run=my-lstm search=greedy        another run, greedily
-seq2seq evaluate run=my-lstm checkpoint=last split=validation
-seq2seq evaluate run=my-lstm source=a.en reference=a.de   your own files
-seq2seq evaluate -m run=my-lstm search.beam=1,2,4,8       several beams in turn""",
+seq2seq evaluate my-lstm search=greedy            another run, greedily
+seq2seq evaluate my-lstm source=a.en reference=[a.de,b.de]   your own files, with two references
+seq2seq evaluate a b split=[validation,test] detail=true     two runs on two test sets, and where scores come from
+seq2seq evaluate my-lstm public=wmt14 metrics=[bleu,comet]   a public test set by sacreBLEU's name""",
+    "compare": """\
+seq2seq compare my-lstm my-transformer            the second against the first, on their test set
+seq2seq compare a b c search=greedy sentences=5   two against the first, greedily
+seq2seq compare a b source=a.en reference=a.de    on your own files
+seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
+seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
+    "report": """\
+seq2seq report                                    the newest run: outputs/<name>/report.html
+seq2seq report my-lstm output=page.html           another run, to a place of its own
+seq2seq report my-lstm show=[3,17]                with the attention of these sentences besides
+seq2seq report my-lstm source=a.en reference=a.de on your own files
+seq2seq report my-lstm search=greedy              as greedy search translates""",
+    "reproduce": """\
+seq2seq reproduce                                 the newest run, trained again beside it
+seq2seq reproduce my-lstm                         another run, as my-lstm-again
+seq2seq reproduce my-lstm name=second             under a name of its own
+seq2seq reproduce my-lstm data_path=FOLDER        its corpus lies elsewhere now
+seq2seq reproduce my-lstm device=cpu              on another device""",
     "translate": """\
 seq2seq translate                                 a prompt with the newest run
 seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
@@ -205,35 +227,67 @@ def run_command(command: str, arguments: list[str]) -> None:
         raise UserError("--config-name, --config-path: the configs are fixed; add your own with --config-dir", code=2)
     inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
     given = set(args.overrides)
-    overrides, swept = check(command, args.overrides, args.multirun, args.config_dir, bool(inspecting))
+    overrides, swept = check(
+        command, with_runs(command, args.overrides), args.multirun, args.config_dir, bool(inspecting)
+    )
     flags = [argument for argument in arguments if argument not in given]
     resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.raiseExceptions = False  # a reader that goes away, as in `--info | head`, is no error
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept))()
+    done: list[Done] = []
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, done))()
+    finally:
+        if command == "train" and swept and done:
+            end_sweep(done)
 
 
 def _usage_error(message: str) -> NoReturn:
     raise UserError(f"{message}; see seq2seq COMMAND --help", code=2)
 
 
-def task(command: str, swept: list[str]) -> Callable[[Any], None]:
-    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart."""
+class Done(NamedTuple):
+    """A job of a sweep that is behind us: its run, what was swept, and the folder of the sweep."""
+
+    run: Path
+    swept: dict[str, str]
+    sweep: Path
+
+
+def end_sweep(done: list[Done]) -> None:
+    """What the finished runs of a sweep reached, side by side."""
+    from seq2seq.run import Run
+    from seq2seq.sweep import Job, finish
+
+    print()
+    for line in finish([Job(Run(run), swept) for run, swept, _ in done], done[0].sweep):
+        print(line)
+
+
+def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], None]:
+    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart, `done` those behind."""
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         try:
-            run_job(command, composed, list(HydraConfig.get().overrides.task), swept)
+            typed = list(HydraConfig.get().overrides.task)
+            run_job(command, composed, typed, swept)
+            if command == "train":
+                values = dict(text.split("=", 1) for text in typed if text.partition("=")[0] in swept)
+                run = Path(str(composed.outputs)) / str(composed.name)
+                done.append(Done(run, values, Path(HydraConfig.get().sweep.dir)))
         except UserError as error:
             fail(error)
         except BrokenPipeError:
             reader_gone()
         except OSError as error:
             fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
-        except RuntimeError as error:
-            if not re.search("out of memory|can't allocate|not enough memory", str(error)):
+        except (RuntimeError, MemoryError) as error:
+            from seq2seq.device import out_of_memory
+
+            if not out_of_memory(error):
                 raise
             fail(UserError("out of memory; lower training.tokens or search.tokens, or take a smaller model"))
 
@@ -265,6 +319,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
     from omegaconf import OmegaConf
 
     from seq2seq.run import Run
+    from seq2seq.training.checkpoint import read_plain_config
 
     run = Run(Path(str(composed.outputs)) / str(composed.name))
     keys = [text.lstrip("+~").partition("=")[0] for text in typed]
@@ -273,7 +328,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
         return composed
     try:
         stored = run.checkpoint("last") / "config.yaml"
-        merged = OmegaConf.load(stored)
+        merged = OmegaConf.create(config.completed(read_plain_config(stored)))
         for key in [*keys, "name", "outputs", "overwrite"]:
             if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
                 OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
@@ -299,7 +354,7 @@ def check(
     search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
         loader = GlobalHydra.instance().config_loader()
-        overrides = parse(with_files(texts), loader)
+        overrides = parse(with_files(with_runs(command, texts)), loader)
         several = [o for o in overrides if o.is_sweep_override()]
         swept = [o.key_or_group for o in several] if multirun else []
         # Without -m, `key=a,b` is a list: two files of a split, say.
@@ -331,6 +386,19 @@ def parse(texts: list[str], loader: Any) -> list[Any]:
     if problems:
         raise UserError(*problems, code=2)
     return parsed
+
+
+def with_runs(command: str, texts: list[str]) -> list[str]:
+    """Bare words are the names of runs: `compare a b` says run=[a,b]."""
+    names = [text for text in texts if "=" not in text and not text.startswith("~")]
+    hints = typing.get_type_hints(COMMANDS[command][0])
+    if not names or "run" not in hints:
+        return texts
+    several = len(names) > 1 or hints["run"] == list[str] | None
+    return [
+        *(text for text in texts if text not in names),
+        f"run=[{','.join(names)}]" if several else f"run={names[0]}",
+    ]
 
 
 def with_files(texts: list[str]) -> list[str]:

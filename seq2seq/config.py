@@ -46,7 +46,10 @@ NonNegative = Annotated[float, Range(0)]
 Score = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
 PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
 Tie = Literal["none", "output", "all"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Split = Literal["train", "validation", "test"]
+MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
+Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
 Problems = Iterator[tuple[str, str]]  # (key below this object, what contradicts what)
 
 
@@ -72,6 +75,10 @@ class TransformerConfig:
     norm_place: Literal["pre", "post"]
     activation: Literal["relu", "gelu", "swiglu"]
     dropout: Share
+    embedding_dropout: Share | None
+    activation_dropout: Share | None
+    word_dropout: Share
+    layer_dropout: Share
     tie: Tie
 
     def problems(self) -> Problems:
@@ -95,6 +102,9 @@ class LSTMConfig:
     kernel: Count
     start: Literal["backward", "pooled"]
     dropout: Share
+    embedding_dropout: Share | None
+    word_dropout: Share
+    layer_dropout: Share
     tie: Tie
 
     def problems(self) -> Problems:
@@ -191,31 +201,71 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class KindConfig:
+    """How one kind of parameter is trained."""
+
+    rate: NonNegative
+    decay: NonNegative
+
+
+@dataclass(frozen=True)
+class KindsConfig:
+    embeddings: KindConfig
+    matrices: KindConfig
+    vectors: KindConfig
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
+    name: Literal["adamw", "muon", "schedule_free", "adafactor"]
     rate: Positive
-    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"]
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
     warmup: Natural
+    cooldown: Share
+    halve_after: Count
     betas: list[float]
     epsilon: Positive
-    decay: NonNegative
+    kinds: KindsConfig
     clip: NonNegative
 
     def problems(self) -> Problems:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield "betas", f"{self.betas} must be two numbers from 0 to below 1, such as [0.9,0.98]"
+        if self.name == "schedule_free":
+            if self.schedule != "constant":
+                yield "schedule", f"{self.schedule} does not go with name=schedule_free; set it to constant"
+            if self.betas[:1] == [0]:
+                yield "betas", "the first is what schedule_free averages by; it must be greater than 0, such as 0.9"
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     updates: Count
+    max_minutes: NonNegative
     patience: Natural
-    tokens: Count
-    accumulate: Count
+    tokens: Count | Literal["auto"]
+    update_tokens: Natural
     label_smoothing: Share
+    r_drop: NonNegative
+    simcut: NonNegative
+    cutoff: Share
+    average: Literal["none", "ema", "last"]
+    ema_decay: Share
+    average_last: Count
     log_every: Count
     validate_every: Count
     monitor: Literal["bleu", "chrf", "loss"]
     samples: Natural
+
+    def problems(self) -> Problems:
+        if self.r_drop and self.simcut:
+            yield "simcut", "and r_drop are two answers to one question; set one of them to 0"
+
+    @property
+    def budget(self) -> int:
+        """The token budget of a batch, once it is known."""
+        assert self.tokens != "auto"
+        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -297,7 +347,10 @@ class TrainConfig:
     overwrite: bool
     device: str
     precision: Precision
+    compile: bool
+    deterministic: bool
     seed: Annotated[int, Range(0, 2**63 - 1)]
+    init_from: str | None
     model: ModelConfig
     data: DataConfig
     tokenizer: TokenizerConfig
@@ -307,6 +360,8 @@ class TrainConfig:
 
     def problems(self) -> Problems:
         yield from _needs_training_pairs(self.data)
+        if self.optimizer.name == "schedule_free" and self.training.average != "none":
+            yield "training.average", f"{self.training.average}: schedule_free averages by itself; set it to none"
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
         if self.model.tie == "all" and not self.tokenizer.joint:
@@ -325,15 +380,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    run: str | None
+class TestConfig:
+    """What runs are measured on, and how they translate it."""
+
     checkpoint: str
     outputs: str
     device: str
     precision: Precision
-    split: Literal["train", "validation", "test"]
-    source: str | None
-    reference: str | None
+    split: Split | list[Split]
+    source: str | list[str] | None
+    reference: str | list[str | list[str]] | None
+    public: str | list[str] | None
     data: DataConfig | None
     data_path: str | None
     search: SearchConfig
@@ -341,7 +398,60 @@ class EvaluateConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.reference is None):
             missing = "source" if self.source is None else "reference"
-            yield missing, "is missing; source and reference go together, two files of equal length"
+            yield missing, "is missing; source and reference go together, files of equal length"
+        elif isinstance(self.source, list) and (
+            not isinstance(self.reference, list) or len(self.reference) != len(self.source)
+        ):
+            yield "reference", f"{self.reference} must be a list like source, one file or list of files for each of it"
+        elif isinstance(self.source, str) and (
+            self.reference == [] or any(isinstance(file, list) for file in self.reference or "")
+        ):
+            yield "reference", f"{self.reference} must be a file, or a list of files, for the one source"
+        if self.source is not None and self.public is not None:
+            yield "public", "goes without source; name files or a public test set, not both"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(TestConfig):
+    run: str | list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    resamples: Natural
+    comet: str
+    detail: bool
+
+
+@dataclass(frozen=True)
+class CompareConfig(TestConfig):
+    run: list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    sentences: Natural
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.run is not None and len(set(self.run)) < max(2, len(self.run)):
+            yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
+        if "comet" in self.metrics:
+            yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
+
+
+@dataclass(frozen=True)
+class ReportConfig(TestConfig):
+    run: str | None
+    output: str | None
+    tokenize: Tokenize | None
+    show: list[Count]
+    sentences: Count
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    run: str | None
+    name: str | None
+    outputs: str
+    device: str | None
+    data_path: str | None
 
 
 def _needs_training_pairs(data: DataConfig) -> Problems:
@@ -441,8 +551,26 @@ def _preset(group: str, choice: str) -> dict[str, Any]:
     import yaml
 
     values = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8"))
-    parents = [name for name in values.pop("defaults", []) if name != "_self_"]
-    return {**{k: v for name in parents for k, v in _preset(group, name).items()}, **values}
+    parents = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    for parent in parents:
+        values = _under(_preset(group, parent), values)
+    return values
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored train config in which the keys that are newer than it have their defaults of configs/."""
+    family = stored.get("model", {}).get("family", "transformer")
+    groups = {"data": "toy", "tokenizer": "unigram", "optimizer": "adamw", "training": "default", "search": "greedy"}
+    defaults = {**_preset("", "train"), "model": _preset("model", family)}
+    return _under({**defaults, **{group: _preset(group, choice) for group, choice in groups.items()}}, stored)
+
+
+def _under(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(merged[key], dict):
+            merged[key] = _under(default, merged[key])
+    return merged
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -494,6 +622,8 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
             f"{key}.family: {family!r} is not a choice; possible: {_listed(by_family)}{nearest(str(family), by_family)}"
         )
         return None
+    if any(typing.get_origin(choice) is Literal and value in typing.get_args(choice) for choice in choices):
+        return value
     wants_list = [choice for choice in choices if typing.get_origin(choice) is list]
     hint = wants_list[0] if isinstance(value, list) and wants_list else choices[0]
     return _build(hint, value, key, problems)

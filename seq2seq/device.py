@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
+import time
 
 import torch
 
@@ -18,7 +20,9 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     present = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if apple else [])]
     if name == "auto":
         if gpus:
-            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
+            # Of several processes on a machine each takes a GPU of its own.
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+            return device, f"auto: {torch.cuda.get_device_name(device)}"
         if apple:
             return torch.device("mps"), "auto: the GPU of this Apple computer"
         return torch.device("cpu"), "auto: no GPU found"
@@ -29,6 +33,11 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The type of the numbers that weights and activations have inside the model, and why."""
+    if name == "tf32":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            raise UserError(f"precision: tf32 is for NVIDIA GPUs since Ampere, not for {device}; take float32", code=2)
+        torch.set_float32_matmul_precision("high")
+        return torch.float32, "as configured: tf32 products"
     if name != "auto":
         return getattr(torch, name), "as configured"
     if device.type == "cuda":
@@ -49,6 +58,51 @@ def tune_cpu() -> None:
         trim_threshold, mmap_threshold, never = -1, -3, 2**31 - 1
         mallopt(trim_threshold, never)
         mallopt(mmap_threshold, never)
+
+
+def deterministic() -> None:
+    """Only algorithms that give the same bits every time; on a CPU all do."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product runs
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product here: what utilisation is measured against."""
+    size = 8192 if device.type == "cuda" else 1024
+    # A generator of its own: measuring must not change what a run draws.
+    a = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), device=device).to(precision)
+    seconds = []
+    for _ in range(6):
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by tensors on a GPU, by the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error means; torch has a type of its own for it on GPUs only."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
+        re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
+    )
 
 
 def keep_few_kernels() -> None:

@@ -27,13 +27,14 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.result = folder / "result.json"
         self.evaluation = folder / "evaluation"
+        self.environment = folder / "environment.json"
 
     @property
     def exists(self) -> bool:
         """Whether there is something to continue or to translate with."""
         return bool(self.index())
 
-    def index(self) -> dict[str, str]:
+    def index(self) -> dict[str, Any]:
         """The names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
         try:
             return {**json.loads((self.checkpoints / INDEX).read_text(encoding="utf-8"))}
@@ -48,7 +49,7 @@ class Run:
             if "last" not in index:
                 raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
             # A score that never was a number makes no checkpoint the best.
-            return self.checkpoints / index.get(which, index["last"])
+            return self.checkpoints / str(index.get(which, index["last"]))
         for folder in (Path(which), self.checkpoints / which):
             if (folder / "config.yaml").is_file():
                 return folder
@@ -58,7 +59,7 @@ class Run:
         """Remove what a run made, and nothing else that may lie in its folder."""
         for path in (self.checkpoints, self.tensorboard, self.evaluation):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.log, self.metrics, self.result):
+        for path in (self.config, self.log, self.metrics, self.result, self.environment):
             path.unlink(missing_ok=True)
 
     def forget_after(self, update: int) -> None:
@@ -72,10 +73,15 @@ class Run:
         self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
+    def all(cls, outputs: str) -> list[Run]:
+        """Every run in a folder that has a checkpoint, the newest last."""
+        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
+        return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+
+    @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
         """A run by its name or folder; without a name the newest one."""
-        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
-        found = [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+        found = cls.all(outputs)
         if name is None:
             if found:
                 return found[-1]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from seq2seq.cli import load_config
 from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.model.seq2seq import Seq2Seq, build_model
 from seq2seq.run import Run
-from seq2seq.text.batches import Batch, EncodedCorpus
+from seq2seq.text.batches import Batch, Batches, EncodedCorpus
 from seq2seq.text.corpus import Corpus
 from seq2seq.text.store import Ragged
 from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary, train_tokenizer
@@ -59,6 +60,11 @@ def random_sentences(lengths: list[int], seed: int = 0, vocabulary: int = 40) ->
 def random_corpus(lengths: list[int], seed: int = 0) -> EncodedCorpus:
     sides = random_sentences(lengths, seed), random_sentences([n + 1 for n in reversed(lengths)], seed + 1)
     return EncodedCorpus(Ragged.of(sides[0]), Ragged.of(sides[1]), np.arange(len(lengths)))
+
+
+def drawn(batches: Batches, count: int) -> list[Batch]:
+    """The batches of the next `count` updates."""
+    return [batch for share in islice(batches, count) for batch in share.batches]
 
 
 def padded(sentences: list[list[int]], extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from conftest import Program, random_corpus
+from conftest import Program, drawn, random_corpus
 
 from seq2seq.cli import load_config
 from seq2seq.commands.train import train
@@ -382,14 +382,14 @@ def test_batches_are_the_same_on_every_start_and_after_any_stop(
 
     assert hashes(made()) == hashes(made())
     first = made()
-    whole = [(b.index_B.tolist(), b.source_BS.tolist()) for b in islice(first, 120)]
+    whole = [(b.index_B.tolist(), b.source_BS.tolist()) for b in drawn(first, 120)]
     assert first.epoch >= 2
     for stop in (1, 29, 77):
         half = made()
         list(islice(half, stop))
         again = made()
         again.load_state_dict(json.loads(json.dumps(half.state_dict())))
-        assert [(b.index_B.tolist(), b.source_BS.tolist()) for b in islice(again, 120 - stop)] == whole[stop:]
+        assert [(b.index_B.tolist(), b.source_BS.tolist()) for b in drawn(again, 120 - stop)] == whole[stop:]
     if sampling:
         spelled = {tuple(x for x in row if x != PAD) for _, rows in whole for row in rows}
         assert len(spelled) > 1.2 * len(corpora.train), "epochs segment anew"
@@ -412,7 +412,7 @@ def test_a_late_epoch_needs_no_replay() -> None:
     order = batches.order
     batches.order = lambda epoch: asked.append(epoch) or order(epoch)  # type: ignore[method-assign, func-returns-value]
     batches.load_state_dict({"seed": 1, "pairs": len(corpus), "epoch": 1000, "pool": 0, "position": 7})
-    batch = next(iter(batches))
+    (batch,) = drawn(batches, 1)
     assert set(asked) == {1000}
     assert batch.index_B.tolist() == list(Batches(corpus, 200, seed=1).rows(1000))[7].tolist()
 
@@ -420,12 +420,12 @@ def test_a_late_epoch_needs_no_replay() -> None:
 def test_processes_share_an_epoch() -> None:
     """The shares of three processes are disjoint, and together the batches of one process."""
     corpus = random_corpus([int(n) for n in np.random.default_rng(0).integers(1, 30, 500)])
-    alone = [batch.index_B.tolist() for batch in islice(Batches(corpus, 200, seed=1), 90)]
+    alone = [batch.index_B.tolist() for batch in drawn(Batches(corpus, 200, seed=1), 90)]
     shares = []
     for rank in range(3):
         batches = Batches(corpus, 200, seed=1)
         batches.rank, batches.world = rank, 3
-        shares.append([batch.index_B.tolist() for batch in islice(batches, 30)])
+        shares.append([batch.index_B.tolist() for batch in drawn(batches, 30)])
     assert [batch for together in zip(*shares, strict=True) for batch in together] == alone
 
 

@@ -17,19 +17,25 @@ from torch.nn import functional as F
 from seq2seq.cli import load_config
 from seq2seq.config import OptimizerConfig, TrainConfig
 from seq2seq.errors import UserError
-from seq2seq.model.seq2seq import build_model
+from seq2seq.model.layers import drop_rows
+from seq2seq.model.seq2seq import Seq2Seq, build_model
 from seq2seq.run import Run
-from seq2seq.text.batches import Batches
+from seq2seq.text.batches import Batch, Batches, Share
 from seq2seq.text.corpus import Corpus
 from seq2seq.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
 from seq2seq.training import checkpoint as checkpoint_module
 from seq2seq.training import loss as loss_module
+from seq2seq.training import rehearsal as rehearsal_module
+from seq2seq.training.average import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_checkpoint
 from seq2seq.training.logbook import Logbook
-from seq2seq.training.loss import loss_sum
+from seq2seq.training.loss import divergence, loss_sum, training_loss
+from seq2seq.training.meter import UpdateStats
 from seq2seq.training.optimizer import WorkingCopy, build_optimizer, clip
+from seq2seq.training.rehearsal import rehearse, rehearse_all
 from seq2seq.training.schedule import rate_at
-from seq2seq.training.trainer import Trainer, Validation
+from seq2seq.training.trainer import Trainer
+from seq2seq.training.validation import Validation
 
 LENGTHS = [3, 5, 2, 7, 4, 6, 1, 8]
 
@@ -45,7 +51,8 @@ TOKENIZER = small_tokenizer()
 def run_state(config: TrainConfig) -> RunState:
     torch.manual_seed(config.seed)
     model = build_model(config.model, TOKENIZER.vocabulary)
-    batches = Batches(random_corpus(LENGTHS * 5), config.training.tokens, config.seed)
+    batches = Batches(random_corpus(LENGTHS * 5), config.training.budget, config.seed)
+    batches.update_tokens = config.training.update_tokens
     return RunState(config, TOKENIZER, model, build_optimizer(model, config.optimizer), batches, Progress())
 
 
@@ -57,8 +64,18 @@ def trainer(
     def validate(model: torch.nn.Module) -> Validation:
         return Validation({"loss": 1.0, "bleu": next(given, 0.0), "chrf": 0.0}, [])
 
-    run = Run(folder)
-    return Trainer(run_state(config), precision, validate, Checkpoints(run), Logbook())
+    checkpoints = Checkpoints(Run(folder), config.training.average_last - 1 if config.training.average == "last" else 0)
+    state = run_state(config)
+    state.average = build_average(config, state.model, state.optimizer, checkpoints.earlier)
+    return Trainer(state, precision, validate, checkpoints, Logbook())
+
+
+def one_update(made: Trainer) -> UpdateStats:
+    return made.update(next(iter(made.state.batches)))
+
+
+def share_of(*batches: Batch) -> Share:
+    return Share(list(batches), sum(batch.target_tokens for batch in batches))
 
 
 def weights(state: RunState) -> dict[str, torch.Tensor]:
@@ -100,7 +117,7 @@ def test_one_batch_of_eight_is_four_batches_of_two(family: str, precision: torch
     for size in (8, 2, 1):
         made = trainer(tiny_config(family, "optimizer.warmup=0"), tmp_path / str(size), precision=precision)
         rows = torch.arange(8).split(size)
-        stats = made.update(iter([corpus.batch(r.numpy()) for r in rows]))
+        stats = made.update(share_of(*(corpus.batch(r.numpy()) for r in rows)))
         after.append([stats.loss, stats.gradient_norm])
         if precision == torch.float32:  # in bfloat16 the first step of Adam turns on the sign of rounding errors
             after[-1] += weights(made.state).values()
@@ -125,9 +142,14 @@ def test_padding_has_no_gradient(family: str) -> None:
 # ------------------------------------------------------------------------------------------- updates
 
 
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "linear", "constant"])
+def scheduled(schedule: str, rate: float, warmup: int) -> OptimizerConfig:
+    settings = [f"optimizer.schedule={schedule}", f"optimizer.rate={rate}", f"optimizer.warmup={warmup}"]
+    return tiny_config("transformer", *settings).optimizer
+
+
+@pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"])
 def test_the_rate_rises_to_its_height_and_never_above(schedule: str) -> None:
-    config = OptimizerConfig(1e-3, schedule, 10, [0.9, 0.98], 1e-9, 0.0, 1.0)  # type: ignore[arg-type]
+    config = scheduled(schedule, 1e-3, 10)
     rates = [rate_at(update, config, 100) for update in range(1, 101)]
     assert rates[9] == max(rates) == 1e-3
     assert rates[:10] == pytest.approx([1e-4 * n for n in range(1, 11)])
@@ -137,7 +159,7 @@ def test_the_rate_rises_to_its_height_and_never_above(schedule: str) -> None:
 
 def test_inverse_square_root_is_the_papers() -> None:
     """d^-0.5 · min(step^-0.5, step · warmup^-1.5), up to its constant (Vaswani et al. 2017, §5.3)."""
-    config = OptimizerConfig(2e-3, "inverse_sqrt", 40, [0.9, 0.98], 1e-9, 0.0, 1.0)
+    config = scheduled("inverse_sqrt", 2e-3, 40)
     for step in (1, 7, 40, 41, 400):
         paper = min(step**-0.5, step * 40**-1.5) / 40**-0.5
         assert rate_at(step, config, 400) == pytest.approx(2e-3 * paper)
@@ -156,10 +178,14 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
 @pytest.mark.parametrize("score", ["scaled_dot", "cosine", "additive", "general"])
 def test_decay_pulls_on_matrices_only(score: str) -> None:
     model = tiny_model("transformer", f"model.attention.score={score}")
-    groups = build_optimizer(model, tiny_config("transformer").optimizer).param_groups
-    assert min(p.dim() for p in groups[0]["params"]) >= 2 and groups[0]["weight_decay"] > 0
-    assert {p.dim() for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
-    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    for name in ("adamw", "muon", "schedule_free", "adafactor"):
+        groups = build_optimizer(model, tiny_config("transformer", f"optimizer={name}").optimizer).groups
+        for group in groups:
+            vectors = group["kind"] == "vectors"
+            assert all((p.dim() == 1) == vectors for p in group["params"])
+            assert (group["weight_decay"] == 0) == vectors
+        members = [id(p) for group in groups for p in group["params"]]
+        assert sorted(members) == sorted(id(p) for p in model.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,20 +214,242 @@ def test_bfloat16_is_close_to_float32(family: str, tmp_path: Path) -> None:
             precision=precision,
         )
         batches = iter(made.state.batches)
-        losses.append([made.update(islice(batches, 1)).loss for _ in range(20)])
+        losses.append([made.update(next(batches)).loss for _ in range(20)])
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert losses[0][-1] < losses[0][0]
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free", "adafactor"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_optimizer_learns_and_continues_with_the_same_bits(name: str, family: str, tmp_path: Path) -> None:
+    settings = [f"optimizer={name}", "optimizer.warmup=3", "optimizer.schedule=constant", "training.tokens=200"]
+    settings += ["model.dropout=0.1", "training.validate_every=10"]
+    whole = trainer(tiny_config(family, *settings, "training.updates=20"), tmp_path / "whole")
+    batches = iter(whole.state.batches)
+    losses = [whole.update(next(batches)).loss for _ in range(20)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    first = trainer(tiny_config(family, *settings, "training.updates=10"), tmp_path / "cut")
+    first.fit()
+    second = trainer(tiny_config(family, *settings, "training.updates=20"), tmp_path / "cut")
+    second.state.read(second.checkpoints.run.checkpoint("last"))
+    trainer_from(second, torch.float32).fit()
+    for key, tensor in weights(whole.state).items():
+        assert torch.equal(tensor, second.state.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free", "adafactor"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_rehearsal_leaves_no_trace(name: str, precision: torch.dtype, tmp_path: Path) -> None:
+    after = []
+    for rehearsed in (False, True):
+        made = trainer(
+            tiny_config("lstm", f"optimizer={name}", "optimizer.schedule=constant", "model.dropout=0.3"), tmp_path
+        )
+        made = trainer_from(made, precision)
+        if rehearsed:
+            rehearse(made, 64)
+        for _ in range(3):
+            one_update(made)
+        after.append(weights(made.state))
+    assert all(torch.equal(tensor, after[1][key]) for key, tensor in after[0].items())
+
+
+def test_a_budget_that_does_not_fit_is_named_with_one_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(["the old dog"], ["der alte Hund"])
+
+    def crowded(made: Trainer, tokens: int) -> None:
+        if tokens > 700:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
+
+    monkeypatch.setattr(rehearsal_module, "rehearse", crowded)
+    with pytest.raises(UserError, match=r"2,048 does not fit into memory, but 512 does; set training\.tokens=512"):
+        rehearse_all(trainer(tiny_config("transformer", "training.tokens=2048"), tmp_path), corpus)
+    made = trainer(tiny_config("transformer", "training.tokens=512"), tmp_path)
+    made.state.config = tiny_config("transformer", "training.tokens=auto")
+    assert "training.tokens=512" in rehearse_all(made, corpus)
+    assert made.state.config.training.tokens == made.state.batches.tokens == 512
+
+
+def test_numbers_that_are_no_numbers_skip_the_update_and_then_end_the_run(tmp_path: Path) -> None:
     made = trainer(tiny_config("transformer"), tmp_path)
+    healthy = weights(made.state)
+    sick = made.state.model.get_parameter("decoder.layers.1.feed_forward.inner.weight")
     with torch.no_grad():
-        next(made.state.model.parameters())[5] = math.nan
-    before = weights(made.state)
-    with pytest.raises(UserError, match="update 1: loss nan"):
-        made.update(islice(made.state.batches, 1))
-    for name, tensor in weights(made.state).items():
-        torch.testing.assert_close(tensor, before[name], equal_nan=True, rtol=0, atol=0)
+        sick[0, 0] = math.inf
+    for count in range(1, 5):
+        stats = one_update(made)
+        assert stats.skipped and made.state.progress.skipped_in_a_row == count
+    with torch.no_grad():
+        sick[0, 0] = healthy["decoder.layers.1.feed_forward.inner.weight"][0, 0]
+    assert all(torch.equal(tensor, healthy[name]) for name, tensor in weights(made.state).items())
+    assert not one_update(made).skipped and made.state.progress.skipped_in_a_row == 0
+    with torch.no_grad():
+        sick[0, 0] = math.nan
+    with pytest.raises(UserError) as told:
+        for _ in range(5):
+            one_update(made)
+    text = "\n".join(told.value.problems)
+    assert "decoder.layers.1.feed_forward.inner" in text and "pairs, numbers" in text
+    assert made.state.progress.skipped == 9 and made.state.progress.update == 10
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_parts_of_processes_make_the_whole_update(world: int) -> None:
+    """Every process knows the target tokens of all, and their batches together are those of one process alone."""
+    parts = []
+    for rank in range(world):
+        batches = Batches(random_corpus(LENGTHS * 9), 40, seed=3)
+        batches.rank, batches.world, batches.update_tokens = rank, world, 90
+        parts.append(list(islice(batches, 6)))
+    alone = iter(Batches(random_corpus(LENGTHS * 9), 40, seed=3))
+    for update in zip(*parts, strict=True):
+        own = [batch for share in update for batch in share.batches]
+        assert {share.target_tokens for share in update} == {sum(batch.target_tokens for batch in own)}
+        assert update[0].target_tokens >= 90
+        expected = [batch for _ in own for batch in next(alone).batches]
+        assert sorted(tuple(b.index_B.tolist()) for b in own) == sorted(tuple(b.index_B.tolist()) for b in expected)
+
+
+# -------------------------------------------------------------------------------------- regularisers
+
+
+def losses_of(model: Seq2Seq, *overrides: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    settings = tiny_config("transformer", *overrides).training
+    model.zero_grad()
+    torch.manual_seed(5)
+    objective, plain = training_loss(model.train(), tiny_batch(), settings)
+    objective.backward()
+    return objective.detach() - 0 * plain, gradients(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [["training.r_drop=5"], ["training.simcut=3", "training.cutoff=0"]])
+def test_two_equal_passes_are_one(family: str, method: list[str]) -> None:
+    """R-Drop without dropout, and SimCut that cuts nothing, are the plain loss."""
+    model = tiny_model(family)
+    torch.testing.assert_close(losses_of(model, *method), losses_of(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [40, 10**6])
+def test_the_divergence_is_torchs_and_pulls_on_both_passes(
+    family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", {"cpu": chunk})
+    torch.manual_seed(0)
+    p, q, table = (torch.randn(n, 8, requires_grad=True) for n in (30, 30, 40))
+    ours = divergence(p, q, table)
+    theirs = F.kl_div((q @ table.T).log_softmax(-1), (p @ table.T).log_softmax(-1), reduction="sum", log_target=True)
+    torch.testing.assert_close(ours, theirs)
+    wanted = torch.autograd.grad(theirs, (p, q, table))
+    torch.testing.assert_close(torch.autograd.grad(ours, (p, q, table)), wanted, rtol=1e-4, atol=1e-5)
+    assert all(gradient.abs().sum() > 0 for gradient in wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["training.r_drop=5", "training.simcut=3"])
+def test_two_different_passes_cost_more(family: str, method: str) -> None:
+    model = tiny_model(family, "model.dropout=0.3", "model.word_dropout=0.1")
+    plain, regularised = losses_of(model), losses_of(model, method, "training.cutoff=0.4")
+    assert regularised[0] != plain[0] and regularised[0].isfinite()
+
+
+def test_dropped_rows_are_whole_and_the_mean_stays() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(400, 50, 3) + 1
+    for words in (True, False):
+        dropped = drop_rows(x, 0.25, True, words=words)
+        kept = (dropped != 0).all(-1)
+        assert torch.equal(kept, (dropped != 0).any(-1)), "a word goes as a whole"
+        if not words:
+            assert torch.equal(kept.all(1), kept.any(1)), "a sentence goes as a whole"
+        torch.testing.assert_close(dropped[kept], x[kept] / 0.75)
+        assert kept.float().mean() == pytest.approx(0.75, abs=0.08)
+    assert drop_rows(x, 0.25, False, words=True) is x
+
+
+def test_a_running_mean_without_memory_is_the_live_model(tmp_path: Path) -> None:
+    made = trainer(tiny_config("lstm", "training.average=ema", "training.ema_decay=0"), tmp_path)
+    for _ in range(3):
+        one_update(made)
+    assert made.state.average is not None
+    live = dict(made.state.model.named_parameters())
+    for name, mean in made.state.average.weights().items():
+        torch.testing.assert_close(mean, live[name].detach())
+
+
+def test_a_running_mean_is_its_definition(tmp_path: Path) -> None:
+    made = trainer(tiny_config("lstm", "training.average=ema", "training.ema_decay=0.5"), tmp_path)
+    mean = weights(made.state)
+    for update in range(1, 15):
+        one_update(made)
+        decay = min(0.5, update / (update + 9))
+        mean = {name: decay * mean[name] + (1 - decay) * weight for name, weight in weights(made.state).items()}
+    assert made.state.average is not None
+    for name, ours in made.state.average.weights().items():
+        torch.testing.assert_close(ours, mean[name])
+
+
+def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
+    config = noisy("transformer", "training.average=last", "training.average_last=3", "training.validate_every=2")
+    made = trainer(config, tmp_path, [1, 2, 3, 4, 5])
+    seen: list[dict[str, torch.Tensor]] = []
+    validate = made.validate_model
+    made.validate_model = lambda model: seen.append(weights(made.state)) or validate(model)  # type: ignore[func-returns-value]
+    live: list[dict[str, torch.Tensor]] = []
+    save = made.checkpoints.save
+
+    def saving(*arguments: Any) -> None:
+        live.append(weights(made.state))
+        save(*arguments)
+
+    made.checkpoints.save = saving  # type: ignore[method-assign]
+    made.fit()
+    _, _, translating = load_checkpoint(made.checkpoints.run.checkpoint("last"))
+    expected = {name: torch.stack([w[name] for w in live[-3:]]).mean(0) for name in live[-1]}
+    for name, tensor in translating.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+        torch.testing.assert_close(seen[-1][name], expected[name]), "what was evaluated is what was saved"
+    made.state.read(made.checkpoints.run.checkpoint("last"))
+    assert all(torch.equal(tensor, live[-1][name]) for name, tensor in weights(made.state).items()), (
+        "the live ones go on"
+    )
+
+
+def test_equal_checkpoints_average_to_themselves(tmp_path: Path) -> None:
+    made = trainer(tiny_config("lstm", "training.average=last", "training.average_last=3"), tmp_path)
+    for update in (1, 2):
+        made.state.progress.update = update
+        made.save(validated=True)
+    assert made.state.average is not None and len(made.checkpoints.earlier()) == 2
+    for name, mean in made.state.average.weights().items():
+        torch.testing.assert_close(mean, weights(made.state)[name])
+
+
+@pytest.mark.parametrize("average", ["ema", "last"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_stopped_run_keeps_its_averages(average: str, precision: torch.dtype, tmp_path: Path) -> None:
+    settings = [f"training.average={average}", "training.average_last=2"]
+    whole = trainer(noisy("lstm", *settings), tmp_path / "whole", [1, 3, 2], precision)
+    whole.fit()
+    trainer(noisy("lstm", "training.updates=8", *settings), tmp_path / "cut", [1, 3], precision).fit()
+    second = trainer(noisy("lstm", *settings), tmp_path / "cut", [2], precision)
+    second.state.read(second.checkpoints.run.checkpoint("last"))
+    trainer_from(second, precision).fit()
+    models = [load_checkpoint(t.checkpoints.run.checkpoint("last"))[2].state_dict() for t in (whole, second)]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+    live = weights(whole.state)
+    assert any(not torch.equal(tensor, live[name]) for name, tensor in models[0].items())
+
+
+def test_the_plateau_halves_the_rate(tmp_path: Path) -> None:
+    settings = ["optimizer.schedule=plateau", "optimizer.halve_after=2", "optimizer.warmup=0", "training.updates=14"]
+    made = trainer(noisy("lstm", *settings, "training.validate_every=2"), tmp_path, [5, 4, 4, 3, 3, 6, 1])
+    made.fit()
+    assert made.state.progress.halved == 2
+    assert made.rate() == pytest.approx(made.state.config.optimizer.rate / 4)
 
 
 # -------------------------------------------------------------------------------------- continuation
@@ -240,13 +488,20 @@ def trainer_from(read: Trainer, precision: torch.dtype) -> Trainer:
 
 def test_a_new_rate_and_decay_hold_after_continuing(tmp_path: Path) -> None:
     first = trainer(noisy("transformer"), tmp_path)
-    first.update(islice(first.state.batches, 1))
+    one_update(first)
     first.checkpoints.save(first.state, best=True)
-    second = trainer(noisy("transformer", "optimizer.rate=0.5", "optimizer.decay=0.25", "optimizer.warmup=0"), tmp_path)
+    second = trainer(
+        noisy("transformer", "optimizer.rate=0.5", "optimizer.kinds.matrices.decay=0.25", "optimizer.warmup=0"),
+        tmp_path,
+    )
     second.state.read(second.checkpoints.run.checkpoint("last"))
-    second.update(islice(second.state.batches, 1))
-    groups = second.state.optimizer.param_groups
-    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+    one_update(second)
+    groups = second.state.optimizer.groups
+    assert {group["kind"]: group["weight_decay"] for group in groups} == {
+        "embeddings": 0.01,
+        "matrices": 0.25,
+        "vectors": 0,
+    }
     assert groups[0]["lr"] == second.rate() == pytest.approx(0.5 / math.sqrt(2))
 
 
@@ -276,7 +531,8 @@ def test_a_lost_index_is_no_lost_run(tmp_path: Path) -> None:
 def test_patience_ends_a_run_and_the_best_checkpoint_stays(tmp_path: Path) -> None:
     config = noisy("transformer", "training.updates=100", "training.validate_every=2", "training.patience=2")
     made = trainer(config, tmp_path, [5, 7, 6, 7, 9])
-    assert made.fit().update == 8
+    made.fit()
+    assert made.state.progress.update == 8
     assert made.checkpoints.run.index() == {"last": "update-0000008", "best": "update-0000004"}
     kept = sorted(p.name for p in made.checkpoints.folder.iterdir())
     assert kept == ["index.json", "update-0000004", "update-0000008"]
@@ -304,7 +560,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     for function in ("save_file", "_to_disk"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module, function, full)
-            with pytest.raises(OSError):
+            with pytest.raises(UserError, match=r"No space left.*update-0000000"):
                 made.checkpoints.save(made.state, best=True)
         assert made.checkpoints.run.index() == {"last": "update-0000000", "best": "update-0000000"}
         _, _, model = load_checkpoint(made.checkpoints.run.checkpoint("last"))

@@ -1,83 +1,174 @@
-"""seq2seq evaluate: a checkpoint's scores on a test set."""
+"""seq2seq evaluate: scores with error bars, of one run on its test set or of several on several."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from seq2seq import config as configs
-from seq2seq.config import DataConfig, EvaluateConfig
+from seq2seq.alignment import AlignmentErrors, alignment_of
+from seq2seq.config import EvaluateConfig
 from seq2seq.device import choose_device, tune_cpu
-from seq2seq.errors import UserError
-from seq2seq.evaluation import Scores, translate_and_score
-from seq2seq.run import Run
-from seq2seq.text.corpus import Corpus, load_split
-from seq2seq.text.sources import from_text
-from seq2seq.training.checkpoint import (
-    CONFIG,
-    read_config,
-    write_aside,
+from seq2seq.evaluation import (
+    LOWER_IS_BETTER,
+    TITLES,
+    Group,
+    Lengths,
+    Score,
+    TestSet,
+    by_target_frequency,
+    comet,
+    count_words,
+    grouped_score,
+    length_groups,
+    lengths,
+    measure,
+    require_comet,
+    source_frequency_groups,
 )
+from seq2seq.run import Run
+from seq2seq.testsets import as_list, find_test_sets, stored_config, translate, write_translations
+from seq2seq.text.corpus import open_corpora
+from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """One run on one test set."""
+
+    run: Run
+    test: TestSet
+    scores: list[Score]
+    lengths: Lengths
+    details: dict[str, list[Group]]
+    alignment: AlignmentErrors | None  # where the true alignment is known
+
+
 def evaluate(config: EvaluateConfig) -> None:
-    """Translate a test set and print its scores; hypotheses and scores are written into the run."""
-    run = Run.find(config.run, config.outputs)
-    print(f"run        {run.folder}")
+    """Translate test sets and print the scores; hypotheses and scores are written into the run."""
+    if "comet" in config.metrics:
+        require_comet()
+    runs = [Run.find(name, config.outputs) for name in as_list(config.run)]
+    tests = [find_test_sets(config, run) for run in runs]
+    several = sum(map(len, tests)) > 1
+    tune_cpu()
+    found = [one for run, its in zip(runs, tests, strict=True) for one in evaluate_run(run, its, config, several)]
+    if several:
+        print()
+        for line in score_table(found, config.metrics):
+            print(line)
+
+
+def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several: bool) -> list[Evaluated]:
     device, reason = choose_device(config.device)
     folder = run.checkpoint(config.checkpoint)
-    corpus, name = test_set(config, folder)
+    print(f"run        {run.folder}")
     print(f"checkpoint {folder.name}, on {device} ({reason})")
-    print(f"test set   {name}: {len(corpus):,} pairs")
-    tune_cpu()
     translator = Translator.from_checkpoint(folder, config.device, config.precision)
-    began = time.perf_counter()
-    hypotheses, scores = translate_and_score(translator, corpus, config.search)
-    seconds = time.perf_counter() - began
-    print(f"speed      {len(corpus) / seconds:,.0f} sentences/s, beam {config.search.beam}")
-    print(f"BLEU       {scores.bleu:.2f}   {scores.bleu_signature}")
-    print(f"chrF       {scores.chrf:.2f}   {scores.chrf_signature}")
-    write_evaluation(run, name, hypotheses, scores, config)
+    counts = training_counts(run, config) if config.detail else None
+    found = []
+    for test in tests:
+        print(f"test set   {test.name}: {len(test):,} pairs" + references_told(test))
+        began = time.perf_counter()
+        hypotheses = translate(translator, test, config.search)
+        seconds = time.perf_counter() - began
+        print(f"speed      {len(test) / seconds:,.0f} sentences/s, beam {config.search.beam}")
+        scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
+        details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
+        alignment = alignment_of(translator, test)
+        one = Evaluated(run, test, scores, lengths(hypotheses, test), details, alignment)
+        print_evaluation(one, several)
+        write_evaluation(one, hypotheses, config)
+        found.append(one)
+    return found
 
 
-def test_set(config: EvaluateConfig, checkpoint: Path) -> tuple[Corpus, str]:
-    """The named files, or the split of the corpus that the run was trained on."""
-    if config.source is not None and config.reference is not None:
-        pairs = list(from_text(Path(config.source), Path(config.reference)))
-        if not pairs:
-            raise UserError(f"{config.source} is empty; it must hold one sentence a line")
-        return Corpus([source for source, _ in pairs], [target for _, target in pairs]), Path(config.source).name
-    stored = read_config(checkpoint / CONFIG)
-    data = config.data or stored.data
-    if config.data_path:
-        data = moved(data, config.data_path)
-    corpus = load_split(data, config.split, stored.seed)
-    if corpus is None:
-        raise UserError(f"split: {data.name} has no {config.split} set; name two files: source=… reference=…")
-    return corpus, config.split if config.data is None else f"{data.name}.{config.split}"
+def references_told(test: TestSet) -> str:
+    return f", {len(test.references)} references each" if len(test.references) > 1 else ""
 
 
-def moved(data: DataConfig, folder: str) -> DataConfig:
-    """The same corpus at another place: its folder, or the folder of its files."""
-
-    def place(where: str | list[str] | None) -> str | list[str] | None:
-        if data.path is not None or where is None:
-            return where
-        files = [str(Path(folder) / Path(file).name) for file in ([where] if isinstance(where, str) else where)]
-        return files[0] if isinstance(where, str) else files
-
-    splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
-    return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
+def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> Score:
+    if name == "comet":
+        return comet(hypotheses, test, config.comet, config.resamples, int(cuda))
+    return measure(name, hypotheses, test, tokenize=config.tokenize, resamples=config.resamples)
 
 
-def write_evaluation(run: Run, name: str, hypotheses: list[str], scores: Scores, config: EvaluateConfig) -> None:
-    run.evaluation.mkdir(exist_ok=True)
-    search = f"beam{config.search.beam}.penalty{config.search.length_penalty:g}"
-    path = run.evaluation / f"{name}.{Path(config.checkpoint).name}.{search}"
-    write_aside(Path(f"{path}.txt"), "".join(f"{line}\n" for line in hypotheses))
-    told = {**asdict(scores), "sentences": len(hypotheses), "config": configs.plain(config)}
-    write_aside(Path(f"{path}.json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    print(f"written    {path}.txt, {path}.json")
+def training_counts(run: Run, config: EvaluateConfig) -> tuple[Counter[str], Counter[str]]:
+    """How often training saw each word, of both languages."""
+    status("counting the words of the training text …")
+    stored = stored_config(run, config)
+    train = open_corpora(stored.data, stored.seed, status).train
+    counts = count_words(train.source), count_words(train.target)
+    status("")
+    return counts
+
+
+def in_detail(
+    hypotheses: list[str], test: TestSet, counts: tuple[Counter[str], Counter[str]], tokenize: str | None
+) -> dict[str, list[Group]]:
+    """Where the score comes from: short and long sentences, common and rare words."""
+    by_length = grouped_score("bleu", hypotheses, test, length_groups(test.source), tokenize)
+    rarest = source_frequency_groups(test.source, counts[0])
+    return {
+        "BLEU by words of the source": by_length,
+        "chrF by the rarest source word's count in training": grouped_score("chrf", hypotheses, test, rarest),
+        "F1 of words by their count in training": by_target_frequency(hypotheses, test.references[0], counts[1]),
+    }
+
+
+def print_evaluation(one: Evaluated, several: bool) -> None:
+    if not several:
+        for score in one.scores:
+            print(f"{score.name:10} {score!s:15} {score.signature}")
+    print(f"length     {one.lengths}")
+    if one.alignment:
+        print(f"AER        {one.alignment}")
+    for title, groups in one.details.items():
+        print(f"\n{title}")
+        for group in groups:
+            print(f"    {group.label:>14}  {group.value:6.2f}  {bar(group.value)}  ({group.count:,})")
+
+
+def bar(value: float, width: int = 30) -> str:
+    """A value from 0 to 100 as a bar."""
+    full = round(width * min(max(value, 0.0), 100.0) / 100)
+    return "█" * full + "·" * (width - full)
+
+
+def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]:
+    """Runs below one another for each test set, the best score of each metric starred; then the signatures."""
+    names = list(dict.fromkeys(one.test.name for one in found))
+    width = max(len(one.run.folder.name) for one in found) + 2
+    first = max(map(len, ["test set", *names])) + 2
+    lines = [f"{'test set':{first}}{'run':{width}}" + "".join(f"{TITLES[metric]:>16}" for metric in metrics)]
+    for name in names:
+        rows = [one for one in found if one.test.name == name]
+        best = [
+            (min if metric in LOWER_IS_BETTER else max)(one.scores[i].value for one in rows)
+            for i, metric in enumerate(metrics)
+        ]
+        for i, one in enumerate(rows):
+            cells = [
+                f"{score}{'*' if len(rows) > 1 and score.value == top else ' '}"
+                for score, top in zip(one.scores, best, strict=True)
+            ]
+            shown = "".join(f"{cell:>16}" for cell in cells)
+            lines.append(f"{'' if i else name:{first}}{one.run.folder.name:{width}}{shown}")
+    signatures = dict.fromkeys((score.name, score.signature) for one in found for score in one.scores)
+    return [*lines, "", *(f"{name:10} {signature}" for name, signature in signatures)]
+
+
+def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConfig) -> None:
+    """The hypotheses, a line each, and beside them all that was measured."""
+    measured = {
+        "scores": {name: asdict(score) for name, score in zip(config.metrics, one.scores, strict=True)},
+        "lengths": asdict(one.lengths),
+        "alignment": asdict(one.alignment) if one.alignment else None,
+        "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
+        "config": configs.plain(config),
+    }
+    path = write_translations(one.run, one.test, hypotheses, config, measured)
+    print(f"written    {path}, {path.with_suffix('.json').name}")

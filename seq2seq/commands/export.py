@@ -9,11 +9,11 @@ from pathlib import Path
 
 import sacrebleu
 
-from seq2seq.commands.evaluate import moved
 from seq2seq.config import ExportConfig, TrainConfig, TransformerConfig, search_preset
 from seq2seq.errors import UserError
 from seq2seq.export import Here, There, import_ctranslate2, prove, save_ctranslate2, unsupported
 from seq2seq.run import Run
+from seq2seq.testsets import moved
 from seq2seq.text.corpus import Corpus, load_split
 from seq2seq.text.tokenizer import END, Tokenizer
 from seq2seq.training.checkpoint import CONFIG, load_checkpoint, read_config

@@ -15,31 +15,39 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq import config as configs
-from seq2seq.config import ModelConfig, TrainConfig
-from seq2seq.device import choose_device, choose_precision, tune_cpu
+from seq2seq import environment
+from seq2seq.config import TrainConfig
+from seq2seq.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import translate_and_score
+from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
-from seq2seq.text.batches import Batches, EncodedCorpus, encode_corpus, encode_training, in_order, mix_of, resampler
+from seq2seq.text.batches import Batches, encode_corpus, encode_training, mix_of, resampler
 from seq2seq.text.corpus import Corpora, Corpus, open_corpora
 from seq2seq.text.doctor import quick, sizes
 from seq2seq.text.tokenizer import Tokenizer, make_tokenizer
+from seq2seq.training.average import build_average
 from seq2seq.training.checkpoint import (
     CONFIG,
+    WEIGHTS,
     Checkpoints,
     Progress,
     RunState,
     read_plain_config,
+    start_from,
     write_config,
 )
-from seq2seq.training.logbook import Logbook, status
-from seq2seq.training.loss import loss_sum
-from seq2seq.training.optimizer import build_optimizer
-from seq2seq.training.trainer import Trainer, Validation, clock
+from seq2seq.training.distributed import World, joined
+from seq2seq.training.logbook import Logbook
+from seq2seq.training.meter import clock
+from seq2seq.training.optimizer import build_optimizer, optimizer_table
+from seq2seq.training.rehearsal import rehearse, rehearse_all
+from seq2seq.training.trainer import Trainer
+from seq2seq.training.validation import Validation, samples, validate
 from seq2seq.translator import Translator
 
-KEPT = ("model.", "tokenizer.", "data.source", "data.target", "seed")  # what a run that continues cannot change
+# What a run that continues cannot change.
+KEPT = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
 
 
 def train(config: TrainConfig) -> None:
@@ -47,25 +55,36 @@ def train(config: TrainConfig) -> None:
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
-    with Logbook() as logbook, alone(run):
+    with joined(device) as world, Logbook(silent=not world.leads) as logbook, alone(run, world):
         logbook.fact("run", str(run.folder))
         logbook.fact("device", f"{device} ({device_reason}), {str(precision)[6:]} ({precision_reason})")
+        if world.size > 1:
+            logbook.fact("processes", f"{world.size}, each with its share of every update")
         for change in changes_of(run, config):
             logbook.fact("changed", change)
-        corpora = open_corpora(config.data, config.seed, status)
+        corpora = open_corpora(config.data, config.seed, logbook.status)
         describe_corpora(config, corpora, logbook)
         tune_cpu()
-        state = prepare_state(run, config, corpora.train, device, logbook)
-        open_folder(run, config, state.progress.update)
+        if config.deterministic:
+            deterministic()
+        state = prepare_state(run, config, corpora.train, device, world, logbook)
+        trainer = prepare_trainer(state, corpora.validation, precision, run, logbook)
+        world.wait()  # before the folder changes, everyone has read it
+        if world.leads:
+            open_folder(run, state.config, state.progress.update)
+            environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
-        fit(state, corpora.validation, precision, run, logbook)
-        finish(run, config, state, corpora.test, logbook)
+        if fit(trainer) and world.leads:
+            finish(run, state, corpora.test, logbook)
         logbook.fact("run", str(run.folder))
 
 
 @contextmanager
-def alone(run: Run) -> Iterator[None]:
+def alone(run: Run, world: World) -> Iterator[None]:
     """Keep a second training out of the same folder."""
+    if not world.leads:
+        yield
+        return
     lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock"), timeout=0)
     made = [folder for folder in (run.folder.parent, *run.folder.parent.parents) if not folder.exists()]
     try:
@@ -97,14 +116,14 @@ def changes_of(run: Run, config: TrainConfig) -> list[str]:
     """What differs from the run that is continued; nothing for a new one."""
     if config.overwrite or not run.exists:
         return []
-    stored = read_plain_config(run.checkpoint("last") / CONFIG)
+    stored = configs.completed(read_plain_config(run.checkpoint("last") / CONFIG))
     changes = differences(stored, configs.plain(config))
-    refused = [change for change in changes if change.startswith(KEPT)]
+    refused = [change for change in changes if change.startswith(KEPT) and "dropout:" not in change]
     # Another model differs in everything; its name says enough.
     refused = [change for change in refused if change.startswith("model.name")] or refused
     if refused:
         raise UserError(
-            *(f"{change}: a run keeps its model, tokenizer, languages and seed" for change in refused),
+            *(f"{change}: a run keeps its model, tokenizer, languages, optimizer and seed" for change in refused),
             f"{run.folder} exists; choose another name=…, or overwrite=true to start again",
             code=2,
         )
@@ -134,21 +153,58 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old} → {new}"]
 
 
-def prepare_state(run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, logbook: Logbook) -> RunState:
-    """Tokenizer, model, optimizer and batches, new or from the run's last checkpoint."""
+def prepare_state(
+    run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, world: World, logbook: Logbook
+) -> RunState:
+    """Tokenizer, model, optimizer and batches: new, from the run's last checkpoint, or from another run's weights."""
     last = run.checkpoint("last") if run.exists and not config.overwrite else None
-    tokenizer = Tokenizer.load(last) if last else open_tokenizer(corpus, config, logbook)
+    origin = last or (config.init_from and origin_of(config.init_from, config.outputs))
+    tokenizer = Tokenizer.load(origin) if origin else open_tokenizer(corpus, config, logbook)
     batches = open_batches(corpus, tokenizer, config, logbook)
+    batches.rank, batches.world = world.rank, world.size
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary).to(device)
-    describe(config.model, model, tokenizer, logbook)
-    state = RunState(config, tokenizer, model, build_optimizer(model, config.optimizer), batches, Progress())
+    torch.manual_seed(config.seed + world.rank)  # equal weights, but every process drops other units
+    describe(config, model, tokenizer, logbook)
+    optimizer = build_optimizer(model, config.optimizer)
+    logbook.fact("optimizer", f"{config.optimizer.name}, {config.optimizer.schedule} after {config.optimizer.warmup:,}")
+    for kind, text in optimizer_table(optimizer, config.optimizer):
+        logbook.fact("", f"{kind:17} {text}")
+    average = build_average(config, model, optimizer, Checkpoints(run, config.training.average_last - 1).earlier)
+    state = RunState(config, tokenizer, model, optimizer, batches, Progress(), average, world)
     if last:
         state.read(last)
         finished = state.progress.update >= config.training.updates
         more = "; it is finished: raise training.updates to train longer" if finished else ""
         logbook.fact("continues", f"after update {state.progress.update:,}{more}")
+    elif origin:
+        start_from(model, origin)
+        logbook.fact("starts from", f"{origin}: its weights and its tokenizer")
     return state
+
+
+def origin_of(name: str, outputs: str) -> Path:
+    """The checkpoint that `init_from` names: a checkpoint's folder, or a run's best one."""
+    folder = Path(name)
+    return folder if (folder / WEIGHTS).is_file() else Run.find(name, outputs).checkpoint("best")
+
+
+def prepare_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logbook: Logbook) -> Trainer:
+    """A trainer that validates on a corpus, and has shown that what it will do fits into memory."""
+    encoded = encode_corpus(corpus, state.tokenizer)
+
+    def check(model: Seq2Seq) -> Validation:
+        return validate(model, state, corpus, encoded)
+
+    training = state.config.training
+    recent = training.average_last - 1 if training.average == "last" else 0
+    trainer = Trainer(state, precision, check, Checkpoints(run, recent), logbook)
+    logbook.status("trying the longest batch …")
+    if state.config.compile:
+        logbook.fact("compile", trainer.compile(rehearse))
+    found = rehearse_all(trainer, corpus)
+    logbook.fact("memory", f"{found}; {peak_memory(trainer.device) / 1e9:.1f} GB at most")
+    return trainer
 
 
 def open_tokenizer(corpus: Corpus, config: TrainConfig, logbook: Logbook) -> Tokenizer:
@@ -177,7 +233,9 @@ def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logb
     sampling, resample = config.tokenizer.sampling, None
     if sampling:
         resample = resampler(corpus, encoded, tokenizer, sampling, limit)
-    batches = Batches(encoded, config.training.tokens, config.seed, mix, resample)
+    tokens = config.training.tokens
+    batches = Batches(encoded, 2**12 if tokens == "auto" else tokens, config.seed, mix, resample)
+    batches.update_tokens = config.training.update_tokens
     count, padding = batches.waste()
     logbook.fact(
         "batches", f"about {count:,} an epoch, padding {padding:.1%}{', ids from the cache' if cached else ''}"
@@ -185,33 +243,34 @@ def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logb
     return batches
 
 
-def describe(config: ModelConfig, model: Seq2Seq, tokenizer: Tokenizer, logbook: Logbook) -> None:
+def describe(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logbook: Logbook) -> None:
     """Vocabulary and parameter table."""
     sizes = tokenizer.vocabulary
     joint = f"{sizes.source:,} joint" if sizes.joint else f"{sizes.source:,} source, {sizes.target:,} target"
     logbook.fact("subwords", joint)
     table = parameter_table(model)
-    logbook.fact("model", f"{config.name}: {sum(count for _, count in table):,} parameters")
+    logbook.fact("model", f"{config.model.name}: {sum(count for _, count in table):,} parameters")
     for name, count in table:
         logbook.fact("", f"{name:17} {count:>12,}")
 
 
-def fit(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logbook: Logbook) -> None:
-    """Train with validations on a corpus; an interruption says how to go on."""
-    encoded = encode_corpus(corpus, state.tokenizer)
-
-    def check(model: Seq2Seq) -> Validation:
-        return validate(model, state, corpus, encoded)
-
-    trainer = Trainer(state, precision, check, Checkpoints(run), logbook)
+def fit(trainer: Trainer) -> bool:
+    """Train to the end → True; a run that is stopped before says how to go on."""
+    state, logbook = trainer.state, trainer.logbook
     with stopping_softly(trainer):
         trainer.fit()
+    if state.progress.skipped:
+        logbook.say(f"skipped {state.progress.skipped} updates whose numbers were not finite")
     if trainer.out_of_patience():
         logbook.say(f"stopped: no better score in {state.progress.without_gain} validations")
     elif state.progress.update < state.config.training.updates:
-        logbook.say(f"stopped after update {state.progress.update:,}, which is saved")
+        logbook.say(f"stopped after update {state.progress.update:,} ({trainer.stopping}), which is saved")
         again = hint("train", name=state.config.name, outputs=state.config.outputs)
+        if not trainer.stopped_by_signal:
+            logbook.fact("continue", again)
+            return False
         raise UserError(f"stopped by a signal; continue with: {again}", code=130)
+    return True
 
 
 @contextmanager
@@ -220,7 +279,7 @@ def stopping_softly(trainer: Trainer) -> Iterator[None]:
 
     def stop(number: int, _: Any) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        trainer.stopping = True
+        trainer.stop(f"signal {signal.Signals(number).name}", by_signal=True)
 
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     for s in before:
@@ -238,53 +297,33 @@ def hint(command: str, **values: str) -> str:
     return shlex.join(["seq2seq", command, *words])
 
 
-@torch.inference_mode()
-def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCorpus) -> Validation:
-    """Loss per target token, BLEU and chrF, and the first few translations."""
-    config = state.config
-    device = next(model.parameters()).device
-    total, tokens = 0.0, 0
-    for batch in in_order(encoded, config.training.tokens):
-        total += float(loss_sum(model, batch.to(device), 0.0))
-        tokens += batch.target_tokens
-    translator = Translator(model, state.tokenizer, device, config.model.max_length)
-    hypotheses, scores = translate_and_score(translator, corpus, config.search)
-    return Validation(
-        {"loss": total / tokens, "bleu": scores.bleu, "chrf": scores.chrf},
-        samples(corpus, hypotheses, config.training.samples),
-    )
-
-
-def samples(corpus: Corpus, hypotheses: list[str], count: int) -> list[str]:
-    """Sentences spread over the corpus, with what was said and what was meant."""
-    places = [round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)]
-    return [
-        line
-        for i in sorted(set(places))
-        for line in (
-            f"source     {corpus.source[i]}",
-            f"reference  {corpus.target[i]}",
-            f"output     {hypotheses[i]}",
-        )
-    ]
-
-
-def finish(run: Run, config: TrainConfig, state: RunState, corpus: Corpus | None, logbook: Logbook) -> None:
+def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -> None:
     """The best checkpoint on the test set, and what to do next."""
-    progress = state.progress
+    config, progress = state.config, state.progress
     result: dict[str, Any] = {"progress": asdict(progress)}
+    final = {"best_validation": progress.best_score}
     logbook.say(
         f"trained {progress.update:,} updates, {progress.target_tokens:,} target tokens in {clock(progress.seconds)}"
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search)
-        for line in samples(corpus, hypotheses, config.training.samples):
-            logbook.say(f"    {line}")
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target, RESAMPLES)
+        for sample in samples(corpus, hypotheses, config.training.samples):
+            logbook.sample(*sample)
         logbook.say(
             f"test       {scores}  (beam {config.search.beam}, best checkpoint: update {progress.best_update:,})"
         )
         logbook.say(f"           {scores.bleu_signature}")
         result["test"] = asdict(scores)
+        final |= {"test_bleu": scores.bleu, "test_chrf": scores.chrf}
     run.write_result(result)
+    logbook.result(flat(configs.plain(config)), final)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
+
+
+def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys and plain values."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
+    return leaves

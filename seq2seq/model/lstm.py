@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seq2seq.config import LSTMConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.layers import dropout, embedding, initialise
+from seq2seq.model.layers import drop_rows, dropout, either, embedding, initialise
 from seq2seq.model.seq2seq import Decoded, Memory
 from seq2seq.model.state import State
 
@@ -51,7 +51,7 @@ class BidirectionalLayer(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
-        self.p = config.dropout
+        self.p, self.embedding_p = config.dropout, either(config.embedding_dropout, config.dropout)
         self.position = Position(config.position, config.embedding, config.max_length)
         self.convolutions = Convolutions(config.embedding, config.kernel, config.convolutions)
         widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
@@ -59,8 +59,8 @@ class Encoder(nn.Module):
 
     def forward(self, source_BSE: Tensor, mask_BS: Tensor) -> Memory:
         x_BSD = self.convolutions(self.position(_unit(source_BSE)), mask_BS)
-        for layer in self.layers:
-            x_BSD = layer(dropout(x_BSD, self.p, self.training), mask_BS)
+        for i, layer in enumerate(self.layers):
+            x_BSD = layer(dropout(x_BSD, self.p if i else self.embedding_p, self.training), mask_BS)
         return Memory(dropout(x_BSD, self.p, self.training), mask_BS)
 
 
@@ -70,6 +70,7 @@ class Decoder(nn.Module):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
         self.width, self.p, memory_width = config.width, config.dropout, 2 * config.width
+        self.embedding_p, self.skip = either(config.embedding_dropout, config.dropout), config.layer_dropout
         a = config.attention
         self.position = Position(config.position, config.embedding, config.max_length)
         # One head attends to the encoder states themselves; several need views of their own.
@@ -105,13 +106,13 @@ class Decoder(nn.Module):
         return State(self.attention.project(*memory), (hidden_BD, cell_BD, above))
 
     def forward(self, target_RTE: Tensor, state: State, weights: bool = False) -> Decoded:
-        target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.p, self.training)
+        target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.embedding_p, self.training)
         hidden_RTD, context_RTD, recurrent, looked = self._attend_and_recur(target_RTE, state, weights)
         x_RTD, above = hidden_RTD, []
         for lstm, (h_RD, c_RD) in zip(self.above, state.moving[2], strict=True):
             fed = torch.cat((dropout(x_RTD, self.p, self.training), context_RTD), -1)
             out_RTD, (h_1RD, c_1RD) = lstm(fed, (h_RD[None].contiguous(), c_RD[None].contiguous()))
-            x_RTD = x_RTD + out_RTD
+            x_RTD = x_RTD + drop_rows(out_RTD, self.skip, self.training, words=False)
             above.append((h_1RD[0], c_1RD[0]))
         readout = self.readout(torch.cat((x_RTD, context_RTD, target_RTE), -1))
         features_RTE = readout.unflatten(-1, (-1, 2)).amax(-1)  # maxout (§A.2.2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.config import LSTMConfig, ModelConfig
-from seq2seq.model.layers import embedding
+from seq2seq.model.layers import drop_rows, either, embedding
 from seq2seq.model.state import State
 from seq2seq.text.batches import Batch
 from seq2seq.text.tokenizer import Vocabulary
@@ -45,8 +45,11 @@ class Decoder(Protocol):
 class Seq2Seq(nn.Module):
     """Embeddings, encoder, decoder and output table."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, vocabulary: Vocabulary, width: int, tie: str) -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, vocabulary: Vocabulary, width: int, config: ModelConfig
+    ) -> None:
         super().__init__()
+        tie, self.word_dropout = config.tie, config.word_dropout
         self.source_embedding = embedding(vocabulary.source, width)
         self.encoder = encoder
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
@@ -68,10 +71,13 @@ class Seq2Seq(nn.Module):
         features_RTD, state, _ = self.decode(target_RT, state)
         return self.logits(features_RTD), state
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
         """Features_BTD at every target place of a batch, ready for `logits` or the loss."""
-        state = self.start(batch.source_BS, batch.source_mask_BS)
-        return self.decode(batch.target_in_BT, state).features_RTD
+        p = either(word_dropout, self.word_dropout)
+        source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
+        state = self.decoder.start(self.encoder(source_BSD, batch.source_mask_BS))
+        target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)
+        return self.decoder(target_BTD, state).features_RTD
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:
@@ -79,10 +85,10 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:
     if isinstance(config, LSTMConfig):
         from seq2seq.model import lstm
 
-        return Seq2Seq(lstm.Encoder(config), lstm.Decoder(config), vocabulary, config.embedding, config.tie)
+        return Seq2Seq(lstm.Encoder(config), lstm.Decoder(config), vocabulary, config.embedding, config)
     from seq2seq.model import transformer
 
-    return Seq2Seq(transformer.Encoder(config), transformer.Decoder(config), vocabulary, config.width, config.tie)
+    return Seq2Seq(transformer.Encoder(config), transformer.Decoder(config), vocabulary, config.width, config)
 
 
 def parameter_table(model: Seq2Seq) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seq2seq.config import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.layers import Dropout, FeedForward, Residual, build_norm
+from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, either
 from seq2seq.model.seq2seq import Decoded, Memory
 from seq2seq.model.state import State
 
@@ -24,10 +24,10 @@ class Input(nn.Module):
         super().__init__()
         self.scale = config.width**0.5
         self.position = Position(config.position, config.width, config.max_length)
-        self.dropout = Dropout(config.dropout)
+        self.p = either(config.embedding_dropout, config.dropout)
 
     def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
-        return self.dropout(self.position(x_RTD * self.scale, start))
+        return dropout(self.position(x_RTD * self.scale, start), self.p, self.training)
 
 
 class EncoderLayer(nn.Module):
@@ -118,11 +118,13 @@ def _attention(config: TransformerConfig, position: str) -> Attention:
 
 
 def _feed_forward(config: TransformerConfig) -> FeedForward:
-    return FeedForward(config.width, config.feed_forward, config.activation, config.dropout)
+    return FeedForward(
+        config.width, config.feed_forward, config.activation, either(config.activation_dropout, config.dropout)
+    )
 
 
 def _residual(config: TransformerConfig) -> Residual:
-    return Residual(config.width, config.norm, config.norm_place, config.dropout)
+    return Residual(config.width, config.norm, config.norm_place, config.dropout, config.layer_dropout)
 
 
 def _final_norm(config: TransformerConfig) -> nn.Module:

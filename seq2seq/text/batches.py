@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from seq2seq.text.corpus import Corpus, Status
 from seq2seq.text.store import BLOCK, Integers, Ragged, Writer, build_once, key_of, open_array
-from seq2seq.text.tokenizer import BEGIN, PAD, Sampling, Tokenizer
+from seq2seq.text.tokenizer import BEGIN, PAD, UNKNOWN, Sampling, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,18 @@ def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
     return cuts
 
 
+class Share(NamedTuple):
+    """What a process does of an update."""
+
+    batches: list[Batch]
+    target_tokens: int  # of the whole update, in all processes: known to each without asking
+
+
+def _target_tokens(part: tuple[Integers, EncodedCorpus]) -> int:
+    rows, encoded = part
+    return int(encoded.target.lengths(rows).sum())
+
+
 class Batches:
     """Endless training batches; their order is a pure function of (seed, epoch), their state a few integers.
 
@@ -132,7 +145,7 @@ class Batches:
     ) -> None:
         self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
         self.epoch = self.pool = self.position = 0
-        self.rank, self.world = 0, 1
+        self.rank, self.world, self.update_tokens = 0, 1, 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
         self._cut: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
 
@@ -181,13 +194,33 @@ class Batches:
         pairs = len(self.order(self.epoch))
         return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(places, 1)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """This process's share: of every `world` batches in a row the one of its `rank`."""
+    def size(self) -> float:
+        """About how many batches an epoch has."""
+        return max(1, self.waste()[0])
+
+    def epoch_of(self, size: float) -> float:
+        """The epochs done so far, when each has `size` batches."""
+        pairs = len(self.order(self.epoch))
+        done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
+        return self.epoch + done
+
+    def told(self, index_B: Tensor) -> str:
+        """Which pairs a batch has, for a person to look them up."""
+        places = ", ".join(f"{int(i) + 1:,}" for i in index_B[:8])
+        return f"{len(index_B)} pairs, numbers {places}{', …' if len(index_B) > 8 else ''} of the training corpus"
+
+    def __iter__(self) -> Iterator[Share]:
+        """This process's part of each update: of every `world` batches in a row the one of its `rank`."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
-            round_ = [self._next() for _ in range(self.world)]
-            rows, encoded = round_[self.rank]
-            yield encoded.batch(rows)
+            rounds = [[self._next() for _ in range(self.world)]]
+            while sum(map(_target_tokens, chain(*rounds))) < self.update_tokens:
+                rounds.append([self._next() for _ in range(self.world)])
+            own = [round_[self.rank] for round_ in rounds]
+            yield Share(
+                [encoded.batch(rows) for rows, encoded in own],
+                target_tokens=sum(map(_target_tokens, chain(*rounds))),
+            )
 
     def _next(self) -> tuple[Integers, EncodedCorpus]:
         while True:
@@ -254,6 +287,13 @@ def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) ->
     shares = np.exp(logs - logs.max())
     counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
     return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
+
+
+def worst_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
+    """A batch of the budget that takes the most memory: the longest pair again and again, both sides at its width."""
+    width = int(encoded.width().max())
+    ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
+    return Batch(ids_BT, ids_BT != PAD, ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
 
 
 def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from seq2seq import config as configs
 from seq2seq.config import TrainConfig
@@ -22,8 +23,12 @@ from seq2seq.model.seq2seq import Seq2Seq, build_model
 from seq2seq.run import INDEX, Run
 from seq2seq.text.batches import Batches
 from seq2seq.text.tokenizer import Tokenizer
+from seq2seq.training.average import Average
+from seq2seq.training.distributed import ALONE, World
+from seq2seq.training.optimizer import Optimizers
 
-WEIGHTS, CONFIG, TRAINING = "model.safetensors", "config.yaml", "training.pt"
+WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
+CONFIG, TRAINING = "config.yaml", "training.pt"
 
 
 @dataclass
@@ -35,7 +40,12 @@ class Progress:
     best_loss: float = float("inf")  # decides between equal scores
     best_update: int = 0
     without_gain: int = 0  # validations since the best one
+    halved: int = 0  # how often the plateau schedule has halved the rate
+    skipped: int = 0  # updates whose numbers were not finite
+    skipped_in_a_row: int = 0
     target_tokens: int = 0
+    line_loss: float = 0.0  # summed since the last line that stays, and over how many tokens
+    line_tokens: int = 0
     seconds: float = 0.0  # of training, validation left out
 
 
@@ -46,61 +56,96 @@ class RunState:
     config: TrainConfig
     tokenizer: Tokenizer
     model: Seq2Seq
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     batches: Batches
     progress: Progress
+    average: Average | None = None
+    world: World = ALONE
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, random: list[dict[str, Tensor]]) -> None:
+        """Everything into a folder; `random` has the generators of every process."""
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
         # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights each on their own.
-        weights = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters()}
-        save_file(weights, folder / WEIGHTS)
+        write_weights(dict(self.model.named_parameters()), folder / WEIGHTS)
+        if self.average:
+            write_weights(self.average.weights(), folder / AVERAGED)
         training = {
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "progress": asdict(self.progress),
-            "random": {kind: module.get_rng_state() for kind, module in self.generators().items()},
+            "random": random,
         }
         torch.save(training, folder / TRAINING)
 
     def read(self, folder: Path) -> None:
         """Continue where the checkpoint stopped."""
-        read_weights(self.model, folder)
+        read_weights(self.model, folder / WEIGHTS)
         try:
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a damaged file
+            self.optimizer.load_state_dict(training["optimizer"])
+        except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
             raise damaged(folder / TRAINING, error) from None
-        # The config in force decides on rates, decay and the like, not the one that was stored.
-        configured = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(training["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(values)
+        if self.average and (folder / AVERAGED).is_file():
+            self.average.load(load_file(folder / AVERAGED))
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
-        for kind, module in self.generators().items():
-            if kind in training["random"]:
-                module.set_rng_state(training["random"][kind])
+        if len(training["random"]) == self.world.size:  # else other processes draw other numbers anyway
+            self.set_random(training["random"][self.world.rank])
 
-    def generators(self) -> dict[str, Any]:
-        """The modules whose random generators the run draws from: the CPU's, and its device's."""
+    def random(self) -> dict[str, Tensor]:
+        """The random generators that this process draws from: the CPU's, and its device's."""
+        return {kind: module.get_rng_state() for kind, module in self._generators().items()}
+
+    def set_random(self, states: dict[str, Tensor]) -> None:
+        for kind, module in self._generators().items():
+            if kind in states:
+                module.set_rng_state(states[kind])
+
+    def _generators(self) -> dict[str, Any]:
         kind = next(self.model.parameters()).device.type
         return {"cpu": torch} if kind == "cpu" else {"cpu": torch, kind: getattr(torch, kind)}
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last one and the best one are kept, an index names them."""
+    """The checkpoints of a run: the last one, the best one and those to average are kept; an index names them."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.folder = run, run.checkpoints
+    def __init__(self, run: Run, recent: int = 0) -> None:
+        self.run, self.folder, self.recent = run, run.checkpoints, recent
 
-    def save(self, state: RunState, best: bool) -> None:
+    def save(self, state: RunState, best: bool = False, validated: bool = False) -> None:
         """A complete checkpoint appears at once, or not at all; then the index turns to it."""
-        name = f"update-{state.progress.update:07d}"
-        aside = self.folder / f".{name}"
+        random = state.world.gather(state.random())
+        if state.world.leads:
+            try:
+                self._write(state, random, best, validated)
+            except (OSError, SafetensorError, RuntimeError) as error:  # each library has its own for a full disk
+                shutil.rmtree(self._aside(state), ignore_errors=True)
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+                raise UserError(
+                    f"{self.folder}: the checkpoint of update {state.progress.update:,} cannot be written "
+                    f"({reason}); {self.last()}; make room, then give the same command again"
+                ) from None
+        state.world.wait()
+
+    def last(self) -> str:
+        """Where a run can go on from, in words."""
+        index = self.run.index()
+        return f"the last good one is {self.folder / index['last']}" if index else "there is none before it"
+
+    def earlier(self) -> list[Path]:
+        """The weight files of the last validations, newest first."""
+        names = self.run.index().get("recent", [])[: self.recent]
+        return [self.folder / name / WEIGHTS for name in names]
+
+    def _aside(self, state: RunState) -> Path:
+        return self.folder / f".{_name(state)}"
+
+    def _write(self, state: RunState, random: list[dict[str, Tensor]], best: bool, validated: bool) -> None:
+        name, aside = _name(state), self._aside(state)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        state.write(aside)
+        state.write(aside, random)
         for file in aside.iterdir():
             _to_disk(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)  # unfinished business of a killed run
@@ -110,31 +155,62 @@ class Checkpoints:
             os.fsync(descriptor)
             os.close(descriptor)
         index = {**self.run.index(), "last": name, **({"best": name} if best else {})}
+        if self.recent and validated:
+            index["recent"] = [name, *index.get("recent", [])][: self.recent]
         write_aside(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        kept = {index["last"], index.get("best"), *index.get("recent", [])}
         for old in self.folder.iterdir():
-            if old.is_dir() and old.name not in index.values():
+            if old.is_dir() and old.name not in kept:
                 shutil.rmtree(old)
 
 
+def _name(state: RunState) -> str:
+    return f"update-{state.progress.update:07d}"
+
+
 def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
-    """What translating needs of a checkpoint; the model is rebuilt from its own config alone."""
+    """What translating needs of a checkpoint, averaged weights where it has them; its own config rebuilds the model."""
     config = read_config(folder / CONFIG)
     tokenizer = Tokenizer.load(folder)
     model = build_model(config.model, tokenizer.vocabulary)
-    read_weights(model, folder)
+    read_weights(model, translating_weights(folder))
     return config, tokenizer, model
 
 
-@torch.no_grad()
-def read_weights(model: nn.Module, folder: Path) -> None:
+def translating_weights(folder: Path) -> Path:
+    return folder / AVERAGED if (folder / AVERAGED).exists() else folder / WEIGHTS
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Another run's weights into a new model; every parameter must be there, in the same shape."""
+    path, own = translating_weights(folder), dict(model.named_parameters())
     try:
-        stored, own = load_file(folder / WEIGHTS), dict(model.named_parameters())
+        stored = {name: tuple(weight.shape) for name, weight in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, error) from None
+    wanted = {name: tuple(p.shape) for name, p in own.items()}
+    different = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
+    if different:
+        shown = [f"init_from: {name} is {stored.get(name)} there and {wanted.get(name)} here" for name in different[:4]]
+        more = [f"… and {len(different) - 4} more"] if len(different) > 4 else []
+        raise UserError(*shown, *more, f"give this run the model of {folder / CONFIG}", code=2)
+    read_weights(model, path)
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+
+
+@torch.no_grad()
+def read_weights(model: nn.Module, path: Path) -> None:
+    try:
+        stored, own = load_file(path), dict(model.named_parameters())
         if stored.keys() != own.keys():
             raise RuntimeError(f"other parameters than the config's model: {min(stored.keys() ^ own.keys())}")
         for name, parameter in own.items():
             parameter.copy_(stored[name])
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise damaged(folder / WEIGHTS, error) from None
+        raise damaged(path, error) from None
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
@@ -151,7 +227,7 @@ def read_plain_config(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> TrainConfig:
     try:
-        return configs.typed(TrainConfig, read_plain_config(path))
+        return configs.typed(TrainConfig, configs.completed(read_plain_config(path)))
     except UserError as error:
         raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
 

@@ -1,11 +1,14 @@
-"""What a run tells: lines on the terminal and in train.log, scalars and texts in TensorBoard, metrics as JSON."""
+"""What a run tells: lines on the terminal and in train.log, everything in TensorBoard, metrics as JSON."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
+
+import numpy as np
 
 from seq2seq.run import Run
 
@@ -13,12 +16,15 @@ from seq2seq.run import Run
 class Logbook:
     """Speaks from the start; from `open` on it writes as well, beginning with what was said before."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        self.silent = silent  # of several processes, one speaks
         self._said: list[str] = []
         self._files: tuple[Any, TextIO, TextIO] | None = None
 
     def open(self, run: Run, update: int) -> None:
         """Write into a run's folder, going on after an update."""
+        if self.silent:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(run.tensorboard), purge_step=update + 1)
@@ -28,6 +34,8 @@ class Logbook:
 
     def say(self, text: str = "") -> None:
         """A line that stays."""
+        if self.silent:
+            return
         status("")
         print(text, flush=True)
         if self._files is None:
@@ -42,23 +50,59 @@ class Logbook:
 
     def status(self, text: str) -> None:
         """A line that the next one replaces, on a terminal only."""
-        status(text)
+        if not self.silent:
+            status(text)
 
-    def scalars(self, kind: str, update: int, values: dict[str, float]) -> None:
+    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        """Numbers of an update, on the board and among the metrics."""
+        self.board(kind, update, values)
         if self._files is not None:
-            board, _, metrics = self._files
-            for name, value in values.items():
-                board.add_scalar(f"{kind}/{name}", value, update)
             rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-            metrics.write(json.dumps({"kind": kind, "update": update, **rounded}) + "\n")
-            metrics.flush()
+            self._files[2].write(json.dumps({"kind": kind, "update": update, **rounded}) + "\n")
+            self._files[2].flush()
+
+    def board(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        """Numbers for the board alone."""
+        if self._files is not None:
+            for name, value in values.items():
+                self._files[0].add_scalar(f"{kind}/{name}", value, update)
 
     def text(self, name: str, update: int, text: str) -> None:
         if self._files is not None:
             self._files[0].add_text(name, text, update)
 
+    def validation(
+        self,
+        update: int,
+        scores: Mapping[str, float],
+        samples: list[tuple[str, str, str]],
+        pictures: Mapping[str, Any],
+        note: str,
+    ) -> None:
+        """Scores, sentences beside what was meant, and pictures of how they were read."""
+        shown = f"loss {scores['loss']:.3f}  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
+        self.say(f"validation after update {update:,}: {shown}  ({note})")
+        for sample in samples:
+            self.sample(*sample)
+        self.scalars("validation", update, scores)
+        rows = "\n".join("|".join(["", *(text.replace("|", "\\|") for text in sample), ""]) for sample in samples)
+        self.text("samples", update, f"|source|reference|output|\n|---|---|---|\n{rows}")
+        for name, picture in pictures.items():
+            if self._files is not None:
+                self._files[0].add_image(name, np.asarray(picture), update, dataformats="HWC")
+
+    def sample(self, source: str, reference: str, output: str) -> None:
+        for name, text in (("source", source), ("reference", reference), ("output", output)):
+            self.say(f"    {name:10} {text}")
+
+    def result(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """What was chosen and what came of it, for the board's table of all runs."""
+        if self._files is not None:
+            values = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+            self._files[0].add_hparams(values, dict(scores), run_name=".")
+
     def close(self) -> None:
-        status("")
+        self.status("")
         for file in self._files or ():
             file.close()
 

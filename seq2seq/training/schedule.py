@@ -7,15 +7,20 @@ import math
 from seq2seq.config import OptimizerConfig
 
 
-def rate_at(update: int, config: OptimizerConfig, updates: int) -> float:
-    """The rate of an update, counted from 1, in a run of `updates`: a linear rise, then the schedule."""
+def rate_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -> float:
+    """The rate of an update, counted from 1, in a run of `updates`: a linear rise, then the schedule.
+
+    Only `plateau` depends on more than the update: on how often validations have halved it.
+    """
     if update <= config.warmup:
         return config.rate * update / config.warmup
-    share_left = (updates - update) / max(1, updates - config.warmup)
+    share_left = max(0.0, (updates - update) / max(1, updates - config.warmup))
     course = {
         "constant": 1.0,
         "inverse_sqrt": math.sqrt(max(1, config.warmup) / update),  # Vaswani et al. 2017, §5.3
-        "linear": max(0.0, share_left),
-        "cosine": (1 + math.cos(math.pi * (1 - max(0.0, share_left)))) / 2,
+        "linear": share_left,
+        "cosine": (1 + math.cos(math.pi * (1 - share_left))) / 2,
+        "stable": min(1.0, (updates - update) / max(1.0, config.cooldown * updates)),  # Hu et al. 2024, §4
+        "plateau": 0.5**halved,
     }
-    return config.rate * course[config.schedule]
+    return config.rate * max(0.0, course[config.schedule])

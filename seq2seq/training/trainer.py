@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from seq2seq.errors import UserError
 from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.text.batches import Batch
-from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
+from seq2seq.text.batches import Share
+from seq2seq.training.checkpoint import Checkpoints, RunState
 from seq2seq.training.logbook import Logbook
-from seq2seq.training.loss import loss_sum
+from seq2seq.training.loss import training_loss
+from seq2seq.training.meter import Meter, UpdateStats
 from seq2seq.training.optimizer import WorkingCopy, clip
 from seq2seq.training.schedule import rate_at
+from seq2seq.training.validation import Validation
 
-
-@dataclass(frozen=True)
-class UpdateStats:
-    loss: float  # per real target token
-    target_tokens: int
-    gradient_norm: float
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a validation found: named scores, and lines worth reading."""
-
-    scores: dict[str, float]
-    samples: list[str]
+PATIENCE_WITH_NUMBERS = 5  # updates in a row that are not finite end a run
 
 
 class Trainer:
-    """Updates, and every so often a validation with a checkpoint; `validate` sees the model that computes."""
+    """Updates, and every so often a validation with a checkpoint; `validate` sees the model that translates."""
 
     def __init__(
         self,
@@ -46,69 +34,114 @@ class Trainer:
         checkpoints: Checkpoints,
         logbook: Logbook,
     ) -> None:
-        self.state, self.settings = state, state.config.training
-        self.validate_model, self.checkpoints, self.logbook = validate, checkpoints, logbook
+        self.state, self.validate_model = state, validate
+        self.checkpoints, self.logbook = checkpoints, logbook
         self.working = WorkingCopy(state.model, precision)
+        self.compute: Any = self.working.model  # what runs forward; compiled, perhaps
         self.device = next(state.model.parameters()).device
-        self.stopping = False  # set from outside: finish the update, save, and stop
+        self.stopping = ""  # the reason: finish the update, save, and stop
+        self.stopped_by_signal = False
+        self.saved = state.progress.update
+        self.precision = precision
 
-    def fit(self) -> Progress:
-        """Train until the last update, or until validations stop improving."""
-        progress, settings = self.state.progress, self.settings
-        batches = iter(self.state.batches)
-        meter = Meter(progress, settings.updates)
+    def fit(self) -> None:
+        """Train until the last update, or until a reason to stop earlier."""
+        progress, settings = self.state.progress, self.state.config.training
+        began, shares, meter = time.monotonic(), iter(self.state.batches), Meter(self.state, self.precision)
         while progress.update < settings.updates and not self.out_of_patience() and not self.stopping:
-            stats = self.update(islice(batches, settings.accumulate))
-            meter.count(stats)
-            self.logbook.status(meter.line(stats, self.rate()))
-            if progress.update % settings.log_every == 0 or progress.update == settings.updates:
-                self.logbook.say(meter.line(stats, self.rate()))
-                self.logbook.scalars("train", progress.update, meter.scalars(stats, self.rate()))
-                meter.restart()
-            if progress.update % settings.validate_every == 0 or progress.update == settings.updates:
+            with meter.waiting():
+                share = next(shares)
+            meter.count(self.update(share), share)
+            self.logbook.status(meter.line(self.rate(), bar=True))
+            last = progress.update == settings.updates
+            if progress.update % settings.log_every == 0 or last:
+                self.log(meter)
+            if progress.update % settings.validate_every == 0 or last:
                 self.validate()
                 meter.restart()
-        if self.stopping and progress.update < settings.updates:
-            self.checkpoints.save(self.state, best=False)
-        return progress
+            if 0 < settings.max_minutes * 60 < time.monotonic() - began:
+                self.stop(f"training.max_minutes={settings.max_minutes:g}")
+        if self.saved < progress.update:
+            self.save()
 
-    def update(self, batches: Iterator[Batch]) -> UpdateStats:
-        """One optimizer step from the summed loss of all its batches, per real target token."""
-        began = time.perf_counter()
-        progress, model = self.state.progress, self.working.model
+    def stop(self, reason: str, by_signal: bool = False) -> None:
+        """From outside, at any time."""
+        self.stopping, self.stopped_by_signal = reason, by_signal
+
+    def update(self, share: Share) -> UpdateStats:
+        """One optimizer step from the summed loss of all its batches in all processes, per real target token."""
+        state, settings, model = self.state, self.state.config.training, self.working.model
+        state.model.zero_grad()
         model.train()
-        losses, tokens = [], 0
-        for batch in batches:
-            tokens += batch.target_tokens
-            loss = loss_sum(model, batch.to(self.device), self.settings.label_smoothing)
-            loss.backward()
+        found = torch.zeros(2, device=self.device)  # summed loss; processes that were asked to stop
+        for batch in share.batches:
+            objective, plain = training_loss(self.compute, batch.to(self.device), settings)
+            objective.backward()
             self.working.hand_over_gradients()
-            losses.append(loss.detach())
-        gradients = [p.grad for p in self.state.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, 1.0 / tokens)
-        norm = clip(gradients, self.state.config.optimizer.clip)
-        loss_value = float(sum(losses)) / tokens
-        if not math.isfinite(norm + loss_value):
+            found[0] += plain
+        found[1] = float(bool(self.stopping))
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        state.world.add([*gradients, found])
+        torch._foreach_mul_(gradients, 1.0 / share.target_tokens)
+        norm, loss, stops = torch.stack([clip(gradients, state.config.optimizer.clip), *found]).tolist()
+        loss /= share.target_tokens
+        if stops and not self.stopping:
+            self.stop("another process was asked to", by_signal=True)
+        state.progress.update += 1
+        state.progress.target_tokens += share.target_tokens
+        if math.isfinite(norm + loss):
+            state.progress.skipped_in_a_row = 0
+            state.optimizer.step(self.rate())
+            self.working.take_weights()
+        else:
+            self.skip(share, loss, norm)
+        if state.average:
+            state.average.update(state.progress.update)
+        return UpdateStats(loss, norm, skipped=not math.isfinite(norm + loss))
+
+    def skip(self, share: Share, loss: float, norm: float) -> None:
+        """Leave the weights as they are; after several such updates in a row stop, and say all that is known."""
+        progress = self.state.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.logbook.say(f"update {progress.update:,}: loss {loss:.3g}, gradient norm {norm:.3g}; skipped")
+        if progress.skipped_in_a_row >= PATIENCE_WITH_NUMBERS:
             raise UserError(
-                f"update {progress.update + 1}: loss {loss_value}, gradient norm {norm}; "
-                "the last checkpoint is intact; lower optimizer.rate, or set precision=float32"
+                f"update {progress.update}: loss {loss:.3g}, gradient norm {norm:.3g}, for the "
+                f"{PATIENCE_WITH_NUMBERS}th time in a row; lower optimizer.rate, or set precision=float32",
+                f"first number that is not finite: {self.first_non_finite(share)}",
+                f"the batch: {self.state.batches.told(share.batches[0].index_B)}",
+                self.checkpoints.last(),
             )
-        progress.update += 1
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad()
-        self.working.take_weights()
-        progress.target_tokens += tokens
-        progress.seconds += time.perf_counter() - began
-        return UpdateStats(loss_value, tokens, norm)
+
+    def first_non_finite(self, share: Share) -> str:
+        """The module whose output stops being a number, found by running the update's batches again."""
+        seen: list[str] = []
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
+                if isinstance(output, torch.Tensor) and not output.isfinite().all():
+                    seen.append(f"the output of {name} ({type(module).__name__})")
+
+            return hook
+
+        hooks = [m.register_forward_hook(watch(name)) for name, m in self.working.model.named_modules() if name]
+        with torch.no_grad():
+            for batch in share.batches:
+                self.working.model(batch.to(self.device))
+        for hook in hooks:
+            hook.remove()
+        weights = [name for name, p in self.working.model.named_parameters() if not p.isfinite().all()]
+        return f"the weight {weights[0]}" if weights else seen[0] if seen else "a gradient; every output is finite"
 
     def validate(self) -> None:
-        """Score the model, keep a checkpoint, and remember whether it is the best so far."""
-        progress, monitor = self.state.progress, self.settings.monitor
-        self.logbook.status(f"update {progress.update}: validating …")
-        model = self.working.model.eval()
-        found = self.validate_model(model)
+        """Score the model that translates, keep a checkpoint, and remember whether it is the best so far."""
+        state, progress = self.state, self.state.progress
+        monitor, plateau = state.config.training.monitor, state.config.optimizer
+        began = time.perf_counter()
+        self.logbook.status(f"update {progress.update:,}: validating …")
+        with self.working.holding(state.average.weights() if state.average else None) as model:
+            found = self.validate_model(model.eval())
         loss = found.scores["loss"]
         score = -loss if monitor == "loss" else found.scores[monitor]
         best = (score, -loss) > (progress.best_score, -progress.best_loss)
@@ -117,60 +150,57 @@ class Trainer:
             progress.best_update, progress.without_gain = progress.update, 0
         else:
             progress.without_gain += 1
-        self.checkpoints.save(self.state, best)
-        shown = f"loss {loss:.3f}  BLEU {found.scores['bleu']:.2f}  chrF {found.scores['chrf']:.2f}"
+            if plateau.schedule == "plateau" and progress.without_gain % plateau.halve_after == 0:
+                progress.halved += 1
+        self.save(best, validated=True)
         note = "best so far" if best else f"best: update {progress.best_update:,}"
-        self.logbook.say(f"validation after update {progress.update:,}: {shown}  ({note})")
-        for line in found.samples:
-            self.logbook.say(f"    {line}")
-        self.logbook.scalars("validation", progress.update, found.scores)
-        self.logbook.text("samples", progress.update, "\n\n".join(found.samples))
+        scores = {**found.scores, "seconds": time.perf_counter() - began}
+        self.logbook.validation(progress.update, scores, found.samples, found.pictures, note)
+
+    def save(self, best: bool = False, validated: bool = False) -> None:
+        self.checkpoints.save(self.state, best, validated)
+        self.saved = self.state.progress.update
+
+    def log(self, meter: Meter) -> None:
+        """A line that stays, and the numbers behind it."""
+        update, rate = self.state.progress.update, self.rate()
+        self.logbook.say(meter.line(rate))
+        values, guessing = meter.scalars(rate), math.log(len(self.state.model.output.weight))
+        if values["loss"] > 1.5 * guessing:
+            self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
+        compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
+        self.logbook.scalars("train", update, {**values, **compiled})
+        self.logbook.board("norms", update, self.norms())
+        meter.next_line()
+
+    def norms(self) -> dict[str, float]:
+        """The norms of weights and gradients, by part of the model."""
+        squares: dict[str, float] = {}
+        for name, p in self.state.model.named_parameters():
+            part = ".".join(name.split(".")[:3])
+            for kind, x in (("weights", p.detach()), ("gradients", p.grad)):
+                if x is not None:
+                    squares[f"{kind}/{part}"] = squares.get(f"{kind}/{part}", 0.0) + float(x.square().sum())
+        return {name: math.sqrt(square) for name, square in squares.items()}
 
     def rate(self) -> float:
-        return rate_at(max(1, self.state.progress.update), self.state.config.optimizer, self.settings.updates)
+        progress, config = self.state.progress, self.state.config
+        return rate_at(max(1, progress.update), config.optimizer, config.training.updates, progress.halved)
 
     def out_of_patience(self) -> bool:
-        return 0 < self.settings.patience <= self.state.progress.without_gain
+        return 0 < self.state.config.training.patience <= self.state.progress.without_gain
+
+    def compile(self, rehearse: Callable[[Trainer, int], None]) -> str:
+        """Let torch.compile write the passes → what came of a rehearsal; a failure is told, and training goes on."""
+        self.compute = torch.compile(self.working.model, dynamic=True)  # one graph for all shapes of batches
+        try:
+            rehearse(self, 64)
+        except Exception as error:  # whatever a compiler may raise
+            self.compute = self.working.model
+            return f"FAILED ({' '.join(str(error).split())[:160]}); training goes on without it"
+        return f"{graphs()} graphs so far, for batches of every shape"
 
 
-class Meter:
-    """Speed and mean loss since the last line, and the time that is left."""
-
-    def __init__(self, progress: Progress, updates: int) -> None:
-        self.progress, self.updates = progress, updates
-        self.restart()
-
-    def restart(self) -> None:
-        self.loss, self.tokens, self.first = 0.0, 0, self.progress.update
-        self.began = time.perf_counter()
-
-    def count(self, stats: UpdateStats) -> None:
-        self.loss += stats.loss * stats.target_tokens
-        self.tokens += stats.target_tokens
-
-    def scalars(self, stats: UpdateStats, rate: float) -> dict[str, float]:
-        seconds = time.perf_counter() - self.began
-        return {
-            "loss": self.loss / self.tokens,
-            "tokens_per_second": self.tokens / seconds,
-            "gradient_norm": stats.gradient_norm,
-            "rate": rate,
-            "target_tokens": self.progress.target_tokens,
-        }
-
-    def line(self, stats: UpdateStats, rate: float) -> str:
-        values, progress = self.scalars(stats, rate), self.progress
-        left = (self.updates - progress.update) * progress.seconds / max(1, progress.update)
-        width = len(f"{self.updates:,}")
-        return (
-            f"update {progress.update:{width},}/{self.updates:,}  loss {values['loss']:.3f}  "
-            f"{values['tokens_per_second']:6,.0f} tokens/s  gradient {stats.gradient_norm:.2f}  "
-            f"rate {rate:.1e}  left {clock(left)}"
-        )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def graphs() -> int:
+    """How often torch.compile has compiled; a number that grows says that shapes keep changing."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

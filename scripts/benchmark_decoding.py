@@ -1,0 +1,264 @@
+"""Decoding speed beside CTranslate2 and Hugging Face: `python scripts/benchmark_decoding.py --run NAME`.
+
+The same trained Transformer everywhere: exported for CTranslate2 (float32 and int8), its weights copied into the model
+of Hugging Face with the same parts: MarianMTModel for post-norm layers, Pegasus for pre-norm ones. Text to text, the
+whole test set and single sentences, greedy and beam 5, each in a process of its own, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import benchmarks
+import numpy as np
+import sacrebleu
+import torch
+from benchmark_training import HUGGING_FACE
+from peer_worker import measure, sizes
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seq2seq.commands.evaluate import moved
+from seq2seq.config import SearchConfig, TransformerConfig, search_preset
+from seq2seq.device import tune_cpu
+from seq2seq.export import save_ctranslate2
+from seq2seq.model.seq2seq import Seq2Seq
+from seq2seq.run import Run
+from seq2seq.text.corpus import Corpus, load_split
+from seq2seq.text.tokenizer import FILES, Tokenizer
+from seq2seq.training.checkpoint import load_checkpoint
+from seq2seq.translator import Translator
+
+PEER = Path(__file__).with_name("peer_worker.py")
+BEAMS = {"greedy": 1, "beam 5": 5}
+
+
+# --------------------------------------------------------------------------------------- the same weights
+
+
+def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    """Weights under Hugging Face's names; this project's projections of queries and keys have no bias, so zeros."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    shared = {"attention": "self_attn", "self_attention": "self_attn", "cross_attention": "encoder_attn"}
+    norms = {"attention_residual": "self_attn", "self_residual": "self_attn", "cross_residual": "encoder_attn"}
+    for side, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        tensors |= {f"model.{side}.layer_norm.{k}": own[f"{side}.norm.{k}"] for k in ("weight", "bias") if pre(config)}
+        tensors[f"model.{side}.embed_positions.weight"] = positions(model, config)
+        for i in range(count):
+            here, there = f"{side}.layers.{i}", f"model.{side}.layers.{i}"
+            for part in (name for name in shared if f"{here}.{name}.query.weight" in own):
+                for name, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
+                    weight = own[f"{here}.{part}.{name}.weight"]
+                    bias = own.get(f"{here}.{part}.{name}.bias", torch.zeros(config.width))
+                    target = f"{there}.{shared[part]}.{letter}_proj"
+                    tensors |= {f"{target}.weight": weight, f"{target}.bias": bias}
+            for kind in ("weight", "bias"):
+                for part in (name for name in norms if f"{here}.{name}.norm.weight" in own):
+                    tensors[f"{there}.{norms[part]}_layer_norm.{kind}"] = own[f"{here}.{part}.norm.{kind}"]
+                tensors[f"{there}.final_layer_norm.{kind}"] = own[f"{here}.feed_forward_residual.norm.{kind}"]
+                tensors[f"{there}.fc1.{kind}"] = own[f"{here}.feed_forward.inner.{kind}"]
+                tensors[f"{there}.fc2.{kind}"] = own[f"{here}.feed_forward.outer.{kind}"]
+    tensors["model.shared.weight"] = own["source_embedding.weight"]
+    save_file(
+        {name: t.detach().float().clone().contiguous() for name, t in tensors.items()}, folder / "model.safetensors"
+    )
+    layers = (config.encoder_layers, config.decoder_layers)
+    size = sizes(config.width, config.feed_forward, layers, config.attention.heads, config.activation)
+    described = {"vocab_size": len(own["source_embedding.weight"]), **size}
+    (folder / "model.json").write_text(json.dumps({"norm_place": config.norm_place, "settings": described}))
+    for side in FILES:
+        (folder / f"{side}.model").write_bytes(tokenizer.models[side])
+
+
+def pre(config: TransformerConfig) -> bool:
+    return config.norm_place == "pre"
+
+
+@torch.no_grad()
+def positions(model: Seq2Seq, config: TransformerConfig) -> Tensor:
+    return model.encoder.input.position(torch.zeros(1, 512, config.width))[0]  # type: ignore[attr-defined]
+
+
+def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus:
+    """The peers' models in `work`, and the test set, also as a file of sources."""
+    checkpoint = Run.find(run, outputs).checkpoint("best")
+    stored, tokenizer, model = load_checkpoint(checkpoint)
+    config = stored.model
+    if not isinstance(config, TransformerConfig) or config.tie != "all" or config.position != "sinusoidal":
+        raise SystemExit("--run: the copy into Hugging Face needs a Transformer, tie=all and position=sinusoidal")
+    # First, because int8 scales the weights in place.
+    copy_to_hugging_face(model, config, tokenizer, work / "huggingface")
+    for quantization in ("float32", "int8"):
+        folder = work / f"ctranslate2-{quantization}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_ctranslate2(model.eval(), config, tokenizer, folder, quantization)
+    data = moved(stored.data, data_path) if data_path else stored.data
+    corpus = load_split(data, "test", stored.seed)
+    assert corpus is not None
+    (work / "test.txt").write_text("\n".join(corpus.source[:]), encoding="utf-8")
+    return corpus
+
+
+# ------------------------------------------------------------------------------------------- measuring
+
+
+def measure_own(checkpoint: str, precision: str, file: str, beam: int, alone: int) -> dict[str, Any]:
+    translator = own_translator(checkpoint, precision)
+    search = replace(search_preset("beam"), beam=beam)
+    return measure(partial(texts, translator, search), Path(file).read_text(encoding="utf-8").split("\n"), alone)
+
+
+def own_translator(checkpoint: str, precision: str) -> Translator:
+    tune_cpu()
+    return Translator.from_checkpoint(Path(checkpoint), "cpu", precision)
+
+
+def texts(translator: Translator, search: SearchConfig, sentences: Any) -> list[str]:
+    return [found[0].text for found in translator.translate(list(sentences), search)]
+
+
+def growth(checkpoint: str, file: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Sentences a second against batch size, beam and length, each from the median of three."""
+    translator = own_translator(checkpoint, "auto")
+    sentences = sorted(Path(file).read_text(encoding="utf-8").split("\n"), key=lambda text: len(text.split()))
+
+    def speed(some: list[str], beam: int, batch: int = 0) -> float:
+        search = replace(search_preset("beam"), beam=beam)
+        parts = [some[i : i + batch] for i in range(0, len(some), batch)] if batch else [some]
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            for part in parts:
+                texts(translator, search, part)
+            times.append(time.perf_counter() - began)
+        return len(some) / statistics.median(times)
+
+    few = sentences[::4]
+    speed(few, 5)
+    fifths = [list(part) for part in np.array_split(np.array(sentences, object), 5)]
+    lengths = [statistics.mean(len(ids) for ids in translator.tokenizer.encode_source(part)) for part in fifths]
+    kinds = BEAMS.items()
+    return {
+        "batch": {k: [(n, speed(few[: max(n, 40)], beam, n)) for n in (1, 4, 16, 64, 250)] for k, beam in kinds},
+        "beam": {"all": [(beam, speed(few, beam)) for beam in (1, 2, 5, 10, 20)]},
+        "length": {
+            k: [(length, speed(part, beam)) for length, part in zip(lengths, fifths, strict=True)] for k, beam in kinds
+        },
+    }
+
+
+def contestants(
+    run: str, lstm: str | None, outputs: str, work: Path, alone: int
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    """Everything that takes part in a round, by name and search."""
+    peers = benchmarks.environment(work.parent / "environments" / "huggingface", HUGGING_FACE)
+    file = str(work / "test.txt")
+    own = {"this project": (run, "auto"), "this project, float32": (run, "float32")}
+    if lstm:
+        own["this project, LSTM"] = (lstm, "auto")
+    taking_part: dict[tuple[str, str], Callable[[], Any]] = {}
+    for search, beam in BEAMS.items():
+        for name, (which, precision) in own.items():
+            checkpoint = Run.find(which, outputs).checkpoint("best")
+            arguments = ("--measure", checkpoint, precision, file, beam, alone)
+            taking_part[name, search] = partial(benchmarks.measured, sys.executable, __file__, *arguments)
+        for name, kind, folder in (
+            ("CTranslate2, float32", "ctranslate2", "ctranslate2-float32"),
+            ("CTranslate2, int8", "ctranslate2", "ctranslate2-int8"),
+            ("Hugging Face, float32", "huggingface", "huggingface"),
+        ):
+            told = (kind, work / folder, file, beam, alone)
+            taking_part[name, search] = partial(benchmarks.measured, peers, str(PEER), *told)
+    return taking_part
+
+
+def summary(results: dict[tuple[str, str], list[dict[str, Any]]], references: list[str]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for (name, search), runs in results.items():
+        speed, first = speed_of(runs), runs[0]["outputs"]
+        same = results["this project, float32", search][0]["outputs"]
+        equal = sum(a == b for a, b in zip(first, same, strict=True)) / len(same)
+        bleu = sacrebleu.corpus_bleu(first, [references]).score
+        latencies = sorted(1000 * latency for run in runs for latency in run["latencies"])
+        own = speed_of(results["this project", search])
+        middle, late = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95))
+        ratio = "" if name.startswith("this project") else f"{own / speed:.2f} ×"
+        alone = (f"{middle:.1f}", f"{late:.1f}")
+        rows.append((f"{name}, {search}", f"{speed:,.0f}", ratio, f"{bleu:.2f}", f"{equal:.1%}", *alone))
+    return rows
+
+
+def speed_of(runs: list[dict[str, Any]]) -> float:
+    return len(runs[0]["outputs"]) / statistics.median(run["seconds"] for run in runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required="--measure" not in sys.argv, help="a trained Transformer")
+    parser.add_argument("--lstm", help="a trained LSTM")
+    parser.add_argument("--outputs", default="outputs", help="folder that holds the runs")
+    parser.add_argument("--data-path", help="where the run's corpus lies, if it has moved")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--alone", type=int, default=50, help="sentences for the latency of a single one")
+    parser.add_argument(
+        "--work", type=Path, default=Path("data/benchmarks"), help="environments and intermediate files"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of JSON and pictures")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--growth", nargs=2, help=argparse.SUPPRESS)
+    if "--growth" in sys.argv:
+        print(json.dumps(growth(*sys.argv[2:])))
+        return
+    arguments = parser.parse_args()
+    if arguments.measure:
+        checkpoint, precision, file, beam, alone = arguments.measure
+        print(json.dumps(measure_own(checkpoint, precision, file, int(beam), int(alone))))
+        return
+    work = arguments.work.resolve() / "decoding"
+    corpus = prepare(arguments.run, arguments.outputs, arguments.data_path, work)
+    taking_part = contestants(arguments.run, arguments.lstm, arguments.outputs, work, arguments.alone)
+    results = benchmarks.interleaved(arguments.repeats, taking_part)
+    heads = (
+        "",
+        "sentences/s",
+        "this project is faster by",
+        "BLEU",
+        "equal to float32 here",
+        "one sentence, ms",
+        "95 %, ms",
+    )
+    print(benchmarks.table(heads, summary(results, list(corpus.target))))
+    checkpoint = str(Run.find(arguments.run, arguments.outputs).checkpoint("best"))
+    grown = benchmarks.measured(sys.executable, __file__, "--growth", checkpoint, work / "test.txt")
+    for kind, curves in grown.items():
+        for search, points in curves.items():
+            print(f"\nSentences a second against {kind}, {search}")
+            print(
+                benchmarks.table([kind, *(f"{x:,.3g}" for x, _ in points)], [["", *(f"{y:,.0f}" for _, y in points)]])
+            )
+    slim = {
+        " ".join(key): [{k: v for k, v in run.items() if k != "outputs"} for run in runs]
+        for key, runs in results.items()
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    everything = {"machine": benchmarks.machine(), "results": slim, "growth": grown}
+    (arguments.out / "decoding.json").write_text(json.dumps(everything, indent=1) + "\n")
+    chart = [(", ".join(key), speed_of(runs)) for key, runs in results.items()]
+    benchmarks.bars(arguments.out / "decoding.svg", "Decoding Multi30k's test set, sentences a second", chart, "")
+    panels = [(f"against {kind}", kind, "sentences/s", curves) for kind, curves in grown.items()]
+    benchmarks.lines(arguments.out / "decoding-growth.svg", panels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Training and decoding on one GPU, in under 8 minutes: `python scripts/benchmark_gpu.py`.
+
+Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
+train in bfloat16, eager and compiled, through the trainer's own updates; base decodes greedily and with a beam of 4.
+Tokens are real target tokens, padding not counted. Utilisation: the model's multiply-adds against the rate of a matrix
+product here. Without a GPU everything runs small on the CPU, to try the code; those figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import benchmarks
+import numpy as np
+import torch
+
+from seq2seq.cli import load_config
+from seq2seq.config import TrainConfig, search_preset
+from seq2seq.device import matrix_rate, out_of_memory, peak_memory, tune_cpu
+from seq2seq.model.seq2seq import build_model
+from seq2seq.search.beam import beam_search
+from seq2seq.search.scoring import Specials, Task
+from seq2seq.text.batches import Batches, EncodedCorpus, Share, by_budget
+from seq2seq.text.store import Ragged
+from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.training.checkpoint import Progress, RunState
+from seq2seq.training.distributed import World
+from seq2seq.training.optimizer import build_optimizer
+from seq2seq.training.trainer import Trainer
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+VOCABULARY, TOKENS, PAIRS = (32_000, 25_000, 200_000) if GPU else (500, 512, 2_000)
+SMALL = () if GPU else ("model.encoder_layers=1", "model.decoder_layers=1", "model.attention.heads=2", "model.width=32")
+MODELS = {"Transformer base": "transformer_base", "Transformer big": "transformer_big", "LSTM large": "lstm_large"}
+FORMS = {"utilisation": ".1%", "peak_gb": ".1f"}
+WARM_UP = 10 if GPU else 2  # updates
+SECONDS = 8.0 if GPU else 1.0  # of measuring for each row
+
+
+def config_of(preset: str) -> TrainConfig:
+    small = [*SMALL, "model.feed_forward=64"] if SMALL and preset.startswith("transformer") else list(SMALL)
+    words = [f"model={preset}", f"training.tokens={TOKENS}", *small, "precision=bfloat16"]
+    config: TrainConfig = load_config(
+        "train", *words, *(["model.embedding=32"] if SMALL and preset == "lstm_large" else [])
+    )
+    return config
+
+
+def corpus() -> EncodedCorpus:
+    """Pairs whose sides are 27 subwords on average, spread as in newspapers, and about equally long."""
+    random = np.random.default_rng(1)
+    source = np.exp(random.normal(3.15, 0.55, PAIRS)).clip(2, 120)
+    target = (source * np.exp(random.normal(0.0, 0.15, PAIRS))).clip(2, 130)
+    sides = []
+    for lengths in (source.astype(np.int64), target.astype(np.int64)):
+        flat = random.integers(END + 1, VOCABULARY, lengths.sum(), dtype=np.int32)
+        flat[np.cumsum(lengths) - 1] = END
+        sides.append(Ragged(flat, np.cumsum(lengths)))
+    return EncodedCorpus(sides[0], sides[1], np.arange(PAIRS, dtype=np.int64))
+
+
+def trainer_of(preset: str, encoded: EncodedCorpus) -> Trainer:
+    config = config_of(preset)
+    torch.manual_seed(1)
+    model = build_model(config.model, Vocabulary(VOCABULARY, VOCABULARY, joint=True)).to(DEVICE)
+    batches = Batches(encoded, TOKENS, config.seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    nothing: Any = None  # no tokenizer, no checkpoints, no logbook: only updates are asked for
+    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, World())
+    return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
+
+
+def train(preset: str, encoded: EncodedCorpus, compiled: bool, rate: float, deadline: float) -> dict[str, float]:
+    """Real target tokens a second of one model, with all that an update is."""
+    trainer = trainer_of(preset, encoded)
+    if compiled:
+        trainer.compute = torch.compile(trainer.working.model, dynamic=True)
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    shares = iter(trainer.state.batches)
+    for _ in range(WARM_UP):  # kernels are chosen and compiled, the allocator finds its size
+        trainer.update(next(shares))
+    tokens, operations, began = 0, 0.0, _now()
+    while time.perf_counter() < min(began + SECONDS, deadline):
+        share = next(shares)
+        trainer.update(share)
+        tokens += share.target_tokens
+        operations += 6 * forward_multiply_adds(trainer, share)
+    seconds = _now() - began
+    return {
+        "tokens_per_second": tokens / seconds,
+        "utilisation": operations / seconds / rate,
+        "peak_gb": peak_memory(DEVICE) / 1e9,
+    }
+
+
+def forward_multiply_adds(trainer: Trainer, share: Share) -> int:
+    total = 0
+    for batch in share.batches:
+        source_B, target_B = (x.numpy().sum(1) for x in (batch.source_mask_BS, batch.target_mask_BT))
+        squares = (int((source_B**2).sum()), int((target_B**2).sum()), int((source_B * target_B).sum()))
+        lengths = (int(source_B.sum()), int(target_B.sum()))
+        total += benchmarks.multiply_adds(trainer.state.config.model, VOCABULARY, *lengths, squares)
+    return total
+
+
+@torch.inference_mode()
+def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
+    """Target tokens a second of base. Nothing is learned, so no sentence ends: each gets its source's length."""
+    model = build_model(config_of("transformer_base").model, Vocabulary(VOCABULARY, VOCABULARY, joint=True))
+    model = model.to(DEVICE, torch.bfloat16).eval()
+    rows = np.arange(4096 if GPU else 32)
+    rows = rows[np.argsort(encoded.source.lengths(rows), kind="stable")]
+    budget = (65_536 if GPU else 512) // beam
+    specials, tokens = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)), 0
+    search = replace(search_preset("beam"), beam=beam)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for cut in by_budget(encoded.source.lengths(rows), budget):
+            source_BS = torch.from_numpy(encoded.source.padded(rows[cut], PAD)).to(DEVICE)
+            yield source_BS, (source_BS != PAD).sum(1)
+
+    def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
+        state = model.start(source_BS, source_BS != PAD)
+        task = Task(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
+        found = beam_search(model.step, state, search, specials, task)
+        return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
+
+    run(*next(batches()))
+    began = _now()
+    for batch in batches():
+        tokens += run(*batch)
+        if time.perf_counter() > began + 4 * SECONDS:
+            break
+    return {"tokens_per_second": tokens / (_now() - began)}
+
+
+def where_time_goes(encoded: EncodedCorpus) -> str:
+    """The operations of three updates of base, longest first."""
+    trainer = trainer_of("transformer_base", encoded)
+    shares = iter(trainer.state.batches)
+    for _ in range(5):
+        trainer.update(next(shares))
+    with torch.profiler.profile() as profile:
+        for _ in range(3):
+            trainer.update(next(shares))
+        _now()
+    order = "self_cuda_time_total" if GPU else "self_cpu_time_total"
+    return str(profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
+
+
+def _now() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]:
+    """One row, or why it is missing: a compiler that fails or memory that is too small ends no benchmark."""
+    began = time.perf_counter()
+    try:
+        result: dict[str, Any] = measure(*arguments)
+    except Exception as error:  # whatever a compiler may raise
+        reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:80]
+        result = {"failed": f"{type(error).__name__}: {reason}"}
+    torch._dynamo.reset()
+    if GPU:
+        torch.cuda.empty_cache()
+    return {"model": name, "how": how, **result, "took": time.perf_counter() - began}
+
+
+def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[dict[str, Any]]:
+    """Training eagerly, decoding, and last what takes a compiler."""
+    for compiled in (False, True):
+        how = "compiled" if compiled else "eager"
+        for name, preset in MODELS.items():
+            if compiled and preset == "lstm_large":
+                continue  # its loop over the words would be another graph for each length
+            if time.perf_counter() < deadline - 90:
+                yield row_of(f"{name}, training", how, train, preset, encoded, compiled, rate, deadline)
+            else:
+                yield {"model": f"{name}, training", "how": how, "failed": "not measured: no time left"}
+        if not compiled:
+            for search, beam in (("greedy", 1), ("beam 4", 4)):
+                yield row_of(f"Transformer base, {search}", how, decode, encoded, beam)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "failed" in row:
+        return row["model"], row["how"], row["failed"], "", ""
+    utilisation, peak = (f"{row[key]:{form}}" if key in row else "" for key, form in FORMS.items())
+    return row["model"], row["how"], f"{row['tokens_per_second']:,.0f}", utilisation, peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=7.5, help="what does not fit into them is left out")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the JSON")
+    arguments = parser.parse_args()
+    tune_cpu()
+    if not GPU:
+        torch.set_num_threads(1)  # for products so small
+    deadline = time.perf_counter() + 60 * arguments.minutes
+    machine, encoded, rate = benchmarks.machine(), corpus(), matrix_rate(DEVICE, torch.bfloat16)
+    print("  ".join(f"{key}: {value}" for key, value in machine.items()))
+    print(f"bfloat16 matrix products: {rate / 1e12:,.2f} TFLOP/s{'' if GPU else '; no GPU: a trial of the code only'}")
+    profile, rows = where_time_goes(encoded), []
+    for row in rows_of(encoded, rate, deadline):
+        print(f"{row['took']:5.0f} s  {row['model']}, {row['how']}" if "took" in row else row, flush=True)
+        rows.append(row)
+    heads = ("", "how", "target tokens/s", "utilisation", "peak memory, GB")
+    print("\n" + benchmarks.table(heads, [cells(row) for row in rows]))
+    print(f"\nWhere three updates of base spend their time:\n{profile}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    everything = {"machine": machine, "rate": rate, "rows": rows, "profile": profile}
+    (arguments.out / "gpu.json").write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

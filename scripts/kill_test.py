@@ -1,0 +1,143 @@
+"""Kill a training at random moments, continue it each time, and compare it bit by bit with one never disturbed.
+
+python scripts/kill_test.py                 50 × SIGKILL (every third while a checkpoint is written), 10 × SIGTERM,
+                                            10 × a disk that is full while a checkpoint is written
+python scripts/kill_test.py --kills 5 --terms 2 --full 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from seq2seq.run import Run
+
+SETTINGS = [
+    *("model.width=32", "model.feed_forward=64", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("tokenizer.vocabulary=200", "tokenizer.sampling=0.1", "training.tokens=400", "training.average=ema"),
+    *("training.validate_every=20", "training.log_every=5", "training.samples=0"),
+    *("data.held_out=20", "search.length_extra=2", "search.length_factor=1", "optimizer.warmup=50"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="times the process is killed with signal 9")
+    parser.add_argument("--terms", type=int, default=10, help="times it is asked to stop with SIGTERM")
+    parser.add_argument("--full", type=int, default=10, help="times the disk is full when a checkpoint is written")
+    parser.add_argument("--updates", type=int, default=600, help="length of the training")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    options = parser.parse_args()
+    SETTINGS.append(f"training.updates={options.updates}")
+    draw = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        train(folder, "whole").communicate()
+        whole = Run(folder / "outputs" / "whole")
+        print(
+            f"undisturbed: {len(list(whole.checkpoints.glob('update-*')))} checkpoints kept, {options.updates} updates"
+        )
+        right = []
+        for name, count, disturb in (
+            ("SIGKILL", options.kills, partial(kill, draw, signal.SIGKILL)),
+            ("SIGTERM", options.terms, partial(kill, draw, signal.SIGTERM)),
+            ("full disk", options.full, partial(fill, draw)),
+        ):
+            moments = [disturb(folder, name.split()[-1].lower(), turn) for turn in range(count)]
+            finished = train(folder, name.split()[-1].lower())
+            finished.communicate()
+            different = compare(whole, Run(folder / "outputs" / name.split()[-1].lower()))
+            when = ", ".join(f"{moments.count(kind)} {kind}" for kind in sorted(set(moments)))
+            print(f"{name:9} × {count}: {when}; exit code at the end {finished.returncode}; ", end="")
+            told = f"DIFFERENT in {len(different)} places: {', '.join(different[:5])}" if different else "the same bits"
+            print(told, flush=True)
+            right.append(not different and finished.returncode == 0)
+    sys.exit(not all(right))
+
+
+def train(folder: Path, name: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "seq2seq", "train", f"name={name}", *SETTINGS]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def kill(draw: random.Random, number: signal.Signals, folder: Path, name: str, turn: int) -> str:
+    """Let it live for a while, or until it writes a checkpoint → when the signal came."""
+    process = train(folder, name)
+    checkpoints = folder / "outputs" / name / "checkpoints"
+    before, began = newest(checkpoints), time.monotonic()
+    if turn % 3 == 0:
+        while process.poll() is None and not any(checkpoints.glob(".update-*/*")):
+            time.sleep(0.0005)
+        time.sleep(draw.random() * 0.01)
+        when = "while a checkpoint was written"
+    else:
+        # From the first import on, until a few checkpoints later.
+        wait = draw.random() * 6 if turn % 3 == 1 else 60
+        while process.poll() is None and time.monotonic() - began < wait and newest(checkpoints) in (before, ""):
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.5)
+        when = "while training" if newest(checkpoints) != before else "before the next checkpoint"
+    ended = process.poll() is not None
+    process.send_signal(number)
+    process.communicate()
+    return "after the end" if ended else when
+
+
+def newest(checkpoints: Path) -> str:
+    return max((path.name for path in checkpoints.glob("update-*")), default="")
+
+
+def fill(draw: random.Random, folder: Path, name: str, turn: int) -> str:
+    """No file may grow beyond some size, at a random part of a checkpoint; the run must say so in one line."""
+    limit = draw.randint(1_000, 400_000)
+    process = train(folder, name, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = process.communicate()
+    lines = errors.splitlines()
+    if process.returncode and lines and all(line.startswith("error: ") for line in lines):
+        return "told in a line"
+    return f"exit {process.returncode} with {len(lines)} lines {lines[-1:]}"
+
+
+def compare(one: Run, other: Run) -> list[str]:
+    """What differs between two runs, seconds and file dates left out."""
+    different = []
+    for which in ("last", "best"):
+        a, b = one.checkpoint(which), other.checkpoint(which)
+        for file in ("model.safetensors", "averaged.safetensors"):
+            x, y = load_file(a / file), load_file(b / file)
+            different += [f"{which}/{file}/{key}" for key in x if not torch.equal(x[key], y[key])]
+        x, y = (torch.load(folder / "training.pt", weights_only=True) for folder in (a, b))
+        for state in (x, y):
+            state |= {f"progress.{name}": value for name, value in state.pop("progress").items()}
+        different += [f"{which}/{key}" for key in x if key != "progress.seconds" and not same(x[key], y[key])]
+    losses = [[(line["update"], line["loss"]) for line in map(json.loads, run.metrics.open())] for run in (one, other)]
+    return different + (["metrics.jsonl"] if losses[0] != losses[1] else [])
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What the benchmarks run in the peers' environment, without this project: Hugging Face and CTranslate2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+PAD, UNKNOWN, BEGIN, END = range(4)
+BATCH = 64  # sentences; larger batches are no faster for either on a CPU
+Translate = Callable[[Sequence[str]], list[str]]
+
+
+def build(norm_place: str, **settings: Any) -> Any:
+    """A model whose parts are this project's: Marian's layers are post-norm; Pegasus's are the same, pre-norm."""
+    import transformers
+
+    family = {"post": "Marian", "pre": "Pegasus"}[norm_place]
+    config = getattr(transformers, f"{family}Config")(
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+        forced_eos_token_id=None,
+        decoder_start_token_id=BEGIN,
+        scale_embedding=True,
+        max_position_embeddings=512,
+        **settings,
+    )
+    model = {"post": "MarianMTModel", "pre": "PegasusForConditionalGeneration"}[norm_place]
+    return getattr(transformers, model)(config)
+
+
+def sizes(
+    width: int, feed_forward: int, layers: tuple[int, int], heads: int, activation: str = "relu"
+) -> dict[str, Any]:
+    """Settings of a model under the names that Hugging Face gives them."""
+    sides = {"encoder": layers[0], "decoder": layers[1]}
+    named = {
+        f"{side}_{name}": n for side in sides for name, n in (("attention_heads", heads), ("ffn_dim", feed_forward))
+    }
+    return {
+        "d_model": width,
+        "activation_function": activation,
+        **named,
+        **{f"{s}_layers": n for s, n in sides.items()},
+    }
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+def train(path: str, precision: str, every: int = 5) -> None:
+    """A plain loop over stored batches: fused AdamW, clipped gradients, label smoothing; a line every few updates."""
+    arrays = np.load(path)
+    dropout = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
+    model = build("post", vocab_size=8000, **sizes(256, 1024, (3, 3), 4), **dropout).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens, began = 0, time.perf_counter()
+    for i in range(len(arrays.files) // 2):
+        source, target = torch.from_numpy(arrays[f"{i}.source"]), torch.from_numpy(arrays[f"{i}.target"])
+        begin = torch.full((len(target), 1), BEGIN)
+        target_in = torch.cat((begin, target[:, :-1]), 1)
+        with torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext():
+            logits = model(input_ids=source, attention_mask=source != PAD, decoder_input_ids=target_in).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), target.flatten(), ignore_index=PAD, label_smoothing=0.1
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += int((target != PAD).sum())
+        if (i + 1) % every == 0:
+            print(f"update {i + 1}: {tokens / (time.perf_counter() - began):,.0f} tokens/s", flush=True)
+            tokens, began = 0, time.perf_counter()
+
+
+# ----------------------------------------------------------------------------------------- decoding
+
+
+def hugging_face(folder: Path, beam: int) -> Translate:
+    """`generate` on sentences of like length together."""
+    import sentencepiece
+    from safetensors.torch import load_file
+
+    described = json.loads((folder / "model.json").read_text())
+    model = build(described["norm_place"], **described["settings"]).eval()
+    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    tied = ("embed_tokens.weight", "lm_head.weight", "final_logits_bias")
+    assert not unexpected and all(name.endswith(tied) for name in missing), (missing, unexpected)
+    model.tie_weights()
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.model"))
+    words = sentencepiece.SentencePieceProcessor(str(folder / "target.model"))
+
+    @torch.inference_mode()
+    def translate(sentences: Sequence[str]) -> list[str]:
+        encoded = [[*ids, END] for ids in pieces.encode(list(sentences))]
+        order, said = sorted(range(len(encoded)), key=lambda i: len(encoded[i])), [""] * len(encoded)
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            longest = len(encoded[rows[-1]])
+            ids = torch.tensor([encoded[i] + [PAD] * (longest - len(encoded[i])) for i in rows])
+            found = model.generate(
+                input_ids=ids,
+                attention_mask=ids != PAD,
+                num_beams=beam,
+                do_sample=False,
+                max_new_tokens=2 * longest + 10,
+                length_penalty=1.0,
+                suppress_tokens=[PAD, UNKNOWN, BEGIN],
+            )
+            for i, row in zip(rows, found.tolist(), strict=True):
+                said[i] = words.decode([token for token in row if token > END])
+        return said
+
+    return translate
+
+
+def ctranslate2(folder: Path, beam: int) -> Translate:
+    import ctranslate2 as library
+    import sentencepiece
+
+    translator = library.Translator(str(folder), intra_threads=torch.get_num_threads(), compute_type="default")
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.model"))
+    words = sentencepiece.SentencePieceProcessor(str(folder / "target.model"))
+
+    def translate(sentences: Sequence[str]) -> list[str]:
+        encoded = pieces.encode(list(sentences), out_type=str)
+        found = translator.translate_batch(
+            encoded,
+            beam_size=beam,
+            max_batch_size=BATCH,
+            length_penalty=1.0,
+            disable_unk=True,
+            max_decoding_length=2 * max(map(len, encoded)) + 10,
+        )
+        return words.decode([result.hypotheses[0] for result in found])
+
+    return translate
+
+
+def measure(translate: Translate, sentences: list[str], alone: int) -> dict[str, Any]:
+    """Text to text: all sentences at once, then the first few one by one; what comes first warms up."""
+    translate(sentences[::10])
+    began = time.perf_counter()
+    outputs = translate(sentences)
+    seconds, latencies = time.perf_counter() - began, []
+    for sentence in sentences[:alone]:
+        began = time.perf_counter()
+        translate([sentence])
+        latencies.append(time.perf_counter() - began)
+    return {"seconds": seconds, "latencies": latencies, "outputs": outputs}
+
+
+def main(what: str, *arguments: str) -> None:
+    if what == "train":
+        batches, precision = arguments
+        train(batches, precision)
+        return
+    folder, file, beam, alone = arguments
+    translate = {"huggingface": hugging_face, "ctranslate2": ctranslate2}[what](Path(folder), int(beam))
+    sentences = Path(file).read_text(encoding="utf-8").split("\n")
+    print(json.dumps(measure(translate, sentences, int(alone))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,143 @@
+"""seq2seq compare: is one run better than another, or was it luck, and where do they differ?"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from seq2seq.commands.train import flat
+from seq2seq.config import CompareConfig, plain
+from seq2seq.device import tune_cpu
+from seq2seq.errors import UserError
+from seq2seq.evaluation import (
+    LOWER_IS_BETTER,
+    TITLES,
+    Paired,
+    TestSet,
+    grouped_score,
+    length_groups,
+    paired_tests,
+    sentence_scores,
+)
+from seq2seq.run import Run
+from seq2seq.testsets import find_test_sets, translated, written_at
+from seq2seq.training.checkpoint import CONFIG, read_config
+from seq2seq.training.logbook import status
+
+NAMES = ("name", "outputs", "overwrite", "device")  # what says nothing about how a run was made
+
+
+def compare(config: CompareConfig) -> None:
+    """Each run against the first: significance, configs, lengths, and the sentences that differ most."""
+    runs = find_runs(config)
+    tests = find_test_sets(config, runs[0])
+    if len(tests) > 1:
+        raise UserError("split, source, public: compare takes one test set; name one", code=2)
+    test = tests[0]
+    for run in runs:
+        print(
+            f"{'run' if run is not runs[0] else 'baseline':10} {run.folder}, {run.checkpoint(config.checkpoint).name}"
+        )
+    print(f"test set   {test.name}: {len(test):,} pairs, beam {config.search.beam}")
+    tune_cpu()
+    hypotheses = [translated(run, test, config) for run in runs]
+    for run in runs:
+        print(f"written    {written_at(run, test, config)}")
+    names = [run.folder.name for run in runs]
+    status("testing …")
+    found = paired_tests(config.metrics, hypotheses, test, config.tokenize)
+    status("")
+    tell_scores(names, found, config.metrics)
+    tell_configs(names, [plain(read_config(run.checkpoint(config.checkpoint) / CONFIG)) for run in runs])
+    tell_lengths(names, hypotheses, test, config.tokenize)
+    for name, others in zip(names[1:], hypotheses[1:], strict=True):
+        tell_sentences((names[0], name), (hypotheses[0], others), test, config.sentences)
+
+
+def find_runs(config: CompareConfig) -> list[Run]:
+    """The runs that are named, or the two newest, the older one first."""
+    if config.run is not None:
+        return [Run.find(name, config.outputs) for name in config.run]
+    newest = Run.all(config.outputs)[-2:]
+    if len(newest) < 2:
+        raise UserError(f"{config.outputs}: fewer than two runs here; name them: seq2seq compare A B")
+    return newest
+
+
+def tell_scores(names: list[str], found: dict[str, list[Paired]], metrics: Sequence[str]) -> None:
+    """Scores with intervals, and how likely a difference so large is between equals."""
+    width = max(map(len, names)) + 4
+    print("\n" + " " * width + "".join(f"{TITLES[metric]:<20}" for metric in metrics))
+    for i, name in enumerate(names):
+        rows = [found[metric][i] for metric in metrics]
+        print(f"{name:{width}}" + "".join(f"{f'{row.value:.2f} ± {row.interval:.2f}':<20}" for row in rows).rstrip())
+        if i:
+            for title, values in (
+                ("bootstrap", [row.bootstrap for row in rows]),
+                ("randomised", [row.randomised for row in rows]),
+            ):
+                cells = "".join(f"{f'p = {p:.4f}':<20}" for p in values)
+                print(f"{f'  {title}':{max(width, 13)}}{cells}".rstrip())
+    print()
+    for metric in metrics:
+        for name, row in zip(names[1:], found[metric][1:], strict=True):
+            print(verdict(metric, names[0], name, found[metric][0], row))
+    for metric in metrics:
+        for signature in found[metric][0].signatures:
+            print(f"{TITLES[metric]:10} {signature}")
+
+
+def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired) -> str:
+    """What two p-values mean, in a sentence."""
+    difference = other.value - first.value
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    p = max(other.bootstrap, other.randomised)
+    if difference == 0:
+        # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
+        return f"{TITLES[metric]:10} {name} and {baseline} are equal"
+    word = "better" if sign * difference > 0 else "worse"
+    if p >= 0.05:
+        return f"{TITLES[metric]:10} {name} and {baseline}: {difference:+.2f}, which may be luck (p = {p:.2f})"
+    return f"{TITLES[metric]:10} {name} is {word} than {baseline}: {difference:+.2f} (p < 0.05 in both tests)"
+
+
+def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
+    """Every value in which the runs differ."""
+    values = [flat({name: value for name, value in config.items() if name not in NAMES}) for config in configs]
+    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one}
+    keys = [key for key, several in every.items() if len(set(several)) > 1]
+    rows = [["config", *names], *([key, *every[key]] for key in keys)]
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
+    print()
+    for row in rows if keys else [["config", "the same"]]:
+        print("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
+
+
+def tell_lengths(names: list[str], hypotheses: list[list[str]], test: TestSet, tokenize: str | None) -> None:
+    groups = length_groups(test.source)
+    by_run = [grouped_score("bleu", lines, test, groups, tokenize) for lines in hypotheses]
+    widths = [max(len(name), 6) + 2 for name in names]
+    print(f"\n{'BLEU by words of the source':30}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True)))
+    for same in zip(*by_run, strict=True):
+        cells = "".join(f"{group.value:{width}.2f}" for group, width in zip(same, widths, strict=True))
+        print(f"    {same[0].label:>10}  {f'({same[0].count:,})':14}{cells}")
+
+
+def tell_sentences(names: tuple[str, str], hypotheses: tuple[list[str], list[str]], test: TestSet, count: int) -> None:
+    """The sentences that gained and lost most in chrF, one translation under the other."""
+    before, after = (sentence_scores(lines, test) for lines in hypotheses)
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    order = sorted(range(len(gains)), key=lambda i: gains[i])
+    told = (
+        ("most improved", [i for i in reversed(order) if gains[i] > 0]),
+        ("most harmed", [i for i in order if gains[i] < 0]),
+    )
+    for title, places in told:
+        print(f"\n{title} in {names[1]} against {names[0]}, by chrF of the sentence" if places else f"\n{title}: none")
+        for i in places[:count]:
+            print(f"{gains[i]:+6.1f}  sentence {i + 1:,}")
+            lines = [("source", test.source[i]), *(("reference", lines[i]) for lines in test.references)]
+            for name, text in [*lines, (names[0], hypotheses[0][i]), (names[1], hypotheses[1][i])]:
+                label = f"        {name:{max(9, *map(len, names))}}  "
+                print(textwrap.fill(text, 110, initial_indent=label, subsequent_indent=" " * len(label)) or label)

@@ -1,0 +1,90 @@
+"""Several processes that train one model: who this one is, and how they add up what they found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seq2seq.errors import UserError
+
+PATIENCE = timedelta(minutes=30)  # a rank may wait so long for another that tokenises, or validates
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; alone, it costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """The one process that speaks and writes."""
+        return self.rank == 0
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Every tensor becomes its sum over the processes, in one message."""
+        if self.size > 1:
+            flat = torch.cat([x.flatten() for x in tensors])
+            dist.all_reduce(flat)
+            sums = flat.split([x.numel() for x in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(sums, tensors, strict=True)])
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        if self.size > 1:
+            self.gather(None)
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun started together, or this one alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # torchrun keeps one store through all restarts; a prefix keeps the dead processes' addresses out of sight.
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE
+    )
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # objects over gloo, gradients of GPUs over nccl
+        store=dist.PrefixStore(  # type: ignore[attr-defined]
+            f"seq2seq-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+        ),
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+    )
+    try:
+        yield World(rank, size)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("Connection", "gloo", "NCCL", "Socket", "timed out")):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"process {rank} of {size} lost another one ({reason}); the last checkpoint is intact"
+        ) from None
+    finally:
+        dist.destroy_process_group()

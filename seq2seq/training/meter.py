@@ -1,0 +1,128 @@
+"""How fast a run learns, and what it takes: the numbers of a progress line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from seq2seq.device import matrix_rate, peak_memory
+from seq2seq.model.seq2seq import Seq2Seq
+from seq2seq.text.batches import Share
+from seq2seq.training.checkpoint import RunState
+
+BAR = 16  # characters
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    loss: float  # per real target token
+    gradient_norm: float
+    skipped: bool = False
+
+
+class Meter:
+    """Means since the last line, and the time that is left."""
+
+    def __init__(self, state: RunState, precision: torch.dtype) -> None:
+        self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
+        self.device = next(state.model.parameters()).device
+        self.rate_of_matrices = matrix_rate(self.device, precision)
+        self.multiply_adds = multiply_adds(state.model)
+        self.epoch = state.batches.size()
+        self.stats = UpdateStats(0.0, 0.0)
+        self.restart()
+
+    def restart(self) -> None:
+        """Speeds are taken from now on."""
+        self.tokens = self.places = self.sources = self.targets = self.waited = 0.0
+        self.updates, self.began, self.busy = 0, time.perf_counter(), self.progress.seconds
+
+    def next_line(self) -> None:
+        self.progress.line_loss, self.progress.line_tokens = 0.0, 0
+        self.restart()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def count(self, stats: UpdateStats, share: Share) -> None:
+        """An update of this process: its loss, and the real tokens among the places of its batches."""
+        self.stats = stats
+        if not stats.skipped:
+            self.progress.line_loss += stats.loss * share.target_tokens
+            self.progress.line_tokens += share.target_tokens
+        self.tokens += share.target_tokens
+        for batch in share.batches:
+            self.sources += int(batch.source_mask_BS.sum())
+            self.targets += batch.target_tokens
+            self.places += batch.source_BS.numel() + batch.target_out_BT.numel()
+        self.updates += 1
+        # Validations are not counted: the meter restarts after each.
+        self.progress.seconds = self.busy + time.perf_counter() - self.began
+
+    def scalars(self, rate: float) -> dict[str, float]:
+        progress = self.progress
+        seconds, encoder, decoder = time.perf_counter() - self.began, *self.multiply_adds
+        # Twice as much on the way back as forth; a multiply-add is two operations.
+        work = 6 * (encoder * self.sources + decoder * self.targets) / seconds
+        return {
+            "loss": progress.line_loss / progress.line_tokens if progress.line_tokens else float("nan"),
+            "tokens_per_second": self.tokens / seconds,
+            "epoch": self.batches.epoch_of(self.epoch),
+            "padding": 1 - (self.sources + self.targets) / max(1.0, self.places),
+            "waiting": self.waited / seconds,
+            "gradient_norm": self.stats.gradient_norm,
+            "rate": rate,
+            "memory_gb": peak_memory(self.device) / 1e9,
+            "utilisation": work / self.rate_of_matrices,
+            "skipped": progress.skipped,
+            "target_tokens": progress.target_tokens,
+        }
+
+    def line(self, rate: float, bar: bool = False) -> str:
+        """Everything of an update on one line."""
+        v, progress, settings = self.scalars(rate), self.progress, self.settings
+        pace = progress.seconds / max(1, progress.update)
+        every = settings.validate_every
+        next_validation = min(every - progress.update % every, settings.updates - progress.update)
+        width = len(f"{settings.updates:,}")
+        parts = [
+            f"update {progress.update:{width},}/{settings.updates:,}",
+            f"epoch {v['epoch']:.1f}",
+            f"loss {v['loss']:.3f}",
+            f"{v['tokens_per_second']:6,.0f} tokens/s",
+            f"mfu {v['utilisation']:.0%}",
+            f"padding {v['padding']:.0%}",
+            f"waiting {v['waiting']:.0%}",
+            f"gradient {self.stats.gradient_norm:{'.2f' if self.stats.gradient_norm < 1000 else '.1e'}}",
+            f"rate {rate:.1e}",
+            f"{v['memory_gb']:.1f} GB",
+            f"left {clock((settings.updates - progress.update) * pace)}",
+            f"validation in {clock(next_validation * pace)}",
+            *([f"skipped {progress.skipped}"] if progress.skipped else []),
+        ]
+        if bar:
+            done = round(BAR * progress.update / settings.updates)
+            parts.insert(0, "━" * done + "─" * (BAR - done))
+            # A terminal shows what fits: the times first.
+            parts = [*parts[:5], *parts[11:13], *parts[5:11], *parts[13:]]
+        return "  ".join(parts)
+
+
+def multiply_adds(model: Seq2Seq) -> tuple[int, int]:
+    """The weights that each source token meets in the encoder, and each target token in the decoder and the output."""
+    sizes = {name: sum(p.numel() for p in part.parameters() if p.dim() >= 2) for name, part in model.named_children()}
+    return sizes["encoder"], sizes["decoder"] + model.output.weight.numel()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,72 @@
+"""What a validation looks at: loss, scores of the translations, and a few of them to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from seq2seq.config import SearchConfig
+from seq2seq.evaluation import score
+from seq2seq.model.seq2seq import Seq2Seq
+from seq2seq.pictures import attention_image
+from seq2seq.text.batches import EncodedCorpus, in_order
+from seq2seq.text.corpus import Corpus
+from seq2seq.training.checkpoint import RunState
+from seq2seq.training.loss import loss_sum
+from seq2seq.translator import Translator
+
+Sample = tuple[str, str, str]  # source, reference, output
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: named scores, lines worth reading, and pictures by name."""
+
+    scores: dict[str, float]
+    samples: list[Sample]
+    pictures: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCorpus) -> Validation:
+    """Loss per target token, BLEU and chrF, and the first few translations; processes share the work."""
+    config, world = state.config, state.world
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    for i, batch in enumerate(in_order(encoded, config.training.budget)):
+        if i % world.size == world.rank:
+            total += float(loss_sum(model, batch.to(device), 0.0))
+            tokens += batch.target_tokens
+    translator = Translator(model, state.tokenizer, device, config.model.max_length)
+    own = range(world.rank, len(corpus), world.size)
+    said = [best.text for best, *_ in translator.translate([corpus.source[i] for i in own], config.search)]
+    parts = world.gather((total, tokens, said))
+    hypotheses = [parts[i % world.size][2][i // world.size] for i in range(len(corpus))]
+    scores = score(hypotheses, corpus.target, config.data.target)
+    loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+    count = config.training.samples
+    seen = pictures(translator, [corpus.source[i] for i in spread(corpus, count)], config.search) if world.leads else {}
+    values = {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf}
+    return Validation(values, samples(corpus, hypotheses, count), seen)
+
+
+def spread(corpus: Corpus, count: int) -> list[int]:
+    """Places all over a corpus, always the same."""
+    return sorted({round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)})
+
+
+def samples(corpus: Corpus, hypotheses: list[str], count: int) -> list[Sample]:
+    """Some sentences, with what was meant and what was said."""
+    return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in spread(corpus, count)]
+
+
+def pictures(translator: Translator, sentences: list[str], search: SearchConfig) -> dict[str, Any]:
+    """Where the model looked in its translations, the mean of all layers and heads."""
+    found = [best for best, *_ in translator.translate(sentences, search, attention=True)]
+    return {
+        f"attention/{number}": attention_image(best.attention(), best.source_pieces, [*best.pieces, "</s>"])
+        for number, best in enumerate(found, 1)
+        if best.weights_LNTS is not None
+    }
