@@ -27,12 +27,12 @@ from peer_worker import measure, sizes
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seq2seq.commands.evaluate import moved
 from seq2seq.config import SearchConfig, TransformerConfig, search_preset
 from seq2seq.device import tune_cpu
 from seq2seq.export import save_ctranslate2
 from seq2seq.model.seq2seq import Seq2Seq
 from seq2seq.run import Run
+from seq2seq.testsets import moved
 from seq2seq.text.corpus import Corpus, load_split
 from seq2seq.text.tokenizer import FILES, Tokenizer
 from seq2seq.training.checkpoint import load_checkpoint

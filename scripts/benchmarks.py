@@ -18,9 +18,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from seq2seq.config import ModelConfig, TransformerConfig
+from seq2seq.config import ModelConfig, TrainConfig, TransformerConfig
+from seq2seq.model.seq2seq import build_model
+from seq2seq.text.batches import Batches, EncodedCorpus, Share
+from seq2seq.text.store import Ragged
+from seq2seq.text.tokenizer import END, Vocabulary
+from seq2seq.training.checkpoint import Progress, RunState
+from seq2seq.training.distributed import World
+from seq2seq.training.optimizer import build_optimizer
+from seq2seq.training.trainer import Trainer
 
 Key = TypeVar("Key", str, tuple[str, str])
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -126,6 +135,42 @@ def multiply_adds(config: ModelConfig, vocabulary: int, source: int, target: int
     decoder = target * (4 * W * (E + 2 * W + W) + (config.decoder_layers - 1) * 4 * W * (3 * W + W))
     readout = target * ((3 * W + E) * 2 * E + E * vocabulary)
     return encoder + attention + decoder + readout
+
+
+def operations(trainer: Trainer, share: Share) -> int:
+    """Floating-point operations of an update: a multiply-add is two, and the way back is twice the way forth."""
+    model, total = trainer.state.config.model, 0
+    for batch in share.batches:
+        source_B, target_B = (mask.numpy().sum(1) for mask in (batch.source_mask_BS, batch.target_mask_BT))
+        squares = (int((source_B**2).sum()), int((target_B**2).sum()), int((source_B * target_B).sum()))
+        vocabulary = len(trainer.state.model.output.weight)
+        total += multiply_adds(model, vocabulary, int(source_B.sum()), int(target_B.sum()), squares)
+    return 6 * total
+
+
+def synthetic(pairs: int, vocabulary: int, length: float = 27.0) -> EncodedCorpus:
+    """Pairs of random ids whose sides have this mean length, spread as in newspapers, and are about equally long."""
+    random = np.random.default_rng(1)
+    spread = 0.55
+    source = np.exp(random.normal(math.log(length) - spread**2 / 2, spread, pairs)).clip(2, 4.5 * length)
+    target = (source * np.exp(random.normal(0.0, 0.15, pairs))).clip(2, 5 * length)
+    sides = []
+    for lengths in (source.astype(np.int64), target.astype(np.int64)):
+        flat = random.integers(END + 1, vocabulary, lengths.sum(), dtype=np.int32)
+        flat[np.cumsum(lengths) - 1] = END
+        sides.append(Ragged(flat, np.cumsum(lengths)))
+    return EncodedCorpus(sides[0], sides[1], np.arange(pairs, dtype=np.int64))
+
+
+def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, device: torch.device) -> Trainer:
+    """The trainer as it is, with nothing to save, to say or to validate: for its updates."""
+    torch.manual_seed(1)
+    model = build_model(config.model, Vocabulary(vocabulary, vocabulary, joint=True)).to(device)
+    batches = Batches(encoded, int(config.training.tokens), config.seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    nothing: Any = None
+    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, World())
+    return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
 
 
 def machine() -> dict[str, str]:
