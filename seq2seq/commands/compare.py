@@ -25,7 +25,7 @@ from seq2seq.testsets import find_test_sets, translated, written_at
 from seq2seq.training.checkpoint import CONFIG, read_config
 from seq2seq.training.logbook import status
 
-NAMES = ("name", "outputs", "overwrite", "device")  # what says nothing about how a run was made
+NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # what says nothing about how a run was made
 
 
 def compare(config: CompareConfig) -> None:
@@ -104,8 +104,8 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
 
 def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
     """Every value in which the runs differ."""
-    values = [flat({name: value for name, value in config.items() if name not in NAMES}) for config in configs]
-    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one}
+    values = [flat(config) for config in configs]
+    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one if key not in NAMES}
     keys = [key for key, several in every.items() if len(set(several)) > 1]
     rows = [["config", *names], *([key, *every[key]] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
