@@ -58,7 +58,7 @@ seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a 
 seq2seq report                                    the newest run: outputs/<name>/report.html
 seq2seq report my-lstm output=page.html           another run, to a place of its own
 seq2seq report my-lstm show=[3,17]                with the attention of these sentences besides
-seq2seq report my-lstm source=a.en reference=a.de on your own files
+seq2seq report my-lstm source=a.en reference=a.de   on your own files
 seq2seq report my-lstm search=greedy              as greedy search translates""",
     "reproduce": """\
 seq2seq reproduce                                 the newest run, trained again beside it
