@@ -17,7 +17,7 @@ import benchmarks
 import torch
 
 from seq2seq.cli import load_config
-from seq2seq.device import matrix_rate, peak_memory, tune_cpu
+from seq2seq.device import peak_memory, tune_cpu
 
 USUAL = {"tokens": 4096, "length": 16, "vocabulary": 8000, "width": 256, "layers": 3}
 GROWTH = {
@@ -36,7 +36,7 @@ def measure(tokens: int, length: int, vocabulary: int, width: int, layers: int) 
     depth = [f"model.encoder_layers={layers}", f"model.decoder_layers={layers}"]
     config = load_config("train", "model=transformer", *sizes, *depth)
     device = torch.device("cpu")
-    rate = matrix_rate(device, torch.bfloat16)
+    rate = benchmarks.matrix_rate(torch.bfloat16)
     encoded = benchmarks.synthetic(20_000, vocabulary, length)
     trainer = benchmarks.trainer_of(config, encoded, vocabulary, device)
     shares = iter(trainer.state.batches)
