@@ -26,12 +26,8 @@ from seq2seq.device import matrix_rate, out_of_memory, peak_memory, tune_cpu
 from seq2seq.model.seq2seq import build_model
 from seq2seq.search.beam import beam_search
 from seq2seq.search.scoring import Specials, Task
-from seq2seq.text.batches import Batches, EncodedCorpus, Share, by_budget
-from seq2seq.text.store import Ragged
+from seq2seq.text.batches import EncodedCorpus, by_budget
 from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
-from seq2seq.training.checkpoint import Progress, RunState
-from seq2seq.training.distributed import World
-from seq2seq.training.optimizer import build_optimizer
 from seq2seq.training.trainer import Trainer
 
 GPU = torch.cuda.is_available()
@@ -53,28 +49,8 @@ def config_of(preset: str) -> TrainConfig:
     return config
 
 
-def corpus() -> EncodedCorpus:
-    """Pairs whose sides are 27 subwords on average, spread as in newspapers, and about equally long."""
-    random = np.random.default_rng(1)
-    source = np.exp(random.normal(3.15, 0.55, PAIRS)).clip(2, 120)
-    target = (source * np.exp(random.normal(0.0, 0.15, PAIRS))).clip(2, 130)
-    sides = []
-    for lengths in (source.astype(np.int64), target.astype(np.int64)):
-        flat = random.integers(END + 1, VOCABULARY, lengths.sum(), dtype=np.int32)
-        flat[np.cumsum(lengths) - 1] = END
-        sides.append(Ragged(flat, np.cumsum(lengths)))
-    return EncodedCorpus(sides[0], sides[1], np.arange(PAIRS, dtype=np.int64))
-
-
 def trainer_of(preset: str, encoded: EncodedCorpus) -> Trainer:
-    config = config_of(preset)
-    torch.manual_seed(1)
-    model = build_model(config.model, Vocabulary(VOCABULARY, VOCABULARY, joint=True)).to(DEVICE)
-    batches = Batches(encoded, TOKENS, config.seed)
-    optimizer = build_optimizer(model, config.optimizer)
-    nothing: Any = None  # no tokenizer, no checkpoints, no logbook: only updates are asked for
-    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, World())
-    return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
+    return benchmarks.trainer_of(config_of(preset), encoded, VOCABULARY, DEVICE)
 
 
 def train(preset: str, encoded: EncodedCorpus, compiled: bool, rate: float, deadline: float) -> dict[str, float]:
@@ -92,23 +68,13 @@ def train(preset: str, encoded: EncodedCorpus, compiled: bool, rate: float, dead
         share = next(shares)
         trainer.update(share)
         tokens += share.target_tokens
-        operations += 6 * forward_multiply_adds(trainer, share)
+        operations += benchmarks.operations(trainer, share)
     seconds = _now() - began
     return {
         "tokens_per_second": tokens / seconds,
         "utilisation": operations / seconds / rate,
         "peak_gb": peak_memory(DEVICE) / 1e9,
     }
-
-
-def forward_multiply_adds(trainer: Trainer, share: Share) -> int:
-    total = 0
-    for batch in share.batches:
-        source_B, target_B = (x.numpy().sum(1) for x in (batch.source_mask_BS, batch.target_mask_BT))
-        squares = (int((source_B**2).sum()), int((target_B**2).sum()), int((source_B * target_B).sum()))
-        lengths = (int(source_B.sum()), int(target_B.sum()))
-        total += benchmarks.multiply_adds(trainer.state.config.model, VOCABULARY, *lengths, squares)
-    return total
 
 
 @torch.inference_mode()
@@ -208,7 +174,11 @@ def main() -> None:
     if not GPU:
         torch.set_num_threads(1)  # for products so small
     deadline = time.perf_counter() + 60 * arguments.minutes
-    machine, encoded, rate = benchmarks.machine(), corpus(), matrix_rate(DEVICE, torch.bfloat16)
+    machine, encoded, rate = (
+        benchmarks.machine(),
+        benchmarks.synthetic(PAIRS, VOCABULARY),
+        matrix_rate(DEVICE, torch.bfloat16),
+    )
     print("  ".join(f"{key}: {value}" for key, value in machine.items()))
     print(f"bfloat16 matrix products: {rate / 1e12:,.2f} TFLOP/s{'' if GPU else '; no GPU: a trial of the code only'}")
     profile, rows = where_time_goes(encoded), []

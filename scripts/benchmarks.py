@@ -18,9 +18,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from seq2seq.config import ModelConfig, TransformerConfig
+from seq2seq.config import ModelConfig, TrainConfig, TransformerConfig
+from seq2seq.model.seq2seq import build_model
+from seq2seq.text.batches import Batches, EncodedCorpus, Share
+from seq2seq.text.store import Ragged
+from seq2seq.text.tokenizer import END, Vocabulary
+from seq2seq.training.checkpoint import Progress, RunState
+from seq2seq.training.distributed import World
+from seq2seq.training.optimizer import build_optimizer
+from seq2seq.training.trainer import Trainer
 
 Key = TypeVar("Key", str, tuple[str, str])
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -128,6 +137,42 @@ def multiply_adds(config: ModelConfig, vocabulary: int, source: int, target: int
     return encoder + attention + decoder + readout
 
 
+def operations(trainer: Trainer, share: Share) -> int:
+    """Floating-point operations of an update: a multiply-add is two, and the way back is twice the way forth."""
+    model, total = trainer.state.config.model, 0
+    for batch in share.batches:
+        source_B, target_B = (mask.numpy().sum(1) for mask in (batch.source_mask_BS, batch.target_mask_BT))
+        squares = (int((source_B**2).sum()), int((target_B**2).sum()), int((source_B * target_B).sum()))
+        vocabulary = len(trainer.state.model.output.weight)
+        total += multiply_adds(model, vocabulary, int(source_B.sum()), int(target_B.sum()), squares)
+    return 6 * total
+
+
+def synthetic(pairs: int, vocabulary: int, length: float = 27.0) -> EncodedCorpus:
+    """Pairs of random ids whose sides have this mean length, spread as in newspapers, and are about equally long."""
+    random = np.random.default_rng(1)
+    spread = 0.55
+    source = np.exp(random.normal(math.log(length) - spread**2 / 2, spread, pairs)).clip(2, 4.5 * length)
+    target = (source * np.exp(random.normal(0.0, 0.15, pairs))).clip(2, 5 * length)
+    sides = []
+    for lengths in (source.astype(np.int64), target.astype(np.int64)):
+        flat = random.integers(END + 1, vocabulary, lengths.sum(), dtype=np.int32)
+        flat[np.cumsum(lengths) - 1] = END
+        sides.append(Ragged(flat, np.cumsum(lengths)))
+    return EncodedCorpus(sides[0], sides[1], np.arange(pairs, dtype=np.int64))
+
+
+def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, device: torch.device) -> Trainer:
+    """The trainer as it is, with nothing to save, to say or to validate: for its updates."""
+    torch.manual_seed(1)
+    model = build_model(config.model, Vocabulary(vocabulary, vocabulary, joint=True)).to(device)
+    batches = Batches(encoded, int(config.training.tokens), config.seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    nothing: Any = None
+    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, World())
+    return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
+
+
 def machine() -> dict[str, str]:
     """What the figures depend on."""
     model = platform.processor()
@@ -150,17 +195,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
+OWN = "this project"
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#975a16", "#2c7a7b")
 
 
 def bars(path: Path, title: str, rows: Sequence[tuple[str, float]], unit: str) -> None:
-    """Horizontal bars, the longest first in the order given, as SVG."""
+    """Horizontal bars in the order given, as SVG; this project's in a colour of their own."""
     height, most = 26, max(value for _, value in rows)
     parts = [_text(10, 22, title, "bold 15px")]
     for i, (label, value) in enumerate(rows):
         y, length = 40 + i * height, 400 * value / most
         parts.append(_text(250, y + 14, label, anchor="end"))
-        parts.append(f'<rect x="258" y="{y}" width="{length:.1f}" height="18" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(
+            f'<rect x="258" y="{y}" width="{length:.1f}" height="18" fill="{COLOURS[not label.startswith(OWN)]}"/>'
+        )
         parts.append(_text(264 + length, y + 14, f"{value:,.0f} {unit}"))
     _svg(path, 800, 50 + len(rows) * height, parts)
 
@@ -173,7 +221,7 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
         left, top, width, height = 60 + i % columns * 330, 40 + i // columns * 300, 240, 180
         points = [point for curve in curves.values() for point in curve]
         low, high = (math.log(f(x for x, _ in points)) for f in (min, max))
-        most = 1.1 * max(y for _, y in points)
+        most = _round_number(max(y for _, y in points))
 
         def place(x: float, y: float, box: tuple[float, ...] = (left, top, width, height, low, high, most)) -> str:
             left, top, width, height, low, high, most = box
@@ -194,7 +242,7 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
                 )
             )
         for x in sorted({x for x, _ in points}):
-            parts.append(_text(float(place(x, 0).split(",")[0]), top + height + 14, f"{x:,.6g}", "10px", "middle"))
+            parts.append(_text(float(place(x, 0).split(",")[0]), top + height + 14, f"{x:,.0f}", "10px", "middle"))
         parts.append(_text(left + width / 2, top + height + 30, f"{x_label} → {y_label}", "11px", "middle"))
         for j, (name, curve) in enumerate(curves.items()):
             colour = COLOURS[j % len(COLOURS)]
@@ -205,6 +253,12 @@ def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple
                 _text(left + 4 + j % 2 * 125, top + height + 46 + j // 2 * 14, f"● {name}", "11px", colour=colour)
             )
     _svg(path, 60 + columns * 330, 40 + -(-len(panels) // columns) * 300, parts)
+
+
+def _round_number(least: float) -> float:
+    """The end of an axis: the next number that four ticks divide well."""
+    size = 10.0 ** math.floor(math.log10(least))
+    return next(size * step for step in (1, 2, 4, 6, 8, 10) if size * step >= least)
 
 
 def _places(path: str) -> Iterator[list[str]]:

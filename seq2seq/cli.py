@@ -75,7 +75,9 @@ echo "The dog sleeps." | seq2seq translate search=greedy""",
     "export": """\
 seq2seq export                                    the newest run, in float32
 seq2seq export run=my-run quantization=int8       a quarter of the size; its agreement with float32 is told
-seq2seq export run=my-run output=FOLDER sentences=1000""",
+seq2seq export run=my-run output=FOLDER overwrite=true
+seq2seq export run=my-run sentences=1000          a longer proof
+seq2seq export run=my-run data_path=FOLDER        the run's corpus lies elsewhere by now""",
     "score": """\
 seq2seq score source=a.en target=a.de             a line for each pair: log probability, subwords, perplexity
 seq2seq score source=a.en target=a.de summary=true        the perplexity of all

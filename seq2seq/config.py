@@ -45,6 +45,7 @@ NonNegative = Annotated[float, Range(0)]
 
 Score = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
 PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
+Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Split = Literal["train", "validation", "test"]
@@ -275,7 +276,7 @@ class SearchConfig:
     normalization: Literal["gnmt", "average"]
     length_penalty: NonNegative
     coverage_penalty: NonNegative
-    stop: Literal["filled", "likely", "certain", "longest"]
+    stop: Stop
     length_factor: NonNegative
     length_extra: Count
     min_length_factor: NonNegative

@@ -6,6 +6,7 @@ Shapes: D width, N heads, H head width, V vocabulary, P positions.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -251,10 +252,17 @@ class There:
     """The exported folder in CTranslate2, under the same settings."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
-        self.translator = import_ctranslate2().Translator(str(folder), intra_threads=torch.get_num_threads())
+        ctranslate2 = import_ctranslate2()
+        ctranslate2.set_log_level(logging.ERROR)  # what it computes in instead is told by `computed`
+        self.translator = ctranslate2.Translator(str(folder), intra_threads=torch.get_num_threads())
         self.longest = longest
         self.source, self.target = (pieces_of(model) for model in (tokenizer.source, tokenizer.target))
         self.ids = {piece: i for i, piece in enumerate(self.target)}
+
+    @property
+    def computed(self) -> str:
+        """What this machine's CTranslate2 multiplies in."""
+        return str(self.translator.compute_type)
 
     def translate(self, sources: Sequence[list[int]], beam: int, length_penalty: float = 0.0) -> list[list[int]]:
         found = self.translator.translate_batch(

@@ -21,6 +21,7 @@ from conftest import (
 
 from seq2seq import cli
 from seq2seq.config import CONFIGS
+from seq2seq.model import layers
 from seq2seq.model.layers import dropout
 from seq2seq.model.seq2seq import build_model, parameter_table
 from seq2seq.text.tokenizer import Vocabulary
@@ -172,6 +173,21 @@ def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
     assert abs(float(y.mean()) - 1) < 0.004
     assert dropout(x, share, training=False) is x
     assert not torch.equal(y, dropout(x, share, training=True))
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
+def test_dropout_masks_follow_from_the_seed_whatever_the_size(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller and larger than the window that a mask is seen through."""
+    monkeypatch.setattr(layers, "WINDOW", 64)
+    layers._draws.cache_clear()
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append([dropout(torch.ones(count), 0.5, training=True) for _ in range(20)])
+    layers._draws.cache_clear()
+    torch.testing.assert_close(masks[0], masks[1], rtol=0, atol=0)
+    assert all(set(mask.tolist()) <= {0.0, 2.0} and len(mask) == count for mask in masks[0])
+    assert count < 63 or any(not torch.equal(a, b) for a, b in zip(masks[0], masks[2], strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -29,7 +29,7 @@ from seq2seq.training import rehearsal as rehearsal_module
 from seq2seq.training.average import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_checkpoint
 from seq2seq.training.logbook import Logbook
-from seq2seq.training.loss import divergence, loss_sum, training_loss
+from seq2seq.training.loss import SmoothedCrossEntropy, divergence, loss_sum, training_loss
 from seq2seq.training.meter import UpdateStats
 from seq2seq.training.optimizer import WorkingCopy, build_optimizer, clip
 from seq2seq.training.rehearsal import rehearse, rehearse_all
@@ -106,6 +106,18 @@ def test_loss_and_gradient_are_torchs_cross_entropy(
     (3 * plain).backward()
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(our_gradients, gradients(model), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_in_bfloat16_is_the_loss_in_float32() -> None:
+    """Rounded at each word, right in the mean; and where the right word is all but impossible, still a number."""
+    torch.manual_seed(0)
+    features, weight, targets = torch.randn(2000, 32), torch.randn(500, 32), torch.randint(500, (2000,))
+    exact, rounded = (
+        SmoothedCrossEntropy.apply(features.to(dtype), weight.to(dtype), targets, 0.1)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    torch.testing.assert_close(rounded, exact, rtol=2e-3, atol=0.0)
+    assert SmoothedCrossEntropy.apply(1000 * features, weight, targets, 0.1).isfinite()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -28,8 +28,9 @@ A seq2seq model, {source} → {target}, written for CTranslate2 {version} with w
 ```python
 import ctranslate2, sentencepiece
 
-translator = ctranslate2.Translator("{folder}")
-source, target = (sentencepiece.SentencePieceProcessor(f"{folder}/{{side}}.model") for side in ("source", "target"))
+folder = "{folder}"
+translator = ctranslate2.Translator(folder)
+source, target = (sentencepiece.SentencePieceProcessor(f"{{folder}}/{{side}}.model") for side in ("source", "target"))
 print(target.decode(translator.translate_batch([source.encode("…", out_type=str)], disable_unk=True)[0].hypotheses[0]))
 ```
 
@@ -94,8 +95,10 @@ def convert(config: ExportConfig, checkpoint: Path, place: Path, corpus: Corpus)
         for file in place.iterdir():
             file.unlink()
         save_ctranslate2(model, stored.model, tokenizer, place, config.quantization)
-        small = There(place, tokenizer, longest).translate(sources, BEAMS[-1], length_penalty=1.0)
-        told.append(f"{config.quantization}, beam {BEAMS[-1]}: {agreement(tokenizer, full, small, references)}")
+        rounded = There(place, tokenizer, longest)
+        small = rounded.translate(sources, BEAMS[-1], length_penalty=1.0)
+        how = f"{config.quantization}, computed in {rounded.computed}, beam {BEAMS[-1]}"
+        told.append(f"{how}: {agreement(tokenizer, full, small, references)}")
         print(f"agreement  {told[-1]}")
     return told
 

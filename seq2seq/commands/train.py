@@ -36,6 +36,7 @@ from seq2seq.training.checkpoint import (
     read_plain_config,
     start_from,
     write_config,
+    yaml_of,
 )
 from seq2seq.training.distributed import World, joined
 from seq2seq.training.logbook import Logbook
@@ -48,6 +49,9 @@ from seq2seq.translator import Translator
 
 # What a run that continues cannot change.
 KEPT = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
+
+# What the board's table of runs shows beside their scores.
+COMPARED = ("data.name", "model.", "optimizer.", "precision", "seed", "tokenizer.", "training.")
 
 
 def train(config: TrainConfig) -> None:
@@ -74,6 +78,7 @@ def train(config: TrainConfig) -> None:
             open_folder(run, state.config, state.progress.update)
             environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
+        logbook.text("config", state.progress.update, f"```yaml\n{yaml_of(state.config)}```")
         if fit(trainer) and world.leads:
             finish(run, state, corpora.test, logbook)
         logbook.fact("run", str(run.folder))
@@ -317,7 +322,7 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
         result["test"] = asdict(scores)
         final |= {"test_bleu": scores.bleu, "test_chrf": scores.chrf}
     run.write_result(result)
-    logbook.result(flat(configs.plain(config)), final)
+    logbook.result({k: v for k, v in flat(configs.plain(config)).items() if k.startswith(COMPARED)}, final)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
 
 

@@ -21,7 +21,7 @@ class KeyValue(NamedTuple):
 
     key_RNSH: Tensor
     value_RNSH: Tensor
-    bias_R11S: Tensor | None  # −∞ at padding; None: every position is real
+    bias_R1QS: Tensor | None  # −∞ where nobody, or none of Q queries, may look; None: all see all
 
 
 class Attended(NamedTuple):
@@ -77,17 +77,29 @@ class Attention(nn.Module):
         return KeyValue(key_RNSH, value_RNSH, bias_R11S)
 
     def forward(
-        self, query_RTD: Tensor, kv: KeyValue, *, start: int = 0, causal: bool = False, weights: bool = False
+        self,
+        query_RTD: Tensor,
+        kv: KeyValue,
+        *,
+        start: int = 0,
+        causal: bool = False,
+        weights: bool = False,
+        place_S: Tensor | None = None,
     ) -> Attended:
-        """Attend from queries whose first position is `start`; several rows may share one sentence's keys."""
+        """Attend from queries whose first position is `start`; several rows may share one sentence's keys.
+
+        `place_S` is the position of each key; None: they stand in order.
+        """
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
         query_RNTH = self._query(self._split(self.query(query_RTD)), start)
-        bias = self._bias(kv.bias_R11S, causal, T, S, start, query_RTD)
+        bias = self._bias(causal, T, S, start, query_RTD, place_S)
         if R != B:
             # The rows of a sentence become further queries of it: its keys are never copied.
             query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
-            bias = None if bias is None else bias.repeat(1, 1, R // B if bias.shape[2] > 1 else 1, 1)
+            bias = None if bias is None else bias.repeat(1, 1, R // B if T > 1 else 1, 1)
+        if kv.bias_R1QS is not None:
+            bias = kv.bias_R1QS if bias is None else kv.bias_R1QS + bias
         p = self.p if self.training else 0.0
         context, looked = self._attend(query_RNTH, kv, bias, p, weights)
         if R != B:
@@ -114,14 +126,9 @@ class Attention(nn.Module):
             query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
         return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
 
-    def _bias(
-        self, padding_R11S: Tensor | None, causal: bool, T: int, S: int, start: int, like: Tensor
-    ) -> Tensor | None:
-        """What is added to the scores: −∞ where nobody may look, and ALiBi's slope; None where it is all zero."""
-        bias = padding_R11S
-        if self.position == "alibi":
-            distance = alibi(self.heads, T, S, start, like)
-            bias = distance if bias is None else bias + distance
+    def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None) -> Tensor | None:
+        """What positions add to the scores: −∞ for the future, and ALiBi's slope; None where it is all zero."""
+        bias = alibi(self.heads, T, S, start, like, place_S) if self.position == "alibi" else None
         if causal and T > 1:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
@@ -183,11 +190,11 @@ def rotate(x_RNTH: Tensor, start: int) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
-def alibi(heads: int, T: int, S: int, start: int, like: Tensor) -> Tensor:
+def alibi(heads: int, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None = None) -> Tensor:
     """A penalty for distance, with a slope for each head (Press et al. 2022, §3); it looks both ways."""
     slope_N = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device) / heads)
     query_T = torch.arange(start, start + T, device=like.device)
-    distance_TS = (query_T[:, None] - torch.arange(S, device=like.device)).abs()
+    distance_TS = (query_T[:, None] - (torch.arange(S, device=like.device) if place_S is None else place_S)).abs()
     return (-slope_N[:, None, None] * distance_TS)[None].to(like.dtype)
 
 

@@ -1,19 +1,27 @@
-"""What a decoder remembers between two steps, as a value; select and reorder written once for every model."""
+"""What a decoder remembers between two steps, as a value; select and reorder written once for every model.
+
+Shapes: B sentences, K hypotheses of each, R = B × K rows, T new positions, P slots, N heads, H head width, L layers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-Tree = Any  # a Tensor, None, or a (named) tuple of trees
+from seq2seq.model.attention import KeyValue
+
+Tree = Any  # a Tensor, a Past, None, or a (named) tuple of trees
+ROOM = 16  # positions that a past has room for at first; it doubles as it must
 
 
-def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The same tree with the function applied to each tensor."""
-    if isinstance(tree, Tensor):
+def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """The same tree with the function applied to each tensor and past."""
+    if isinstance(tree, (Tensor, Past)):
         return function(tree)
     if tree is None:
         return None
@@ -34,12 +42,140 @@ class State:
         """Rows of this state as a new one with `beam` rows for each sentence that is kept."""
         sentences_B = rows_R[::beam] // self.beam
         fixed = map_tree(lambda x: x.index_select(0, sentences_B), self.fixed)
-        return replace(self.reorder(rows_R), fixed=fixed, beam=beam)
+
+        def rows(x: Tensor | Past) -> Tensor | Past:
+            return x.index_select(0, rows_R) if isinstance(x, Tensor) else x.select(sentences_B, rows_R, beam)
+
+        return replace(self, fixed=fixed, moving=map_tree(rows, self.moving), beam=beam)
 
     def reorder(self, rows_R: Tensor) -> State:
         """Hypotheses re-ranked inside their sentences: what belongs to the sentence stays where it is."""
-        return replace(self, moving=map_tree(lambda x: x.index_select(0, rows_R), self.moving))
+
+        def rows(x: Tensor | Past) -> Tensor | Past:
+            return x.index_select(0, rows_R) if isinstance(x, Tensor) else x.reorder(rows_R)
+
+        return replace(self, moving=map_tree(rows, self.moving))
 
     def advance(self, moving: Tree, positions: int) -> State:
         """The state after `positions` more target tokens."""
         return replace(self, moving=moving, length=self.length + positions)
+
+
+class Buffer:
+    """Keys and values of every layer, with room for more; `used` slots are written."""
+
+    def __init__(self, key_LBNHP: Tensor, value_LBNPH: Tensor, used: int) -> None:
+        # Keys lie as they are multiplied, head width before slots: their product is three times as fast on a CPU.
+        self.key_LBNHP, self.value_LBNPH, self.used = key_LBNHP, value_LBNPH, used
+
+    @property
+    def room(self) -> int:
+        return self.value_LBNPH.shape[3]
+
+    @classmethod
+    def of(cls, layers: Sequence[KeyValue], room: int) -> Buffer:
+        """A copy of these layers, in a place with more room."""
+        B, N, P, H = layers[0].key_RNSH.shape
+        value = layers[0].value_RNSH
+        buffer = cls(
+            value.new_empty(len(layers), B, N, H, room), value.new_empty(len(layers), B, N, room, value.shape[3]), P
+        )
+        for i, layer in enumerate(layers):
+            buffer.write(i, 0, layer)
+        return buffer
+
+    def select(self, sentences_B: Tensor, used: int) -> Buffer:
+        kept_LBNHP, kept_LBNPH = (x.index_select(1, sentences_B) for x in (self.key_LBNHP, self.value_LBNPH))
+        return Buffer(kept_LBNHP, kept_LBNPH, used)
+
+    def write(self, i: int, start: int, new: KeyValue) -> None:
+        stop = start + new.key_RNSH.shape[2]
+        self.key_LBNHP[i, ..., start:stop] = new.key_RNSH.transpose(2, 3)
+        self.value_LBNPH[i, :, :, start:stop] = new.value_RNSH
+
+    def layer(self, i: int, slots: int) -> KeyValue:
+        return KeyValue(self.key_LBNHP[i, ..., :slots].transpose(2, 3), self.value_LBNPH[i, :, :, :slots], None)
+
+
+@dataclass(frozen=True)
+class Past:
+    """The keys and values of all that was said: each is written once and never moves.
+
+    The hypotheses of a sentence share its slots, and `bias` tells which ones hold the words of each. So re-ranking
+    them moves a row of numbers, and no key. A buffer is written at its end only; who finds that another past has gone
+    on there copies it first, so that every past stays what it is.
+    """
+
+    layers: tuple[KeyValue, ...] = ()  # B rows, P slots
+    buffer: Buffer | None = None  # what the layers are views of, once there is one
+    bias_BKP: Tensor | None = None  # −∞ at slots of other hypotheses; None: all slots belong to all
+    place_P: Tensor | None = None  # target position of each slot
+
+    @property
+    def slots(self) -> int:
+        return self.layers[0].key_RNSH.shape[2] if self.layers else 0
+
+    def select(self, sentences_B: Tensor, rows_R: Tensor, beam: int) -> Past:
+        if not self.layers:
+            return self
+        bias_BKP = self.bias_BKP
+        if bias_BKP is None and beam > 1:
+            bias_BKP = self.layers[0].key_RNSH.new_zeros(len(self.layers[0].key_RNSH), 1, self.slots)
+        if bias_BKP is not None:
+            bias_BKP = bias_BKP.flatten(0, 1).index_select(0, rows_R).unflatten(0, (-1, beam))
+        if self.buffer is None:
+            layers = tuple(map_tree(lambda x: x.index_select(0, sentences_B), kv) for kv in self.layers)
+            return replace(self, layers=layers, bias_BKP=bias_BKP)
+        buffer = self.buffer.select(sentences_B, self.slots)
+        layers = tuple(buffer.layer(i, self.slots) for i in range(len(self.layers)))
+        return replace(self, layers=layers, buffer=buffer, bias_BKP=bias_BKP)
+
+    def reorder(self, rows_R: Tensor) -> Past:
+        if self.bias_BKP is None:
+            return self.select(rows_R, rows_R, 1)
+        bias_BKP = self.bias_BKP.flatten(0, 1).index_select(0, rows_R).view_as(self.bias_BKP)
+        return replace(self, bias_BKP=bias_BKP)
+
+
+class Continuation:
+    """A past while a decoder adds T positions to each hypothesis, one layer after the other."""
+
+    def __init__(self, state: State, like_RTD: Tensor) -> None:
+        past: Past = state.moving
+        self.past, self.beam, self.positions = past, state.beam, like_RTD.shape[1]
+        slots, new = past.slots, self.beam * self.positions
+        self.layers: list[KeyValue] = []
+        self.buffer = past.buffer
+        if slots and (self.buffer is None or self.buffer.used != slots or self.buffer.room < slots + new):
+            self.buffer = Buffer.of(past.layers, max(2 * slots, ROOM * self.beam) + new)
+        if self.buffer:
+            self.buffer.used = slots + new
+        place_T = torch.arange(state.length, state.length + self.positions, device=like_RTD.device).repeat(self.beam)
+        self.place_P = place_T if past.place_P is None else torch.cat((past.place_P, place_T))
+        self.alone = self.beam == 1 and past.bias_BKP is None  # all slots hold this hypothesis, in order
+        self.bias_BQP = None if self.alone else self._bias(len(like_RTD) // self.beam, like_RTD)
+
+    def _bias(self, B: int, like: Tensor) -> Tensor:
+        """−∞ for each new word at the slots of other hypotheses, and at words that come after it."""
+        own_TT = torch.ones(self.positions, self.positions, dtype=torch.bool, device=like.device).tril()
+        own_QQ = torch.block_diag(*[own_TT] * self.beam).bool() if len(own_TT) > 1 else torch.eye(self.beam) > 0
+        own_QQ = like.new_zeros(own_QQ.shape).masked_fill(~own_QQ.to(like.device), -math.inf)
+        own_BQQ = own_QQ.expand(B, -1, -1)
+        if self.past.bias_BKP is None:
+            return own_BQQ
+        return torch.cat((self.past.bias_BKP.repeat_interleave(self.positions, 1), own_BQQ), 2)
+
+    def add(self, new: KeyValue) -> KeyValue:
+        """What the next layer's queries look at: its past, and the new keys and values."""
+        if self.beam > 1:
+            new = map_tree(lambda x: x.unflatten(0, (-1, self.beam)).transpose(1, 2).flatten(2, 3), new)
+        if self.buffer:
+            i = len(self.layers)
+            self.buffer.write(i, self.past.slots, new)
+            new = self.buffer.layer(i, self.buffer.used)
+        self.layers.append(new)
+        return new if self.bias_BQP is None else new._replace(bias_R1QS=self.bias_BQP[:, None])
+
+    def end(self) -> Past:
+        bias_BKP = None if self.bias_BQP is None else self.bias_BQP[:, self.positions - 1 :: self.positions]
+        return Past(tuple(self.layers), self.buffer, bias_BKP, self.place_P)

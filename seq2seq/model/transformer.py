@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from seq2seq.config import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
 from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, either
 from seq2seq.model.seq2seq import Decoded, Memory
-from seq2seq.model.state import State
+from seq2seq.model.state import Continuation, Past, State
 
 
 class Input(nn.Module):
@@ -69,16 +68,17 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = _residual(config)
 
     def forward(
-        self, x_RTD: Tensor, past: KeyValue, memory: KeyValue, start: int, weights: bool
-    ) -> tuple[Tensor, KeyValue, Tensor | None]:
+        self, x_RTD: Tensor, said: Continuation, memory: KeyValue, start: int, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         first, second, third = self.self_residual, self.cross_residual, self.feed_forward_residual
         y_RTD = first.enter(x_RTD)
-        past = _append(past, self.self_attention.project(y_RTD, start=start))
-        x_RTD = first.leave(x_RTD, self.self_attention(y_RTD, past, start=start, causal=True).context_RTD)
+        kv = said.add(self.self_attention.project(y_RTD, start=start))
+        looked = self.self_attention(y_RTD, kv, start=start, causal=said.alone, place_S=said.place_P)
+        x_RTD = first.leave(x_RTD, looked.context_RTD)
         looked = self.cross_attention(second.enter(x_RTD), memory, weights=weights)
         x_RTD = second.leave(x_RTD, looked.context_RTD)
         x_RTD = third.leave(x_RTD, self.feed_forward(third.enter(x_RTD)))
-        return x_RTD, past, looked.weights_RNTS
+        return x_RTD, looked.weights_RNTS
 
 
 class Decoder(nn.Module):
@@ -90,26 +90,19 @@ class Decoder(nn.Module):
 
     def start(self, memory: Memory) -> State:
         """Each layer's keys and values of the source, and an empty past."""
-        fixed = tuple(cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
-        empty = (KeyValue(kv.key_RNSH[:, :, :0], kv.value_RNSH[:, :, :0], None) for kv in fixed)
-        return State(fixed, tuple(empty))
+        projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
+        # Keys lie as they are multiplied, head width before places: their product is three times as fast on a CPU.
+        fixed = tuple(kv._replace(key_RNSH=kv.key_RNSH.mT.contiguous().mT) for kv in projected)
+        return State(fixed, Past())
 
     def forward(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded:
         x_RTD = self.input(target_RTD, state.length)
-        pasts, looked = [], []
-        for layer, past, memory in zip(self.layers, state.moving, state.fixed, strict=True):
-            x_RTD, past, weights_RNTS = layer(x_RTD, past, memory, state.length, weights)
-            pasts.append(past)
+        said, looked = Continuation(state, target_RTD), []
+        for layer, memory in zip(self.layers, state.fixed, strict=True):
+            x_RTD, weights_RNTS = layer(x_RTD, said, memory, state.length, weights)
             looked.append(weights_RNTS)
-        state = state.advance(tuple(pasts), target_RTD.shape[1])
+        state = state.advance(said.end(), target_RTD.shape[1])
         return Decoded(self.norm(x_RTD), state, tuple(looked) if weights else ())
-
-
-def _append(past: KeyValue, new: KeyValue) -> KeyValue:
-    if past.key_RNSH.shape[2] == 0:
-        return new
-    key, value = (torch.cat(pair, dim=2) for pair in zip(past[:2], new[:2], strict=True))
-    return KeyValue(key, value, None)
 
 
 def _attention(config: TransformerConfig, position: str) -> Attention:

@@ -25,6 +25,7 @@ from seq2seq.search.scoring import (
     Task,
     best,
     coverage_penalty,
+    leaders,
     length_penalty,
     permit,
 )
@@ -131,44 +132,40 @@ def expand(
 ) -> Candidates:
     """The best continuations of each sentence, best first."""
     K = beams.last_BK.shape[1]
-    said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
-    sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
-    logits_RV, total_R1 = permit(logits_RV, length, task, specials, said_RT, sentence_R)
-    if task.rules and task.rules.required and said_RT is not None:
-        # Not only the best of a sentence: those that have said more of what is required are less likely.
-        candidates = continue_(logits_RV, total_R1, beams.log_probability_BK, 2 * K, 2 * K * K)
-        return with_required(candidates, logits_RV - total_R1, beams, task.rules, said_RT)
     # K of them may end, and K must go on; a greedy hypothesis that ends is all there is to find.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
+    if task.rules is None and config.groups == 1:
+        return continue_(*leaders(logits_RV, count, length, task, specials), beams.log_probability_BK, count)
+    said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
+    sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
+    log_probability_RV = permit(logits_RV, length, task, specials, said_RT, sentence_R)
     if config.groups > 1:
-        return diverse(logits_RV, total_R1, beams, config, specials.end, count)
-    return continue_(logits_RV, total_R1, beams.log_probability_BK, count, count)
+        return diverse(log_probability_RV, beams, config, specials.end, count)
+    if task.rules and task.rules.required and said_RT is not None:
+        # Not only the best of a sentence: those that have said more of what is required are less likely.
+        candidates = continue_(*best(log_probability_RV, 2 * K), beams.log_probability_BK, 2 * K * K)
+        return with_required(candidates, log_probability_RV, beams, task.rules, said_RT)
+    return continue_(*best(log_probability_RV, count), beams.log_probability_BK, count)
 
 
-def continue_(
-    logits_RV: Tensor, total_R1: Tensor, log_probability_BK: Tensor, of_row: int, of_sentence: int
-) -> Candidates:
-    """The best continuations of each hypothesis, and of those the best of each sentence."""
+def continue_(next_RC: Tensor, ids_RC: Tensor, log_probability_BK: Tensor, count: int) -> Candidates:
+    """The `count` best continuations of each sentence, which are among the best of each of its hypotheses."""
     B, K = log_probability_BK.shape
-    # The best of a sentence are among the best of its rows; only those are normalised.
-    best_RC, ids_RC = best(logits_RV, of_row)
-    all_BX = ((best_RC - total_R1).view(B, K, -1) + log_probability_BK[:, :, None]).flatten(1)
-    rank_BC, place_BC = all_BX.topk(min(of_sentence, all_BX.shape[1]), dim=-1)
+    all_BX = (next_RC.view(B, K, -1) + log_probability_BK[:, :, None]).flatten(1)
+    rank_BC, place_BC = all_BX.topk(min(count, all_BX.shape[1]), dim=-1)
     ids_BC = ids_RC.reshape(B, -1).gather(1, place_BC)
     return Candidates(rank_BC, rank_BC, ids_BC, place_BC // ids_RC.shape[1])
 
 
-def diverse(
-    logits_RV: Tensor, total_R1: Tensor, beams: Beams, config: SearchConfig, end: int, count: int
-) -> Candidates:
+def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end: int, count: int) -> Candidates:
     """Each group in its turn: what earlier groups said in this step has become less attractive."""
     G, K = config.groups, beams.last_BK.shape[1]
-    logits_BGKV, total_BGK1 = (x.view(-1, G, K, x.shape[-1]) for x in (logits_RV, total_R1))
-    taken_BV = torch.zeros_like(logits_BGKV[:, 0, 0])
+    next_BGKV = log_probability_RV.view(-1, G, K, log_probability_RV.shape[-1])
+    taken_BV = torch.zeros_like(next_BGKV[:, 0, 0])
     parts = []
     for g in range(G):
-        less_RV = (logits_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
-        found = continue_(less_RV, total_BGK1[:, g].flatten(0, 1), beams.log_probability_BK[g::G], count, count)
+        less_RV = (next_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
+        found = continue_(*best(less_RV, count), beams.log_probability_BK[g::G], count)
         off_BC = config.diversity * taken_BV.gather(1, found.ids_BC)
         parts.append(replace(found, log_probability_BC=found.log_probability_BC + off_BC))
         rank_BK, chosen_BK = found.rank_BC.masked_fill(found.ids_BC == end, NEVER).topk(K)
@@ -227,11 +224,11 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     K = beams.last_BK.shape[1]
     rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEVER)
     if task.rules and task.rules.required and beams.said_BKT is not None:
-        chosen_BK = task.rules.allocate(
+        chosen_BK, void_BK = task.rules.allocate(
             rank_BC, candidates.ids_BC, candidates.origin_BC, beams.said_BKT, task.longest_B - length
         )
     else:
-        chosen_BK = rank_BC.topk(K, dim=1).indices
+        chosen_BK, void_BK = rank_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
     said_BKT, coverage_BKS = beams.said_BKT, beams.coverage_BKS
@@ -240,7 +237,8 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     if coverage_BKS is not None:
         coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
     # What ended does not go on, even where nothing else is left.
-    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(last_BK == end, NEVER)
+    void_BK = last_BK == end if void_BK is None else void_BK
+    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(void_BK, NEVER)
     beams = replace(
         beams, last_BK=last_BK, log_probability_BK=log_probability_BK, said_BKT=said_BKT, coverage_BKS=coverage_BKS
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,13 +51,13 @@ class Rules:
 
     # ---------------------------------------------------------------------------- what may come next
 
-    def ban(self, logits_RV: Tensor, raw_RV: Tensor, said_RT: Tensor, sentence_R: Tensor) -> None:
-        """Write −∞ to what may not follow `said_RT`, which starts with BEGIN."""
+    def ban(self, logits_RV: Tensor, raw_RV: Tensor, said_RT: Tensor, sentence_R: Tensor, final_R: Tensor) -> None:
+        """Write −∞ to what may not follow `said_RT`, which starts with BEGIN; after `final_R` only END can come."""
         if self.no_repeat:
             ban_repeats(logits_RV, said_RT[:, 1:], self.no_repeat)
         if self.forbidden or self.required:
-            for row, ids in enumerate(said_RT[:, 1:].tolist()):
-                logits_RV[row, self._banned_after(self._text(ids))] = NEVER
+            for row, (ids, final) in enumerate(zip(said_RT[:, 1:].tolist(), final_R.tolist(), strict=True)):
+                logits_RV[row, self._banned_after(self._text(ids), final)] = NEVER
         stuck_R = logits_RV.amax(-1) == NEVER
         logits_RV[stuck_R, self.end] = raw_RV[stuck_R, self.end].float()
         if any(self.prefixes):
@@ -71,7 +71,7 @@ class Rules:
             logits_RV[rows] = NEVER
             logits_RV[rows, ids] = raw_RV[rows, ids].float()
 
-    def _banned_after(self, text: str) -> list[int]:
+    def _banned_after(self, text: str, final: bool) -> list[int]:
         banned: list[int] = []
         for phrase, _ in self.required:
             if not phrase.said.search(text):
@@ -80,12 +80,13 @@ class Rules:
                 # It has just been said: the next piece must not make it the beginning of another word.
                 banned += self.inside_word
         for phrase in self.forbidden:
-            banned += self._completing(phrase, phrase.tail(text))
+            banned += self._completing(phrase, phrase.tail(text), final)
         return banned
 
-    def _completing_after(self, phrase: Phrase, tail: str) -> list[int]:
+    def _completing_after(self, phrase: Phrase, tail: str, final: bool) -> list[int]:
         """The pieces with which a text that ends like this says the phrase."""
-        return [id_ for id_, piece in enumerate(self.texts) if phrase.closed.search(tail + piece)]
+        says = phrase.said if final else phrase.closed
+        return [id_ for id_, piece in enumerate(self.texts) if says.search(tail + piece)]
 
     def _text(self, ids: list[int]) -> str:
         return "".join(self.texts[id_] for id_ in ids)
@@ -109,38 +110,47 @@ class Rules:
             (begun(ids, phrase) for (_, phrase), yes in zip(self.required, said, strict=True) if not yes), default=0
         )
 
-    def allocate(self, scores: Tensor, ids: Tensor, origin: Tensor, said_BKT: Tensor, left_B: Tensor) -> Tensor:
-        """Which K of the candidates of each sentence go on: some of every degree of progress, the best of each."""
+    def allocate(
+        self, scores: Tensor, ids: Tensor, origin: Tensor, said_BKT: Tensor, left_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which K of the candidates of each sentence go on: some of every degree of progress, the best of each.
+
+        With them, which of these are no more than a place that nothing better fills.
+        """
         K = said_BKT.shape[1]
         columns = (x.tolist() for x in (scores, ids, origin, said_BKT[:, :, 1:], left_B))
-        chosen_BK = [
+        pairs = [
             self._allocate([(s, said[k], i) for s, i, k in zip(*candidates, strict=True)], left, K)
             for *candidates, said, left in zip(*columns, strict=True)
         ]
-        return torch.tensor(chosen_BK, device=scores.device)
+        chosen_BK, void_BK = (torch.tensor(part, device=scores.device) for part in zip(*pairs, strict=True))
+        return chosen_BK, void_BK
 
-    def _allocate(self, candidates: list[tuple[float, list[int], int]], left: int, K: int) -> list[int]:
+    def _allocate(
+        self, candidates: list[tuple[float, list[int], int]], left: int, K: int
+    ) -> tuple[list[int], list[bool]]:
         total = sum(len(phrase) for _, phrase in self.required)
         banks: dict[int, list[int]] = {}
         seen: set[tuple[int, ...]] = set()
         late: list[int] = []
-        unfit: list[int] = []
+        void: list[int] = []
         for place in sorted(range(len(candidates)), key=lambda c: -candidates[c][0]):
-            _, said, id_ = candidates[place]
+            score, said, id_ = candidates[place]
             whole = (*said, id_)
-            if id_ == self.end or whole in seen:
-                unfit.append(place)
+            if id_ == self.end or whole in seen or score == NEVER:
+                void.append(place)
                 continue
             seen.add(whole)
             progress = self.progress(list(whole))
-            # What cannot say all that is missing, and the end, before its longest length comes last.
+            # Not to be chosen without need: what cannot say all that is missing, and end, before its longest length.
             (banks.setdefault(progress, []) if total - progress < left else late).append(place)
         share = K // (total + 1)
         chosen = [place for bank in banks.values() for place in bank[:share]]
         # What is over goes to those that have said most.
-        rest = chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)))
-        chosen += islice(chain(rest, late, unfit), K - len(chosen))
-        return sorted(chosen, key=lambda c: -candidates[c][0])
+        chosen += chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)))
+        chosen = sorted((chosen or late)[:K], key=lambda c: -candidates[c][0])
+        empty = K - len(chosen)
+        return chosen + void[:1] * empty, [False] * len(chosen) + [True] * empty
 
 
 class Phrase:

@@ -37,10 +37,10 @@ def sample(step: Step, state: State, config: SearchConfig, specials: Specials, t
     logs: list[list[float]] = [[] for _ in range(B * n)]
     for length in range(1, int(task.longest_B.max()) + 1):
         logits_R1V, state, *_ = step(last_R1, state)
-        logits_RV, total_R1 = permit(logits_R1V[:, -1], length, task, specials, said_RT, row_R // n)
-        uniform_R = torch.from_numpy(uniform(seed_R[row_R.cpu().numpy()], length)).to(logits_RV.device)
-        last_R1 = draw(shape(logits_RV, config), uniform_R)[:, None]
-        log_R1 = logits_RV.gather(1, last_R1) - total_R1
+        next_RV = permit(logits_R1V[:, -1], length, task, specials, said_RT, row_R // n)
+        uniform_R = torch.from_numpy(uniform(seed_R[row_R.cpu().numpy()], length)).to(next_RV.device)
+        last_R1 = draw(shape(next_RV, config), uniform_R)[:, None]
+        log_R1 = next_RV.gather(1, last_R1)
         for row, id_, log in zip(row_R.tolist(), last_R1[:, 0].tolist(), log_R1[:, 0].tolist(), strict=True):
             said[row].append(id_)
             logs[row].append(log)

@@ -214,7 +214,11 @@ def read_weights(model: nn.Module, path: Path) -> None:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    write_aside(path, yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
+    write_aside(path, yaml_of(config))
+
+
+def yaml_of(config: TrainConfig) -> str:
+    return str(yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
 
 
 def read_plain_config(path: Path) -> dict[str, Any]:
