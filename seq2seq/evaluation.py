@@ -96,9 +96,30 @@ def measure(
 ) -> Score:
     """One metric by its name in the config."""
     metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
-    found = metric.corpus_score(stripped(hypotheses), [stripped(lines) for lines in test.references], max(1, resamples))
-    mean, interval = (float(found._mean), float(found._ci)) if resamples > 1 else (None, None)
+    references = [stripped(lines) for lines in test.references]
+    found = metric.corpus_score(stripped(hypotheses), references)
+    mean, interval = estimate(metric, stripped(hypotheses), references, resamples) if resamples > 1 else (None, None)
     return Score(TITLES[name], found.score, str(metric.get_signature()), mean, interval)
+
+
+def estimate(
+    metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]], resamples: int
+) -> tuple[float, float]:
+    """The mean of a metric's resamples and half of what holds 95 % of them, as sacreBLEU's `corpus_score` has them.
+
+    It stops at a mix of float types, which it makes where a resample matches nothing and others do.
+    """
+    from sacrebleu.metrics.base import Score as Resampled
+    from sacrebleu.significance import _bootstrap_resample
+
+    stats = metric._extract_corpus_statistics(hypotheses, references)
+    metric.n_bootstrap = resamples
+    metric.seed, drawn = _bootstrap_resample(stats, metric, resamples)
+    if len({type(one.score) for one in drawn}) > 1:
+        drawn = [Resampled(one.name, float(one.score)) for one in drawn]
+    told = Resampled("", 0.0)
+    told.estimate_ci(drawn)
+    return float(told._mean), float(told._ci)
 
 
 def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:

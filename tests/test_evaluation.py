@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -70,6 +71,17 @@ def test_scores_and_intervals_are_those_of_sacrebleus_program(name: str, tmp_pat
     assert ours.signature == told["signature"]
     plain = evaluation.measure(name, hypotheses, test)
     assert (plain.value, plain.interval) == (ours.value, None)
+
+
+@pytest.mark.parametrize("name", COMMAND_LINE)
+def test_a_model_that_says_next_to_nothing_has_an_interval(name: str) -> None:
+    """Some resamples match nothing at all: sacreBLEU's own program ends in a traceback there."""
+    references = [f"Satz {number} ist da ." for number in range(40)]
+    test = evaluation.TestSet("t", references, [references])
+    for said in (["", *[references[1]], *[""] * 38], [""] * 40, ["x y z"] * 39 + [references[39]]):
+        found = evaluation.measure(name, said, test, resamples=200)
+        assert found.mean is not None and found.interval is not None
+        assert math.isfinite(found.mean) and found.interval >= 0
 
 
 @pytest.mark.parametrize("tokenize", ["none", "char", "intl"])
