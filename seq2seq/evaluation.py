@@ -96,7 +96,11 @@ def measure(
 ) -> Score:
     """One metric by its name in the config."""
     metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
-    found = metric.corpus_score(stripped(hypotheses), [stripped(lines) for lines in test.references], max(1, resamples))
+    lines = stripped(hypotheses), [stripped(references) for references in test.references]
+    try:
+        found = metric.corpus_score(*lines, max(1, resamples))
+    except TypeError:  # sacreBLEU cannot average resamples of which some match nothing at all
+        found, resamples = metric.corpus_score(*lines), 0
     mean, interval = (float(found._mean), float(found._ci)) if resamples > 1 else (None, None)
     return Score(TITLES[name], found.score, str(metric.get_signature()), mean, interval)
 
