@@ -137,7 +137,7 @@ def picture(settings: list[Setting], metric: str) -> str:
     margin = 0.08 * (high - low) or 1.0
     low, high = low - margin, high + margin
     left = 24 + 7.5 * max(len(setting.name) for setting in shown)
-    width, height = left + 520, 62 + 34 * len(shown)
+    width, height = left + 570, 62 + 34 * len(shown)
 
     def x(score: float) -> float:
         return round(left + 430 * (score - low) / (high - low), 1)
