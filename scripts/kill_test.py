@@ -8,6 +8,7 @@ python scripts/kill_test.py --kills 5 --terms 2 --full 2
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -126,7 +127,8 @@ def compare(one: Run, other: Run) -> list[str]:
             state |= {f"progress.{name}": value for name, value in state.pop("progress").items()}
         different += [f"{which}/{key}" for key in x if key != "progress.seconds" and not same(x[key], y[key])]
     losses = [[(line["update"], line["loss"]) for line in map(json.loads, run.metrics.open())] for run in (one, other)]
-    return different + (["metrics.jsonl"] if losses[0] != losses[1] else [])
+    first = next((pair for pair in itertools.zip_longest(*losses) if pair[0] != pair[1]), None)
+    return different + ([f"metrics.jsonl, {first[0]} → {first[1]}"] if first else [])
 
 
 def same(a: Any, b: Any) -> bool:

@@ -82,6 +82,7 @@ seq2seq export run=my-run data_path=FOLDER        the run's corpus lies elsewher
 seq2seq score source=a.en target=a.de             a line for each pair: log probability, subwords, perplexity
 seq2seq score source=a.en target=a.de summary=true        the perplexity of all
 seq2seq score run=my-lstm < pairs.tsv             lines of source, tab, target
+seq2seq score source=a.en target=a.de output=a.scores     into a file
 seq2seq score run=[my-lstm,my-transformer] source=a.en target=a.de   an ensemble""",
 }
 

@@ -67,7 +67,9 @@ class Run:
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-            self.metrics.write_text("".join(kept), encoding="utf-8")
+            aside = self.metrics.with_name(f".{self.metrics.name}")
+            aside.write_text("".join(kept), encoding="utf-8")
+            aside.replace(self.metrics)  # a kill leaves the old lines or the new ones
 
     def write_result(self, result: dict[str, Any]) -> None:
         self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

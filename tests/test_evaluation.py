@@ -84,6 +84,14 @@ def test_a_model_that_says_next_to_nothing_has_an_interval(name: str) -> None:
         assert math.isfinite(found.mean) and found.interval >= 0
 
 
+def test_a_model_that_says_almost_nothing_right_has_scores() -> None:
+    """Some resamples match nothing at all, others a little."""
+    scores = evaluation.score(
+        ["q"] * 5 + ["ein Hund"], ["zwei Katzen sehen dich"] * 5 + ["ein alter Hund"], resamples=100
+    )
+    assert 0 <= scores.bleu < 50 and 0 < scores.chrf < 50
+
+
 @pytest.mark.parametrize("tokenize", ["none", "char", "intl"])
 def test_text_is_split_as_it_is_told(tokenize: str, tmp_path: Path) -> None:
     (hypotheses,), test = noisy_test(systems=1, references=1)

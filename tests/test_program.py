@@ -143,7 +143,10 @@ def test_a_run_continues_under_its_own_config(seq2seq: Program, tmp_path: Path) 
     assert "model      lstm" in longer.stdout
     for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "seed=2"):
         refused = seq2seq("train", "name=a", change)
-        assert refused.returncode == 2 and "a run keeps its model, tokenizer, languages and seed" in refused.stderr
+        assert (
+            refused.returncode == 2
+            and "a run keeps its model, tokenizer, languages, optimizer and seed" in refused.stderr
+        )
     finished = seq2seq("train", "name=a")
     assert "it is finished" in finished.stdout
     again = seq2seq("train", "name=a", *TINY["lstm"], "model=lstm", *files(tmp_path), *QUICK, *short, "overwrite=true")
@@ -191,7 +194,13 @@ def test_two_processes_learn_like_one_and_survive_a_death(seq2seq: Program, tmp_
     """The same losses as one process; torchrun's restart after a kill ends with the same bits."""
     settings = [*QUICK, "model.width=16", "model.feed_forward=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
-    settings += ["training.updates=60", "training.validate_every=20", "data.held_out=20", "search.length_extra=2"]
+    settings += [
+        "tokenizer.vocabulary=120",
+        "training.updates=60",
+        "training.validate_every=20",
+        "data.held_out=20",
+        "search.length_extra=2",
+    ]
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     together += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "seq2seq", "train", *settings]
     assert seq2seq("train", "name=one", *settings).returncode == 0
