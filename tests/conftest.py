@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,9 @@ from seq2seq.training.checkpoint import WEIGHTS, write_config
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = Vocabulary(40, 40, joint=True)
 FAMILIES = ("transformer", "lstm")
+
+# A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "transformer": ["model.width=16", "model.feed_forward=32", "model.encoder_layers=2", "model.decoder_layers=2"],
