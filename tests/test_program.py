@@ -141,7 +141,7 @@ def test_a_run_continues_under_its_own_config(seq2seq: Program, tmp_path: Path) 
     assert "changed    training.updates: 2 → 4" in longer.stdout
     assert "continues  after update 2" in longer.stdout and "update 4/4" in longer.stdout
     assert "model      lstm" in longer.stdout
-    for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "seed=2"):
+    for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "optimizer=muon", "seed=2"):
         refused = seq2seq("train", "name=a", change)
         assert (
             refused.returncode == 2

@@ -540,6 +540,15 @@ def test_a_lost_index_is_no_lost_run(tmp_path: Path) -> None:
     assert made.checkpoints.run.exists and made.checkpoints.run.checkpoint("best").name == "update-0000000"
 
 
+def test_a_validation_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed in between tells it again; saved first, it would be missing from the metrics for good."""
+    made, order = trainer(noisy("lstm"), tmp_path, [1]), []
+    monkeypatch.setattr(made.logbook, "validation", lambda *_: order.append("told"))
+    monkeypatch.setattr(made.checkpoints, "save", lambda *_: order.append("saved"))
+    made.validate()
+    assert order == ["told", "saved"]
+
+
 def test_patience_ends_a_run_and_the_best_checkpoint_stays(tmp_path: Path) -> None:
     config = noisy("transformer", "training.updates=100", "training.validate_every=2", "training.patience=2")
     made = trainer(config, tmp_path, [5, 7, 6, 7, 9])

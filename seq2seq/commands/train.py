@@ -47,6 +47,7 @@ from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, samples, validate
 from seq2seq.translator import Translator
 
+PLACE = ("name:", "outputs:", "overwrite:")  # where a run lies, which is no change of it
 # What a run that continues cannot change.
 KEPT = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
 
@@ -122,7 +123,7 @@ def changes_of(run: Run, config: TrainConfig) -> list[str]:
     if config.overwrite or not run.exists:
         return []
     stored = configs.completed(read_plain_config(run.checkpoint("last") / CONFIG))
-    changes = differences(stored, configs.plain(config))
+    changes = [change for change in differences(stored, configs.plain(config)) if not change.startswith(PLACE)]
     refused = [change for change in changes if change.startswith(KEPT) and "dropout:" not in change]
     # Another model differs in everything; its name says enough.
     refused = [change for change in refused if change.startswith("model.name")] or refused
@@ -151,9 +152,10 @@ def open_folder(run: Run, config: TrainConfig, update: int) -> None:
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """Each value that differs, as "key: old → new"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [name for name in {**old, **new} if name not in ("overwrite", "name", "outputs")]
         return [
-            d for name in names for d in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            change
+            for name in {**old, **new}
+            for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if old == new else [f"{key}: {old} → {new}"]
 

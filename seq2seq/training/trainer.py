@@ -152,10 +152,11 @@ class Trainer:
             progress.without_gain += 1
             if plateau.schedule == "plateau" and progress.without_gain % plateau.halve_after == 0:
                 progress.halved += 1
-        self.save(best, validated=True)
         note = "best so far" if best else f"best: update {progress.best_update:,}"
         scores = {**found.scores, "seconds": time.perf_counter() - began}
+        # Told before it is saved: what is told twice is dropped on continuing, what is saved first would be missing.
         self.logbook.validation(progress.update, scores, found.samples, found.pictures, note)
+        self.save(best, validated=True)
 
     def save(self, best: bool = False, validated: bool = False) -> None:
         self.checkpoints.save(self.state, best, validated)
