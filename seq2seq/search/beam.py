@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from seq2seq.model.state import State
 from seq2seq.search.constraints import Rules
 from seq2seq.search.scoring import (
     NEVER,
+    Candidates,
     Hypothesis,
     Specials,
     Task,
@@ -50,16 +49,6 @@ class Beams:
     def select(self, kept_B: Tensor) -> Beams:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value[kept_B] for name, value in values.items() if value is not None})
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Continuations of the hypotheses of each sentence."""
-
-    rank_BC: Tensor  # what they are chosen by: the log probability, less what diversity takes off
-    log_probability_BC: Tensor
-    ids_BC: Tensor
-    origin_BC: Tensor  # the hypothesis that is continued
 
 
 @torch.inference_mode()
@@ -135,26 +124,15 @@ def expand(
     # K of them may end, and K must go on; a greedy hypothesis that ends is all there is to find.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
     if task.rules is None and config.groups == 1:
-        return continue_(*leaders(logits_RV, count, length, task, specials), beams.log_probability_BK, count)
+        return leaders(logits_RV, beams.log_probability_BK, count, length, task, specials)
     said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
     sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
     log_probability_RV = permit(logits_RV, length, task, specials, said_RT, sentence_R)
     if config.groups > 1:
         return diverse(log_probability_RV, beams, config, specials.end, count)
     if task.rules and task.rules.required and said_RT is not None:
-        # Not only the best of a sentence: those that have said more of what is required are less likely.
-        candidates = continue_(*best(log_probability_RV, 2 * K), beams.log_probability_BK, 2 * K * K)
-        return with_required(candidates, log_probability_RV, beams, task.rules, said_RT)
-    return continue_(*best(log_probability_RV, count), beams.log_probability_BK, count)
-
-
-def continue_(next_RC: Tensor, ids_RC: Tensor, log_probability_BK: Tensor, count: int) -> Candidates:
-    """The `count` best continuations of each sentence, which are among the best of each of its hypotheses."""
-    B, K = log_probability_BK.shape
-    all_BX = (next_RC.view(B, K, -1) + log_probability_BK[:, :, None]).flatten(1)
-    rank_BC, place_BC = all_BX.topk(min(count, all_BX.shape[1]), dim=-1)
-    ids_BC = ids_RC.reshape(B, -1).gather(1, place_BC)
-    return Candidates(rank_BC, rank_BC, ids_BC, place_BC // ids_RC.shape[1])
+        return with_required(log_probability_RV, beams, task.rules, said_RT)
+    return best(log_probability_RV, beams.log_probability_BK, count)
 
 
 def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end: int, count: int) -> Candidates:
@@ -165,20 +143,20 @@ def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end:
     parts = []
     for g in range(G):
         less_RV = (next_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
-        found = continue_(*best(less_RV, count), beams.log_probability_BK[g::G], count)
+        found = best(less_RV, beams.log_probability_BK[g::G], count)
         off_BC = config.diversity * taken_BV.gather(1, found.ids_BC)
         parts.append(replace(found, log_probability_BC=found.log_probability_BC + off_BC))
         rank_BK, chosen_BK = found.rank_BC.masked_fill(found.ids_BC == end, NEVER).topk(K)
         taken_BV.scatter_add_(1, found.ids_BC.gather(1, chosen_BK), (rank_BK > NEVER).float())
-    together = (torch.stack([getattr(part, f.name) for part in parts], 1).flatten(0, 1) for f in fields(Candidates))
-    return Candidates(*together)
+    return Candidates.joined(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
 
 
-def with_required(
-    candidates: Candidates, log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor
-) -> Candidates:
-    """The candidates and those that say what the rules want; first all whose hypothesis lacks nothing, and may end."""
+def with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor) -> Candidates:
+    """The best and those that say what the rules want; first all whose hypothesis lacks nothing, and may end."""
     (B, K), device = beams.last_BK.shape, said_RT.device
+    # Of every hypothesis, not of a sentence: those that have said more of what is required are less likely.
+    likely = best(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
+    rows_BX = torch.arange(K, device=device).repeat_interleave(likely.ids_BC.shape[1]).expand(B, -1)
     wanted_R = rules.wanted(said_RT)
     width = max(map(len, wanted_R))
     ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in wanted_R], dtype=torch.int64, device=device)
@@ -186,9 +164,9 @@ def with_required(
     log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
     log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEVER)
     origin_BX = torch.arange(K, device=device).repeat_interleave(width).expand(B, -1)
-    rank_BC = torch.cat((candidates.rank_BC, log_RX.view(B, -1)), 1)
-    ids_BC = torch.cat((candidates.ids_BC, ids_RX.view(B, -1)), 1)
-    origin_BC = torch.cat((candidates.origin_BC, origin_BX), 1)
+    rank_BC = torch.cat((likely.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
+    ids_BC = torch.cat((likely.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
+    origin_BC = torch.cat((rows_BX, origin_BX), 1)
     lacks_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
     by_rank_BC = rank_BC.argsort(1, descending=True)
     order_BC = by_rank_BC.gather(1, lacks_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
@@ -277,34 +255,37 @@ class Trellis:
 
     def hypotheses(self, groups: int, count: int) -> list[list[Hypothesis]]:
         """The `count` best of each sentence, from all its groups, no two the same."""
-        ids, origins, logs = self._columns()
-        ranked: list[list[tuple[float, float, int, int]]] = [[] for _ in range(self.B // groups)]
-        for beams in self.left:
-            done = (beams.place_B, beams.done_score_BK, beams.done_log_probability_BK, beams.done_node_BK)
-            for place, *of_place in zip(*(x.tolist() for x in done), strict=True):
-                ranked[place // groups] += [(*one, place) for one in zip(*of_place, strict=True) if one[0] > NEVER]
-        found: list[list[Hypothesis]] = []
-        for finished in ranked:
-            different: dict[tuple[int, ...], Hypothesis] = {}
-            for score, log_probability, node, place in sorted(finished, key=lambda one: -one[0]):
-                if len(different) == count:
-                    break
-                said, path = [], [log_probability]
-                step, k = divmod(node, self.K)
-                for t in range(step - 2, -1, -1):
-                    said.append(ids[t][place][k])
-                    path.append(logs[t][place][k])
-                    k = origins[t][place][k]
-                each = tuple(after - before for before, after in pairwise((0.0, *reversed(path))))
-                different.setdefault(tuple(said), Hypothesis(said[::-1], log_probability, score, each))
-            found.append(list(different.values()))
-        return found
+        place_F, score_F, node_F, ids_FT, log_FT = self._finished()
+        score_of, length_of = score_F.tolist(), (node_F // self.K).tolist()
+        ranked: list[dict[bytes, Hypothesis]] = [{} for _ in range(self.B // groups)]
+        for f in np.lexsort((-score_F, place_F // groups)).tolist():
+            different, length = ranked[place_F[f] // groups], length_of[f]
+            said = ids_FT[f, : length - 1]
+            if len(different) < count and said.tobytes() not in different:
+                path = log_FT[f, :length]
+                each = np.diff(path, prepend=0.0).tolist()
+                different[said.tobytes()] = Hypothesis(said.tolist(), float(path[-1]), score_of[f], tuple(each))
+        return [list(different.values()) for different in ranked]
 
-    def _columns(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Tokens, origins and log probabilities by step, place and hypothesis."""
-        columns = tuple(np.zeros((len(self.steps), self.B, self.K), kind) for kind in (int, int, float))
-        for t, (place_B, *values) in enumerate(self.steps):
-            for column, value in zip(columns, values, strict=True):
-                column[t, place_B.cpu().numpy()] = value.cpu().numpy()
-        ids, origins, logs = (column.tolist() for column in columns)
-        return ids, origins, logs
+    def _finished(self) -> tuple[np.ndarray, ...]:
+        """Of all F that ended: place, score, node, and by step what they said and its log probability so far."""
+        together = [
+            torch.cat([getattr(beams, name) for beams in self.left]).cpu().numpy()
+            for name in ("done_score_BK", "done_log_probability_BK", "done_node_BK")
+        ]
+        place_BK = torch.cat([beams.place_B for beams in self.left]).cpu().numpy()[:, None].repeat(self.K, 1)
+        ended_BK = together[0] > NEVER
+        place_F, score_F, total_F, node_F = (x[ended_BK] for x in (place_BK, *together))
+        length_F, k_F = np.divmod(node_F, self.K)
+        ids_FT = np.zeros((len(place_F), len(self.steps)), np.int64)
+        log_FT = np.zeros((len(place_F), len(self.steps)))
+        log_FT[np.arange(len(place_F)), length_F - 1] = total_F
+        row_B = np.zeros(self.B, np.int64)
+        for t in range(len(self.steps) - 1, -1, -1):
+            place_B, ids_BK, origin_BK, log_BK = (x.cpu().numpy() for x in self.steps[t])
+            row_B[place_B] = np.arange(len(place_B))
+            here_F = np.flatnonzero(length_F - 2 >= t)
+            row, k = row_B[place_F[here_F]], k_F[here_F]
+            ids_FT[here_F, t], log_FT[here_F, t] = ids_BK[row, k], log_BK[row, k]
+            k_F[here_F] = origin_BK[row, k]
+        return place_F, score_F, node_F, ids_FT, log_FT

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TypeVar
 
@@ -68,6 +68,20 @@ class Task:
         )
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Continuations of the hypotheses of each sentence, best first."""
+
+    rank_BC: Tensor  # what they are chosen by: the log probability, less what diversity takes off
+    log_probability_BC: Tensor
+    ids_BC: Tensor
+    origin_BC: Tensor  # the hypothesis that is continued
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates], join: Callable[[list[Tensor]], Tensor]) -> Candidates:
+        return cls(*(join([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
 def length_penalty(length: Length, config: SearchConfig) -> Length:
     """What a log probability is divided by: GNMT's ((5 + n) / 6)^alpha (Wu et al. 2016, §7), or n^alpha."""
     base = (5 + length) / 6 if config.normalization == "gnmt" else length
@@ -79,23 +93,22 @@ def coverage_penalty(coverage_XS: Tensor, beta: float) -> Tensor:
     return beta * coverage_XS.clamp(1e-9, 1.0).log().sum(-1)
 
 
-def leaders(logits_RV: Tensor, count: int, length: int, task: Task, specials: Specials) -> tuple[Tensor, Tensor]:
-    """The `count` likeliest next ids of each row, where there are no rules: log probabilities, and ids.
+def leaders(
+    logits_RV: Tensor, log_probability_BK: Tensor, count: int, length: int, task: Task, specials: Specials
+) -> Candidates:
+    """The `count` likeliest continuations of each sentence, where there are no rules.
 
-    Some rows at a time: their float logits stay in the cache, and never fill fresh memory.
+    Some sentences at a time: their float logits stay in the cache, and never fill fresh memory.
     """
-    rows = len(logits_RV) // len(task.longest_B)
-    masks = (None if x is None else x.repeat_interleave(rows).split(ROWS) for x in ends(length, task))
-    early, last = masks
+    B, K = log_probability_BK.shape
+    early_B, last_B = ends(length, task)
     parts = []
-    for i, raw_RV in enumerate(logits_RV.split(ROWS)):
-        part_RV, total_R1 = allowed(raw_RV, specials, early and early[i], last and last[i])
-        best_RC, ids_RC = best(part_RV, count)
-        parts.append((best_RC - total_R1, ids_RC))
-    if len(parts) == 1:
-        return parts[0]
-    log_probabilities, ids = zip(*parts, strict=True)
-    return torch.cat(log_probabilities), torch.cat(ids)
+    for start in range(0, B, max(1, ROWS // K)):
+        here = slice(start, start + max(1, ROWS // K))
+        early_R, last_R = (None if x is None else x[here].repeat_interleave(K) for x in (early_B, last_B))
+        part_RV, total_R1 = allowed(logits_RV[here.start * K : here.stop * K], specials, early_R, last_R)
+        parts.append(best(part_RV, log_probability_BK[here], count, total_R1))
+    return parts[0] if len(parts) == 1 else Candidates.joined(parts, torch.cat)
 
 
 def permit(
@@ -149,17 +162,28 @@ def log_sum_exp(x_RV: Tensor) -> Tensor:
     return torch.add(-log2e * best_R1, x_RV, alpha=log2e).exp2_().sum(-1, keepdim=True).log() + best_R1
 
 
-def best(x_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`topk`, at half its time: the best numbers are in the chunks with the best maxima."""
-    R, V = x_RV.shape
+def best(x_RV: Tensor, before_BK: Tensor, count: int, total_R1: Tensor | None = None) -> Candidates:
+    """The `count` best of x − total + before of each sentence, at a fraction of the time of `topk`.
+
+    They are in the chunks of a vocabulary with the best maxima.
+    """
+    (B, K), V = before_BK.shape, x_RV.shape[1]
+    total_BK = torch.zeros_like(before_BK) if total_R1 is None else total_R1.view(B, K)
     whole_RV = pad(x_RV, (0, -V % WIDTH), value=NEVER) if V % WIDTH else x_RV
-    x_RGW = whole_RV.view(R, -1, WIDTH)
-    G = x_RGW.shape[1]
-    if count >= G:
-        return x_RV.topk(min(count, V))
-    chunk_RC = x_RGW.amax(-1).topk(count, sorted=False).indices
-    flat_RC = chunk_RC + torch.arange(0, R * G, G, device=x_RV.device)[:, None]
-    few_RX = x_RGW.flatten(0, 1).index_select(0, flat_RC.flatten()).view(R, -1)
-    value_RC, place_RC = few_RX.max(-1, keepdim=True) if count == 1 else few_RX.topk(count)
-    found_RC = chunk_RC.gather(1, place_RC // WIDTH) * WIDTH + place_RC % WIDTH
-    return value_RC, found_RC.clamp(max=V - 1)  # what was padded is found only where nothing is possible
+    x_BKGW = whole_RV.view(B, K, -1, WIDTH)
+    G, device = x_BKGW.shape[2], x_RV.device
+    if count < K * G:
+        top_BKG = x_BKGW.amax(-1) - total_BK[:, :, None] + before_BK[:, :, None]
+        chunk_BC = top_BKG.flatten(1).topk(count, sorted=False).indices
+    else:
+        chunk_BC = torch.arange(K * G, device=device).expand(B, -1)
+    origin_BC = chunk_BC // G
+    chunk_X = (chunk_BC + torch.arange(0, B * K * G, K * G, device=device)[:, None]).flatten()
+    few_BCW = x_BKGW.flatten(0, 2).index_select(0, chunk_X).view(B, -1, WIDTH)
+    few_BCW = few_BCW - total_BK.gather(1, origin_BC)[:, :, None] + before_BK.gather(1, origin_BC)[:, :, None]
+    few_BX = few_BCW.flatten(1)
+    value_BC, place_BC = few_BX.max(-1, keepdim=True) if count == 1 else few_BX.topk(min(count, K * V))
+    found_BC = chunk_BC.gather(1, place_BC // WIDTH)
+    ids_BC = found_BC % G * WIDTH + place_BC % WIDTH
+    # What was padded is found only where nothing is possible.
+    return Candidates(value_BC, value_BC, ids_BC.clamp(max=V - 1), found_BC // G)
