@@ -96,7 +96,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
         state = model.start(source_BS, source_BS != PAD)
         task = Task(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
-        found = beam_search(model.step, state, search, specials, task)
+        found = beam_search(model.step, [(state, task)], search, specials)
         return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
 
     run(*next(batches()))

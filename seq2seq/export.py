@@ -230,7 +230,7 @@ class Here:
             longest_B, none_B = torch.full((len(batch),), self.longest), torch.zeros(len(batch), dtype=torch.int64)
             task = Task(longest_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
             state, search = self.model.start(source_BS, source_BS != PAD), replace(self.search, beam=beam)
-            ranked = beam_search(self.model.step, state, search, Specials(BEGIN, END, ()), task)
+            ranked = beam_search(self.model.step, [(state, task)], search, Specials(BEGIN, END, ()))
             found += [hypotheses[0].ids for hypotheses in ranked]
         return found
 

@@ -147,26 +147,40 @@ class Translator:
         search = search or search_preset("beam")
         sources = self._read(sentences)
         begun = self._target_ids(prefixes or [""] * len(sentences))
-        rules = self._rules(search, begun)
         found: list[list[Hypothesis]] = [[] for _ in sentences]
         # Short sentences with short ones: little padding, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: len(sources[i].ids[0]))
-        widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
-        for batch in by_budget(widths * search.rows, search.tokens):
-            chosen = order[batch]
-            rules_here = rules and rules.of([begun[i] for i in chosen])
-            for i, hypotheses in zip(
-                chosen, self._search([sources[i] for i in chosen], search, rules_here), strict=True
-            ):
-                found[i] = self._chosen(hypotheses, search)
+        for i, hypotheses in zip(order, self._search(order, sources, begun, search), strict=True):
+            found[i] = self._chosen(hypotheses, search)
         weights = self._attention(sources, found) if attention else {}
         return [
             [self._translation(source, hypothesis, weights.get(id(hypothesis))) for hypothesis in ranked] or [EMPTY]
             for source, ranked in zip(sources, found, strict=True)
         ]
 
-    def _search(self, sources: list[Source], search: SearchConfig, rules: Rules | None) -> list[list[Hypothesis]]:
+    def _search(
+        self, order: list[int], sources: list[Source], begun: list[list[int]], search: SearchConfig
+    ) -> list[list[Hypothesis]]:
+        """What is found for each sentence, in this order, batch by batch."""
+        rules = self._rules(search, begun)
+        widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
+        parts = (order[cut] for cut in by_budget(widths * search.rows, search.tokens))
+        batches = (
+            self._batch([sources[i] for i in part], search, rules and rules.of([begun[i] for i in part]))
+            for part in parts
+        )
+        with torch.inference_mode():
+            if search.samples:
+                drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
+                return [hypotheses for of_batch in drawn for hypotheses in of_batch]
+            step = self._look if search.coverage_penalty else self.models.step
+            # Sentences may change batches, so their rules are those of all.
+            whole = rules and rules.of([begun[i] for i in order])
+            return beam_search(step, ((state, replace(task, rules=whole)) for state, task in batches), search, SPECIALS)
+
+    def _batch(self, sources: list[Source], search: SearchConfig, rules: Rules | None) -> tuple[State, Task]:
+        """The state before the first word, and what is asked for."""
         length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
         longest_B = (length_B * search.length_factor).long() + search.length_extra
         shortest_B = (length_B * search.min_length_factor).long() + search.min_length_extra
@@ -174,13 +188,7 @@ class Translator:
         if rules:
             longest_B = longest_B.maximum(torch.tensor(rules.lengths(), device=self.device) + 1)
         seeds = [seed(source.ids[0]) for source in sources]
-        task = Task(longest_B, shortest_B.minimum(longest_B), length_B, seeds, rules)
-        with torch.inference_mode():
-            state = self._start(sources)
-            if search.samples:
-                return sample(self.models.step, state, search, SPECIALS, task)
-            step = self._look if search.coverage_penalty else self.models.step
-            return beam_search(step, state, search, SPECIALS, task)
+        return self._start(sources), Task(longest_B, shortest_B.minimum(longest_B), length_B, seeds, rules)
 
     def _look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """A step, and where it looked: the mean over layers and heads."""

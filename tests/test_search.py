@@ -44,7 +44,7 @@ def decode(
 ) -> list[list[Hypothesis]]:
     limits = longest if isinstance(longest, list) else [longest] * len(sentences)
     with torch.inference_mode():
-        return beam_search(model.step, model.start(*padded(sentences, extra)), config, SPECIALS, task(limits))
+        return beam_search(model.step, [(model.start(*padded(sentences, extra)), task(limits))], config, SPECIALS)
 
 
 def log_probability(model: Seq2Seq, source: list[int], ids: list[int]) -> float:
@@ -164,7 +164,7 @@ def test_every_sentence_keeps_its_own_limit() -> None:
     def step(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         return table.expand(len(tokens), 1, -1), state
 
-    found = beam_search(step, State(None, (torch.zeros(3, 1),)), search(2), SPECIALS, task(limits))
+    found = beam_search(step, [(State(None, (torch.zeros(3, 1),)), task(limits))], search(2), SPECIALS)
     assert [len(hypotheses[0].ids) for hypotheses in found] == [0, 2, 5]
     end = float(table.log_softmax(-1)[END])
     word = float(table.log_softmax(-1)[4])
@@ -184,7 +184,7 @@ def test_finished_sentences_leave_the_batch() -> None:
         logits[state.moving[0][:, 0] == state.length + 1, 0, END] = 50.0
         return logits, state.advance(state.moving, 1)
 
-    found = beam_search(step, State(None, (stops[:, None],)), search(1), SPECIALS, task([9, 9, 9]))
+    found = beam_search(step, [(State(None, (stops[:, None],)), task([9, 9, 9]))], search(1), SPECIALS)
     assert [len(h[0].ids) for h in found] == [1, 4, 2]
     assert rows == [3, 3, 2, 1, 1]
 
@@ -202,6 +202,37 @@ def test_beam_and_diverse_groups_are_their_definition(family: str, groups: int, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "beam,changes", [(1, {}), (3, {}), (4, {"groups": 2, "diversity": 0.5}), (3, {"coverage_penalty": 0.5})]
+)
+def test_sentences_that_wait_for_the_next_batch_end_as_alone(
+    family: str, beam: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of several widths; in each some sentences may become much longer than the others."""
+    ensemble, config = Ensemble([tiny_model(family)]), search(beam, n_best=beam, stop="longest", **changes)
+    lengths, limits = [2, 3, 3, 4, 6, 6, 7, 9, 9, 5, 3], [3, 12, 4, 4, 14, 5, 3, 4, 16, 2, 20]
+    sentences, joined, join = random_sentences(lengths, seed=5), [], State.join
+    monkeypatch.setattr(State, "join", lambda self, other: joined.append(other.length) or join(self, other))
+
+    def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
+        logits, state, weights = ensemble.look(tokens, state)
+        return logits, state, weights[:, :, :, -1].mean((1, 2))
+
+    def batch(rows: slice) -> tuple[State, Task]:
+        asked = task(limits[rows], source_B=torch.tensor(lengths[rows]))
+        return ensemble.start([padded(sentences[rows])]), asked
+
+    step = look if config.coverage_penalty else ensemble.step
+    with torch.inference_mode():
+        found = beam_search(step, map(batch, (slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 11))), config, SPECIALS)
+        alone = [beam_search(step, [batch(slice(i, i + 1))], config, SPECIALS)[0] for i in range(11)]
+    assert joined == [4, 14]
+    for together, one in zip(found, alone, strict=True):
+        assert [h.ids for h in together] == [h.ids for h in one]
+        assert [h.score for h in together] == pytest.approx([h.score for h in one], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_coverage_is_its_formula(family: str) -> None:
     """A wide beam ranks everything by log probability / length penalty + coverage penalty (Wu et al. 2016, §7)."""
     model, longest, beta = tiny_model(family, vocabulary=SMALL), 3, 0.8
@@ -215,7 +246,7 @@ def test_coverage_is_its_formula(family: str) -> None:
 
     with torch.inference_mode():
         asked = task([longest] * 2, source_B=torch.tensor([len(s) for s in sentences]))
-        found = beam_search(look, ensemble.start([padded(sentences)]), config, SPECIALS, asked)
+        found = beam_search(look, [(ensemble.start([padded(sentences)]), asked)], config, SPECIALS)
     for source, hypotheses in zip(sentences, found, strict=True):
         scores = {}
         for ids in said:
@@ -255,9 +286,8 @@ def test_shortest_and_longest_lengths(beam: int) -> None:
     model, sentences = tiny_model("lstm"), random_sentences([4, 2], seed=1)
     limits = {"shortest_B": torch.tensor([5, 7])}
     with torch.inference_mode():
-        found = beam_search(
-            model.step, model.start(*padded(sentences)), search(beam, n_best=beam), SPECIALS, task([6, 7], **limits)
-        )
+        batch = model.start(*padded(sentences)), task([6, 7], **limits)
+        found = beam_search(model.step, [batch], search(beam, n_best=beam), SPECIALS)
     assert all(5 <= len(h.ids) + 1 <= 6 for h in found[0])
     assert all(len(h.ids) + 1 == 7 for h in found[1])
 
@@ -272,7 +302,7 @@ def constrained(beam: int, rules: Rules, prefix: list[int], longest: int, **chan
     config = search(beam, n_best=beam, **changes)
     with torch.inference_mode():
         asked = task([longest], rules=rules.of([prefix]))
-        return beam_search(model.step, model.start(*padded(source)), config, SPECIALS, asked)[0]
+        return beam_search(model.step, [(model.start(*padded(source)), asked)], config, SPECIALS)[0]
 
 
 def spoken(ids: tuple[int, ...]) -> list[str]:
@@ -326,7 +356,7 @@ def drawn(config: SearchConfig, table: torch.Tensor, seeds: list[int], longest: 
         return table.expand(len(tokens), 1, -1), state
 
     asked = task([longest] * len(seeds), seeds=seeds)
-    return sample(step, State(None, (torch.zeros(len(seeds), 1),)), config, SPECIALS, asked)
+    return sample(step, State(None, (torch.zeros(len(seeds), 1),)), asked, config, SPECIALS)
 
 
 def sampling(samples: int, **changes: object) -> SearchConfig:
@@ -377,7 +407,7 @@ def test_samples_have_the_log_probability_that_the_model_gives_them() -> None:
     model, sentences = tiny_model("transformer"), random_sentences([5, 2], seed=7)
     config = sampling(4, n_best=4, temperature=0.7, top_k=9)
     with torch.inference_mode():
-        found = sample(model.step, model.start(*padded(sentences)), config, SPECIALS, task([9, 9], seeds=[3, 4]))
+        found = sample(model.step, model.start(*padded(sentences)), task([9, 9], seeds=[3, 4]), config, SPECIALS)
     for source, hypotheses in zip(sentences, found, strict=True):
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
         for h in hypotheses:
@@ -404,7 +434,7 @@ def test_an_ensemble_of_one_model_twice_is_that_model(family: str) -> None:
     twice, read = Ensemble([model, model]), padded(sentences)
     config = search(4, n_best=4)
     with torch.inference_mode():
-        found = beam_search(twice.step, twice.start([read, read]), config, SPECIALS, task([9] * 3))
+        found = beam_search(twice.step, [(twice.start([read, read]), task([9] * 3))], config, SPECIALS)
     for both, one in zip(found, decode(model, sentences, config, 9), strict=True):
         assert [h.ids for h in both] == [h.ids for h in one]
         assert [h.score for h in both] == pytest.approx([h.score for h in one], abs=1e-5)

@@ -23,6 +23,25 @@ class KeyValue(NamedTuple):
     value_RNSH: Tensor
     bias_R1QS: Tensor | None  # −∞ where nobody, or none of Q queries, may look; None: all see all
 
+    def join(self, other: KeyValue) -> KeyValue:
+        """The rows of both; the bias hides what pads the shorter one."""
+        key_RNHS = rows_of_both(self.key_RNSH.mT, other.key_RNSH.mT)
+        value_RNSH = rows_of_both(self.value_RNSH, other.value_RNSH)
+        bias = None
+        if self.bias_R1QS is not None and other.bias_R1QS is not None:
+            bias = rows_of_both(self.bias_R1QS, other.bias_R1QS, -math.inf)
+        return KeyValue(key_RNHS.mT, value_RNSH, bias)
+
+
+def rows_of_both(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
+    """One tensor after the other; where one is smaller in another dimension, it is padded."""
+
+    def grown(x: Tensor, like: Tensor) -> Tensor:
+        missing = [max(0, want - have) for have, want in zip(x.shape[:0:-1], like.shape[:0:-1], strict=True)]
+        return F.pad(x, [n for each in missing for n in (0, each)], value=value) if any(missing) else x
+
+    return torch.cat((grown(a, b), grown(b, a)))
+
 
 class Attended(NamedTuple):
     context_RTD: Tensor

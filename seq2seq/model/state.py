@@ -29,6 +29,15 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
+def join_trees(a: Tree, b: Tree) -> Tree:
+    """The rows of both."""
+    if isinstance(a, Tensor):
+        return torch.cat((a, b))
+    if isinstance(a, (KeyValue, Past)):
+        return a.join(b)
+    return None if a is None else tuple(map(join_trees, a, b))
+
+
 @dataclass(frozen=True)
 class State:
     """B sentences with `beam` hypotheses each: `fixed` has B rows, `moving` B × beam, a sentence's rows together."""
@@ -55,6 +64,11 @@ class State:
             return x.index_select(0, rows_R) if isinstance(x, Tensor) else x.reorder(rows_R)
 
         return replace(self, moving=map_tree(rows, self.moving))
+
+    def join(self, other: State) -> State:
+        """The sentences of both, which have as many hypotheses and have come equally far."""
+        fixed, moving = join_trees(self.fixed, other.fixed), join_trees(self.moving, other.moving)
+        return replace(self, fixed=fixed, moving=moving)
 
     def advance(self, moving: Tree, positions: int) -> State:
         """The state after `positions` more target tokens."""
@@ -129,6 +143,13 @@ class Past:
         buffer = self.buffer.select(sentences_B, self.slots)
         layers = tuple(buffer.layer(i, self.slots) for i in range(len(self.layers)))
         return replace(self, layers=layers, buffer=buffer, bias_BKP=bias_BKP)
+
+    def join(self, other: Past) -> Past:
+        """The rows of both, which have the same slots; the next step lays them out anew."""
+        if not self.layers:
+            return self
+        layers = tuple(a._replace(bias_R1QS=None).join(b) for a, b in zip(self.layers, other.layers, strict=True))
+        return Past(layers, None, join_trees(self.bias_BKP, other.bias_BKP), self.place_P)
 
     def reorder(self, rows_R: Tensor) -> Past:
         if self.bias_BKP is None:

@@ -6,14 +6,16 @@ C candidates, G groups. With G > 1 a sentence stands in G places of B, one for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seq2seq.config import SearchConfig
+from seq2seq.model.attention import rows_of_both
 from seq2seq.model.state import State
 from seq2seq.search.constraints import Rules
 from seq2seq.search.scoring import (
@@ -28,6 +30,8 @@ from seq2seq.search.scoring import (
     length_penalty,
     permit,
 )
+
+WAIT = 0.25  # share of a batch that waits for the next one
 
 # tokens_R1, state → logits_R1V, state; and with a coverage penalty, attention to the source_RS.
 Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
@@ -50,53 +54,95 @@ class Beams:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value[kept_B] for name, value in values.items() if value is not None})
 
+    def join(self, other: Beams) -> Beams:
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            # What pads a source counts as covered.
+            values[field.name] = None if a is None else rows_of_both(a, b, float(field.name == "coverage_BKS"))
+        return Beams(**values)
+
+
+@dataclass(frozen=True)
+class Open:
+    """The sentences that are not decided yet, all after as many steps."""
+
+    state: State
+    beams: Beams
+    task: Task
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.task.longest_B)
+
+    def join(self, other: Open) -> Open:
+        """The sentences of both, which have come equally far."""
+        state, task = self.state.join(other.state), self.task.join(other.task)
+        return Open(state, self.beams.join(other.beams), task, self.length)
+
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, state: State, config: SearchConfig, specials: Specials, task: Task
+    step: Step, batches: Iterable[tuple[State, Task]], config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
     """The best finished hypotheses of every sentence, best first; a sentence leaves as soon as it is decided.
 
-    Nothing of a sentence depends on its neighbours in the batch.
+    Steps with few sentences cost nearly as much as steps with many. So the last ones of a batch wait until the next
+    batch has come as far, and go on with it. Nothing of a sentence depends on its neighbours.
     """
-    B, G, K = len(task.longest_B), config.groups, config.beam // config.groups
-    task = task.repeat(G)
-    beams = start(task, B * G, K, specials)
-    trellis = Trellis(B * G, K)
-    if config.beam > 1:
-        rows_R = torch.arange(B, device=beams.place_B.device).repeat_interleave(config.beam)
-        state = state.select(rows_R, config.beam)
-    for length in range(1, int(task.longest_B.max()) + 1):
-        logits_R1V, state, *looked = step(beams.last_BK.view(-1, 1), state)
-        if looked:
-            beams = cover(beams, looked[0], task)
-        candidates = expand(logits_R1V[:, -1], beams, config, specials, task, length)
-        beams = finish(beams, candidates, config, specials.end, length)
-        beams, origin_BK = extend(beams, candidates, specials.end, task, length)
-        trellis.add(beams, origin_BK)
-        row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
-        decided_B = decided(beams, config, task, length)
-        if decided_B.any():
-            trellis.leave(beams.select(decided_B))
-            kept_B = (~decided_B).nonzero()[:, 0]
-            if len(kept_B) == 0:
-                break
-            beams, task = beams.select(kept_B), task.select(kept_B)
+    trellis = Trellis(config.beam // config.groups)
+    waiting: Open | None = None
+    for state, task in batches:
+        now = start(state, task, config, specials, trellis.sentences)
+        trellis.sentences += len(now)
+        few = len(now) * WAIT
+        while len(now) and (waiting or len(now) > few):
+            now = advance(step, now, config, specials, trellis)
+            if waiting and waiting.length == now.length:
+                now, waiting = now.join(waiting) if len(now) else waiting, None
+        waiting = waiting or now
+    while waiting and len(waiting):
+        waiting = advance(step, waiting, config, specials, trellis)
+    return trellis.hypotheses(config.groups, config.n_best if config.choose == "score" else config.beam)
+
+
+def advance(step: Step, now: Open, config: SearchConfig, specials: Specials, trellis: Trellis) -> Open:
+    """One more token of every hypothesis; without the sentences that this decides."""
+    state, beams, task, length = now.state, now.beams, now.task, now.length + 1
+    K = beams.last_BK.shape[1]
+    logits_R1V, state, *looked = step(beams.last_BK.view(-1, 1), state)
+    if looked:
+        beams = cover(beams, looked[0], task)
+    candidates = expand(logits_R1V[:, -1], beams, config, specials, task, length)
+    beams = finish(beams, candidates, config, specials.end, length)
+    beams, origin_BK = extend(beams, candidates, specials.end, task, length)
+    trellis.add(length, beams, origin_BK)
+    row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
+    decided_B = decided(beams, config, task, length)
+    if decided_B.any():
+        trellis.leave(beams.select(decided_B))
+        kept_B = (~decided_B).nonzero()[:, 0]
+        beams, task = beams.select(kept_B), task.select(kept_B)
+        if len(kept_B):
             state = state.select(row_BK[kept_B].flatten(), config.beam)
-        elif config.beam > 1:
-            state = state.reorder(row_BK.flatten())
-    return trellis.hypotheses(G, config.n_best if config.choose == "score" else config.beam)
+    elif config.beam > 1:
+        state = state.reorder(row_BK.flatten())
+    return Open(state, beams, task, length)
 
 
-def start(task: Task, B: int, K: int, specials: Specials) -> Beams:
-    """One hypothesis that says nothing yet; the K − 1 others beside it are impossible."""
-    device = task.longest_B.device
+def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> Open:
+    """One hypothesis that says nothing yet; the K − 1 others beside it are impossible.
+
+    `first` is the number of the first sentence among those of all batches.
+    """
+    G, device = config.groups, task.longest_B.device
+    B, K = len(task.longest_B) * G, config.beam // G
     impossible_BK = torch.full((B, K), NEVER, device=device)
     log_probability_BK = impossible_BK.clone()
     log_probability_BK[:, 0] = 0.0
     last_BK = torch.full((B, K), specials.begin, device=device)
-    return Beams(
-        place_B=torch.arange(B, device=device),
+    beams = Beams(
+        place_B=torch.arange(first, first + B, device=device),
         last_BK=last_BK,
         log_probability_BK=log_probability_BK,
         done_score_BK=impossible_BK,
@@ -105,6 +151,10 @@ def start(task: Task, B: int, K: int, specials: Specials) -> Beams:
         said_BKT=last_BK[:, :, None] if task.rules else None,
         coverage_BKS=None,
     )
+    if config.beam > 1:
+        rows_R = torch.arange(B // G, device=device).repeat_interleave(config.beam)
+        state = state.select(rows_R, config.beam)
+    return Open(state, beams, task.repeat(G), 0)
 
 
 def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
@@ -242,22 +292,26 @@ def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tens
 class Trellis:
     """Every step of a search, so that a hypothesis can be read backwards from its end."""
 
-    def __init__(self, B: int, K: int) -> None:
-        self.B, self.K = B, K
-        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    def __init__(self, K: int) -> None:
+        self.K, self.sentences = K, 0
+        self.steps: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = []  # by length, of each batch
         self.left: list[Beams] = []
 
-    def add(self, beams: Beams, origin_BK: Tensor) -> None:
-        self.steps.append((beams.place_B, beams.last_BK, origin_BK, beams.log_probability_BK))
+    def add(self, length: int, beams: Beams, origin_BK: Tensor) -> None:
+        if len(self.steps) < length:
+            self.steps.append([])
+        self.steps[length - 1].append((beams.place_B, beams.last_BK, origin_BK, beams.log_probability_BK))
 
     def leave(self, beams: Beams) -> None:
         self.left.append(beams)
 
     def hypotheses(self, groups: int, count: int) -> list[list[Hypothesis]]:
         """The `count` best of each sentence, from all its groups, no two the same."""
+        if not self.left:
+            return []
         place_F, score_F, node_F, ids_FT, log_FT = self._finished()
         score_of, length_of = score_F.tolist(), (node_F // self.K).tolist()
-        ranked: list[dict[bytes, Hypothesis]] = [{} for _ in range(self.B // groups)]
+        ranked: list[dict[bytes, Hypothesis]] = [{} for _ in range(self.sentences // groups)]
         for f in np.lexsort((-score_F, place_F // groups)).tolist():
             different, length = ranked[place_F[f] // groups], length_of[f]
             said = ids_FT[f, : length - 1]
@@ -280,9 +334,9 @@ class Trellis:
         ids_FT = np.zeros((len(place_F), len(self.steps)), np.int64)
         log_FT = np.zeros((len(place_F), len(self.steps)))
         log_FT[np.arange(len(place_F)), length_F - 1] = total_F
-        row_B = np.zeros(self.B, np.int64)
+        row_B = np.zeros(self.sentences, np.int64)
         for t in range(len(self.steps) - 1, -1, -1):
-            place_B, ids_BK, origin_BK, log_BK = (x.cpu().numpy() for x in self.steps[t])
+            place_B, ids_BK, origin_BK, log_BK = (torch.cat(x).cpu().numpy() for x in zip(*self.steps[t], strict=True))
             row_B[place_B] = np.arange(len(place_B))
             here_F = np.flatnonzero(length_F - 2 >= t)
             row, k = row_B[place_F[here_F]], k_F[here_F]

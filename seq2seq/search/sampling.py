@@ -21,7 +21,7 @@ Seeds = NDArray[np.uint64]
 
 
 @torch.inference_mode()
-def sample(step: Step, state: State, config: SearchConfig, specials: Specials, task: Task) -> list[list[Hypothesis]]:
+def sample(step: Step, state: State, task: Task, config: SearchConfig, specials: Specials) -> list[list[Hypothesis]]:
     """`samples` translations of each sentence, best first; their log probabilities are the model's own.
 
     The draws of a sentence depend on its seed and on nothing else in the batch.

@@ -58,6 +58,16 @@ class Task:
             self if times == 1 else self.select(torch.arange(B, device=self.longest_B.device).repeat_interleave(times))
         )
 
+    def join(self, other: Task) -> Task:
+        """The sentences of both, which have their rules in common."""
+        return Task(
+            torch.cat((self.longest_B, other.longest_B)),
+            torch.cat((self.shortest_B, other.shortest_B)),
+            torch.cat((self.source_B, other.source_B)),
+            [*self.seeds, *other.seeds],
+            self.rules,
+        )
+
     def select(self, kept_B: Tensor) -> Task:
         """The same for some of the sentences; seeds and rules go by the place in the whole batch."""
         return replace(
