@@ -55,7 +55,7 @@ def main() -> None:
         for name, count, disturb in (
             ("SIGKILL", options.kills, partial(kill, draw, signal.SIGKILL)),
             ("SIGTERM", options.terms, partial(kill, draw, signal.SIGTERM)),
-            ("full disk", options.full, partial(fill, draw)),
+            ("full disk", options.full, partial(fill, draw, largest(whole))),
         ):
             moments = [disturb(folder, name.split()[-1].lower(), turn) for turn in range(count)]
             finished = train(folder, name.split()[-1].lower())
@@ -103,12 +103,20 @@ def newest(checkpoints: Path) -> str:
     return max((path.name for path in checkpoints.glob("update-*")), default="")
 
 
-def fill(draw: random.Random, folder: Path, name: str, turn: int) -> str:
-    """No file may grow beyond some size, at a random part of a checkpoint; the run must say so in one line."""
-    limit = draw.randint(1_000, 400_000)
+def largest(run: Run) -> int:
+    return max(file.stat().st_size for file in run.checkpoint("last").iterdir())
+
+
+def fill(draw: random.Random, size: int, folder: Path, name: str, turn: int) -> str:
+    """No file may grow beyond some part of the largest one of a checkpoint; the run must say so in one line.
+
+    Between two such turns it goes on for a while, so that other checkpoints meet the full disk.
+    """
+    limit = draw.randrange(1_000, size)
     process = train(folder, name, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
     _, errors = process.communicate()
     lines = errors.splitlines()
+    kill(draw, signal.SIGTERM, folder, name, 2)
     if process.returncode and lines and all(line.startswith("error: ") for line in lines):
         return "told in a line"
     return f"exit {process.returncode} with {len(lines)} lines {lines[-1:]}"

@@ -263,6 +263,11 @@ class TrainingConfig:
             yield "simcut", "and r_drop are two answers to one question; set one of them to 0"
 
     @property
+    def recent(self) -> int:
+        """Checkpoints of earlier validations that an average needs."""
+        return self.average_last - 1 if self.average == "last" else 0
+
+    @property
     def budget(self) -> int:
         """The token budget of a batch, once it is known."""
         assert self.tokens != "auto"
@@ -673,3 +678,22 @@ def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
 
 def _listed(choices: Any) -> str:
     return ", ".join(str(choice) for choice in choices)
+
+
+def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys and plain values."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
+    return leaves
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Each value that differs, as "key: old → new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in {**old, **new}
+            for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [f"{key}: {old} → {new}"]

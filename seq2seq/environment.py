@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from seq2seq import __version__
-from seq2seq.config import PACKAGE
-from seq2seq.run import Run
+from seq2seq.config import PACKAGE, differences
+from seq2seq.run import Run, write_aside
 from seq2seq.text.corpus import Corpora, Corpus
 from seq2seq.text.store import key_of
 from seq2seq.text.tokenizer import Tokenizer
-from seq2seq.training.checkpoint import write_aside
 
 PACKAGES = ("torch", "numpy", "sentencepiece", "datasets", "sacrebleu", "hydra-core", "safetensors")
 
@@ -106,13 +105,6 @@ def processor() -> str:
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs between two starts, as "packages.torch: 2.6 → 2.7"."""
-    parts = ("code", "packages", "data", "hardware")
-    flat = [
-        {f"{part}.{name}": value for part in parts for name, value in entry[part].items()}
-        | {"tokenizer": entry["tokenizer"]}
-        for entry in (before, after)
-    ]
-    names = dict.fromkeys(name for one in flat for name in one)
-    return [
-        f"{name}: {flat[0].get(name)} → {flat[1].get(name)}" for name in names if flat[0].get(name) != flat[1].get(name)
-    ]
+    parts = ("code", "packages", "data", "hardware", "tokenizer")
+    old, new = ({part: entry[part] for part in parts} for entry in (before, after))
+    return differences(old, new)

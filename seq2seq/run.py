@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,10 @@ class Run:
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-            aside = self.metrics.with_name(f".{self.metrics.name}")
-            aside.write_text("".join(kept), encoding="utf-8")
-            aside.replace(self.metrics)  # a kill leaves the old lines or the new ones
+            write_aside(self.metrics, "".join(kept))
 
     def write_result(self, result: dict[str, Any]) -> None:
-        self.result.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_aside(self.result, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def all(cls, outputs: str) -> list[Run]:
@@ -97,3 +96,16 @@ class Run:
         newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
         known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
         raise UserError(f"run: no run {name} in {outputs}{known}")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """A file with this text, whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, encoding="utf-8")
+    to_disk(aside)
+    aside.replace(path)
+
+
+def to_disk(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())

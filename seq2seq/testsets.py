@@ -13,11 +13,11 @@ from typing import Any
 from seq2seq.config import DataConfig, SearchConfig, TestConfig, TrainConfig, plain, search_preset
 from seq2seq.errors import UserError, nearest
 from seq2seq.evaluation import TestSet
-from seq2seq.run import Run
+from seq2seq.run import Run, write_aside
 from seq2seq.text.corpus import Corpus, load_split
 from seq2seq.text.sources import from_text, read_lines
 from seq2seq.text.store import key_of
-from seq2seq.training.checkpoint import CONFIG, read_config, write_aside
+from seq2seq.training.checkpoint import CONFIG, read_config
 from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def trainer(
     def validate(model: torch.nn.Module) -> Validation:
         return Validation({"loss": 1.0, "bleu": next(given, 0.0), "chrf": 0.0}, [])
 
-    checkpoints = Checkpoints(Run(folder), config.training.average_last - 1 if config.training.average == "last" else 0)
+    checkpoints = Checkpoints(Run(folder), config.training.recent)
     state = run_state(config)
     state.average = build_average(config, state.model, state.optimizer, checkpoints.earlier)
     return Trainer(state, precision, validate, checkpoints, Logbook())
@@ -303,7 +304,13 @@ def test_numbers_that_are_no_numbers_skip_the_update_and_then_end_the_run(tmp_pa
         for _ in range(5):
             one_update(made)
     text = "\n".join(told.value.problems)
-    assert "decoder.layers.1.feed_forward.inner" in text and "pairs, numbers" in text
+    assert "decoder.layers.1.feed_forward.inner" in text
+    found = re.search(r"pairs, numbers ([\d,]+).*\npair \1: (.*) → (.*)\n", text)
+    assert found
+    pair, corpus = int(found[1].rstrip(",").replace(",", "")) - 1, made.state.batches.encoded
+    tokenizer = made.state.tokenizer
+    assert found[2] == " ".join(tokenizer.decode_source(corpus.source[pair].tolist()).split())[:100]
+    assert found[3] == " ".join(tokenizer.decode(corpus.target[pair].tolist()).split())[:100]
     assert made.state.progress.skipped == 9 and made.state.progress.update == 10
 
 
@@ -578,7 +585,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("save_file", "_to_disk"):
+    for function in ("save_file", "to_disk"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module, function, full)
             with pytest.raises(UserError, match=r"No space left.*update-0000000"):

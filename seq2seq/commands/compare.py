@@ -6,8 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from seq2seq.commands.train import flat
-from seq2seq.config import CompareConfig, plain
+from seq2seq.config import CompareConfig, flat, plain
 from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.evaluation import (

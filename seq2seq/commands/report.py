@@ -18,9 +18,8 @@ from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.evaluation import RESAMPLES, TestSet, grouped_score, length_groups, measure, sentence_scores
 from seq2seq.model.seq2seq import parameter_table
-from seq2seq.run import Run
+from seq2seq.run import Run, write_aside
 from seq2seq.testsets import find_test_sets, stored_config, translated
-from seq2seq.training.checkpoint import write_aside
 from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
 

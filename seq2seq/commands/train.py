@@ -123,7 +123,7 @@ def changes_of(run: Run, config: TrainConfig) -> list[str]:
     if config.overwrite or not run.exists:
         return []
     stored = configs.completed(read_plain_config(run.checkpoint("last") / CONFIG))
-    changes = [change for change in differences(stored, configs.plain(config)) if not change.startswith(PLACE)]
+    changes = [change for change in configs.differences(stored, configs.plain(config)) if not change.startswith(PLACE)]
     refused = [change for change in changes if change.startswith(KEPT) and "dropout:" not in change]
     # Another model differs in everything; its name says enough.
     refused = [change for change in refused if change.startswith("model.name")] or refused
@@ -149,17 +149,6 @@ def open_folder(run: Run, config: TrainConfig, update: int) -> None:
         raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Each value that differs, as "key: old → new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            change
-            for name in {**old, **new}
-            for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [f"{key}: {old} → {new}"]
-
-
 def prepare_state(
     run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, world: World, logbook: Logbook
 ) -> RunState:
@@ -177,7 +166,7 @@ def prepare_state(
     logbook.fact("optimizer", f"{config.optimizer.name}, {config.optimizer.schedule} after {config.optimizer.warmup:,}")
     for kind, text in optimizer_table(optimizer, config.optimizer):
         logbook.fact("", f"{kind:17} {text}")
-    average = build_average(config, model, optimizer, Checkpoints(run, config.training.average_last - 1).earlier)
+    average = build_average(config, model, optimizer, Checkpoints(run, config.training.recent).earlier)
     state = RunState(config, tokenizer, model, optimizer, batches, Progress(), average, world)
     if last:
         state.read(last)
@@ -203,9 +192,7 @@ def prepare_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run
     def check(model: Seq2Seq) -> Validation:
         return validate(model, state, corpus, encoded)
 
-    training = state.config.training
-    recent = training.average_last - 1 if training.average == "last" else 0
-    trainer = Trainer(state, precision, check, Checkpoints(run, recent), logbook)
+    trainer = Trainer(state, precision, check, Checkpoints(run, state.config.training.recent), logbook)
     logbook.status("trying the longest batch …")
     if state.config.compile:
         logbook.fact("compile", trainer.compile(rehearse))
@@ -324,13 +311,5 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
         result["test"] = asdict(scores)
         final |= {"test_bleu": scores.bleu, "test_chrf": scores.chrf}
     run.write_result(result)
-    logbook.result({k: v for k, v in flat(configs.plain(config)).items() if k.startswith(COMPARED)}, final)
+    logbook.result({k: v for k, v in configs.flat(configs.plain(config)).items() if k.startswith(COMPARED)}, final)
     logbook.fact("try it", hint("translate", run=config.name, outputs=config.outputs))
-
-
-def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
-    """A nested config as dotted keys and plain values."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
-    return leaves

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,11 +125,6 @@ class Share(NamedTuple):
     target_tokens: int  # of the whole update, in all processes: known to each without asking
 
 
-def _target_tokens(part: tuple[Integers, EncodedCorpus]) -> int:
-    rows, encoded = part
-    return int(encoded.target.lengths(rows).sum())
-
-
 class Batches:
     """Endless training batches; their order is a pure function of (seed, epoch), their state a few integers.
 
@@ -204,23 +198,17 @@ class Batches:
         done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
         return self.epoch + done
 
-    def told(self, index_B: Tensor) -> str:
-        """Which pairs a batch has, for a person to look them up."""
-        places = ", ".join(f"{int(i) + 1:,}" for i in index_B[:8])
-        return f"{len(index_B)} pairs, numbers {places}{', …' if len(index_B) > 8 else ''} of the training corpus"
-
     def __iter__(self) -> Iterator[Share]:
         """This process's part of each update: of every `world` batches in a row the one of its `rank`."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
-            rounds = [[self._next() for _ in range(self.world)]]
-            while sum(map(_target_tokens, chain(*rounds))) < self.update_tokens:
-                rounds.append([self._next() for _ in range(self.world)])
-            own = [round_[self.rank] for round_ in rounds]
-            yield Share(
-                [encoded.batch(rows) for rows, encoded in own],
-                target_tokens=sum(map(_target_tokens, chain(*rounds))),
-            )
+            own: list[tuple[Integers, EncodedCorpus]] = []
+            tokens = 0
+            while not own or tokens < self.update_tokens:
+                parts = [self._next() for _ in range(self.world)]
+                own.append(parts[self.rank])
+                tokens += sum(int(encoded.target.lengths(rows).sum()) for rows, encoded in parts)
+            yield Share([encoded.batch(rows) for rows, encoded in own], target_tokens=tokens)
 
     def _next(self) -> tuple[Integers, EncodedCorpus]:
         while True:

@@ -55,6 +55,9 @@ class Tokenizer:
         """Target ids as text; special ids say nothing."""
         return str(self.target.decode([i for i in ids if i > END]))
 
+    def decode_source(self, ids: Iterable[int]) -> str:
+        return str(self.source.decode([i for i in ids if i > END]))
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Target ids one by one, as they stand in the vocabulary."""
         return [str(self.target.id_to_piece(i)) for i in ids]

@@ -20,7 +20,7 @@ from seq2seq import config as configs
 from seq2seq.config import TrainConfig
 from seq2seq.errors import UserError
 from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.run import INDEX, Run
+from seq2seq.run import INDEX, Run, to_disk, write_aside
 from seq2seq.text.batches import Batches
 from seq2seq.text.tokenizer import Tokenizer
 from seq2seq.training.average import Average
@@ -147,7 +147,7 @@ class Checkpoints:
         aside.mkdir(parents=True)
         state.write(aside, random)
         for file in aside.iterdir():
-            _to_disk(file)
+            to_disk(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)  # unfinished business of a killed run
         aside.rename(self.folder / name)
         if os.name == "posix":  # elsewhere a folder cannot be synced
@@ -236,19 +236,6 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
 
 
-def write_aside(path: Path, text: str) -> None:
-    """A file with this text, whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    _to_disk(aside)
-    aside.replace(path)
-
-
 def damaged(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")
-
-
-def _to_disk(path: Path) -> None:
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())

@@ -39,7 +39,7 @@ class Meter:
     def restart(self) -> None:
         """Speeds are taken from now on."""
         self.tokens = self.places = self.sources = self.targets = self.waited = 0.0
-        self.updates, self.began, self.busy = 0, time.perf_counter(), self.progress.seconds
+        self.began, self.busy = time.perf_counter(), self.progress.seconds
 
     def next_line(self) -> None:
         self.progress.line_loss, self.progress.line_tokens = 0.0, 0
@@ -62,7 +62,6 @@ class Meter:
             self.sources += int(batch.source_mask_BS.sum())
             self.targets += batch.target_tokens
             self.places += batch.source_BS.numel() + batch.target_out_BT.numel()
-        self.updates += 1
         # Validations are not counted: the meter restarts after each.
         self.progress.seconds = self.busy + time.perf_counter() - self.began
 
@@ -85,9 +84,9 @@ class Meter:
             "target_tokens": progress.target_tokens,
         }
 
-    def line(self, rate: float, bar: bool = False) -> str:
+    def line(self, v: dict[str, float], bar: bool = False) -> str:
         """Everything of an update on one line."""
-        v, progress, settings = self.scalars(rate), self.progress, self.settings
+        progress, settings, gradient = self.progress, self.settings, v["gradient_norm"]
         pace = progress.seconds / max(1, progress.update)
         every = settings.validate_every
         next_validation = min(every - progress.update % every, settings.updates - progress.update)
@@ -100,8 +99,8 @@ class Meter:
             f"mfu {v['utilisation']:.0%}",
             f"padding {v['padding']:.0%}",
             f"waiting {v['waiting']:.0%}",
-            f"gradient {self.stats.gradient_norm:{'.2f' if self.stats.gradient_norm < 1000 else '.1e'}}",
-            f"rate {rate:.1e}",
+            f"gradient {gradient:{'.2f' if gradient < 1000 else '.1e'}}",
+            f"rate {v['rate']:.1e}",
             f"{v['memory_gb']:.1f} GB",
             f"left {clock((settings.updates - progress.update) * pace)}",
             f"validation in {clock(next_validation * pace)}",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
 
 from seq2seq.errors import UserError
 from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.text.batches import Share
+from seq2seq.text.batches import Batch, Share
+from seq2seq.text.tokenizer import Tokenizer
 from seq2seq.training.checkpoint import Checkpoints, RunState
 from seq2seq.training.logbook import Logbook
 from seq2seq.training.loss import training_loss
@@ -52,7 +54,7 @@ class Trainer:
             with meter.waiting():
                 share = next(shares)
             meter.count(self.update(share), share)
-            self.logbook.status(meter.line(self.rate(), bar=True))
+            self.logbook.status(meter.line(meter.scalars(self.rate()), bar=True))
             last = progress.update == settings.updates
             if progress.update % settings.log_every == 0 or last:
                 self.log(meter)
@@ -110,7 +112,7 @@ class Trainer:
                 f"update {progress.update}: loss {loss:.3g}, gradient norm {norm:.3g}, for the "
                 f"{PATIENCE_WITH_NUMBERS}th time in a row; lower optimizer.rate, or set precision=float32",
                 f"first number that is not finite: {self.first_non_finite(share)}",
-                f"the batch: {self.state.batches.told(share.batches[0].index_B)}",
+                *pairs_of(share.batches[0], self.state.tokenizer),
                 self.checkpoints.last(),
             )
 
@@ -164,9 +166,9 @@ class Trainer:
 
     def log(self, meter: Meter) -> None:
         """A line that stays, and the numbers behind it."""
-        update, rate = self.state.progress.update, self.rate()
-        self.logbook.say(meter.line(rate))
-        values, guessing = meter.scalars(rate), math.log(len(self.state.model.output.weight))
+        update, values = self.state.progress.update, meter.scalars(self.rate())
+        self.logbook.say(meter.line(values))
+        guessing = math.log(len(self.state.model.output.weight))
         if values["loss"] > 1.5 * guessing:
             self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
         compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
@@ -205,3 +207,16 @@ class Trainer:
 def graphs() -> int:
     """How often torch.compile has compiled; a number that grows says that shapes keep changing."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def pairs_of(batch: Batch, tokenizer: Tokenizer) -> list[str]:
+    """Which pairs a batch has, and what the first ones say, for a person to look them up."""
+    numbers = [f"{int(i) + 1:,}" for i in batch.index_B[:8]]
+    more = ", …" if len(batch.index_B) > len(numbers) else ""
+    lines = [f"the batch: {len(batch.index_B)} pairs, numbers {', '.join(numbers)}{more} of the training corpus"]
+    for number, source_S, target_T in zip(
+        numbers[:3], batch.source_BS.tolist(), batch.target_out_BT.tolist(), strict=False
+    ):
+        texts = tokenizer.decode_source(source_S), tokenizer.decode(target_T)
+        lines.append(f"pair {number}: " + " → ".join(shorten(text, 100, placeholder=" …") for text in texts))
+    return lines
