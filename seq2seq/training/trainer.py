@@ -173,15 +173,16 @@ class Trainer:
             self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
         compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
         self.logbook.scalars("train", update, {**values, **compiled})
-        self.logbook.board("norms", update, self.norms())
+        # Named so that they stand after the curves that everybody looks at first.
+        self.logbook.board("weights", update, self.norms())
         meter.next_line()
 
     def norms(self) -> dict[str, float]:
         """The norms of weights and gradients, by part of the model."""
         squares: dict[str, float] = {}
         for name, p in self.state.model.named_parameters():
-            part = ".".join(name.split(".")[:3])
-            for kind, x in (("weights", p.detach()), ("gradients", p.grad)):
+            part = ".".join(name.split(".")[:-1][:3])
+            for kind, x in (("norms", p.detach()), ("gradients", p.grad)):
                 if x is not None:
                     squares[f"{kind}/{part}"] = squares.get(f"{kind}/{part}", 0.0) + float(x.square().sum())
         return {name: math.sqrt(square) for name, square in squares.items()}
