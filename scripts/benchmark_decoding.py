@@ -1,8 +1,9 @@
 """Decoding speed beside CTranslate2 and Hugging Face: `python scripts/benchmark_decoding.py --run NAME`.
 
-The same trained Transformer everywhere: exported for CTranslate2 (float32 and int8), its weights copied into the model
-of Hugging Face with the same parts: MarianMTModel for post-norm layers, Pegasus for pre-norm ones. Text to text, the
-whole test set and single sentences, greedy and beam 5, each in a process of its own, in turn.
+The same trained Transformer everywhere: exported for CTranslate2 (float32, and int8 with all threads on a batch or one
+on each of several), its weights copied into the model of Hugging Face with the same parts: MarianMTModel for post-norm
+layers, Pegasus for pre-norm ones. Text to text, the whole test set and single sentences, greedy and beam 5, each in a
+process of its own, in turn.
 """
 
 from __future__ import annotations
@@ -150,7 +151,11 @@ def growth(checkpoint: str, file: str) -> dict[str, dict[str, list[tuple[float, 
     lengths = [statistics.mean(len(ids) for ids in translator.tokenizer.encode_source(part)) for part in fifths]
     kinds = BEAMS.items()
     return {
-        "batch": {k: [(n, speed(few[: max(n, 40)], beam, n)) for n in (1, 4, 16, 64, 250)] for k, beam in kinds},
+        # Batches of every size from sentences of all lengths.
+        "batch": {
+            k: [(n, speed(few[:: max(1, len(few) // max(n, 40))], beam, n)) for n in (1, 4, 16, 64, 250)]
+            for k, beam in kinds
+        },
         "beam": {"all": [(beam, speed(few, beam)) for beam in (1, 2, 5, 10, 20)]},
         "length": {
             k: [(length, speed(part, beam)) for length, part in zip(lengths, fifths, strict=True)] for k, beam in kinds
@@ -176,6 +181,7 @@ def contestants(
         for name, kind, folder in (
             ("CTranslate2, float32", "ctranslate2", "ctranslate2-float32"),
             ("CTranslate2, int8", "ctranslate2", "ctranslate2-int8"),
+            ("CTranslate2, int8, a thread a batch", "ctranslate2-workers", "ctranslate2-int8"),
             ("Hugging Face, float32", "huggingface", "huggingface"),
         ):
             told = (kind, work / folder, file, beam, alone)

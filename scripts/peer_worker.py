@@ -123,11 +123,13 @@ def hugging_face(folder: Path, beam: int) -> Translate:
     return translate
 
 
-def ctranslate2(folder: Path, beam: int) -> Translate:
+def ctranslate2(folder: Path, beam: int, workers: int = 1) -> Translate:
+    """All threads on one batch, or so many batches side by side."""
     import ctranslate2 as library
     import sentencepiece
 
-    translator = library.Translator(str(folder), intra_threads=torch.get_num_threads(), compute_type="default")
+    threads = torch.get_num_threads() // workers
+    translator = library.Translator(str(folder), inter_threads=workers, intra_threads=threads, compute_type="default")
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.model"))
     words = sentencepiece.SentencePieceProcessor(str(folder / "target.model"))
 
@@ -165,7 +167,11 @@ def main(what: str, *arguments: str) -> None:
         train(batches, precision)
         return
     folder, file, beam, alone = arguments
-    translate = {"huggingface": hugging_face, "ctranslate2": ctranslate2}[what](Path(folder), int(beam))
+    if what == "huggingface":
+        translate = hugging_face(Path(folder), int(beam))
+    else:
+        workers = torch.get_num_threads() if what == "ctranslate2-workers" else 1
+        translate = ctranslate2(Path(folder), int(beam), workers)
     sentences = Path(file).read_text(encoding="utf-8").split("\n")
     print(json.dumps(measure(translate, sentences, int(alone))))
 
