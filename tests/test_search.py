@@ -203,7 +203,8 @@ def test_beam_and_diverse_groups_are_their_definition(family: str, groups: int, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "beam,changes", [(1, {}), (3, {}), (4, {"groups": 2, "diversity": 0.5}), (3, {"coverage_penalty": 0.5})]
+    "beam,changes",
+    [(1, {}), (3, {}), (4, {"groups": 2, "diversity": 0.5}), (3, {"coverage_penalty": 0.5}), (2, {"no_repeat": 2})],
 )
 def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     family: str, beam: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -218,14 +219,20 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
         logits, state, weights = ensemble.look(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
-    def batch(rows: slice) -> tuple[State, Task]:
+    rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat)
+    prefixes = [[10 + i] if i % 2 else [] for i in range(11)]
+
+    def batch(rows: slice, asked_of: slice) -> tuple[State, Task]:
         asked = task(limits[rows], source_B=torch.tensor(lengths[rows]))
+        asked = dataclasses.replace(asked, rules=rules.of(prefixes[asked_of]) if config.no_repeat else None)
         return ensemble.start([padded(sentences[rows])]), asked
 
     step = look if config.coverage_penalty else ensemble.step
     with torch.inference_mode():
-        found = beam_search(step, map(batch, (slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 11))), config, SPECIALS)
-        alone = [beam_search(step, [batch(slice(i, i + 1))], config, SPECIALS)[0] for i in range(11)]
+        cuts = [slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 11)]
+        found = beam_search(step, (batch(rows, slice(None)) for rows in cuts), config, SPECIALS)
+        each = [slice(i, i + 1) for i in range(11)]
+        alone = [beam_search(step, [batch(row, row)], config, SPECIALS)[0] for row in each]
     assert joined == [4, 14]
     for together, one in zip(found, alone, strict=True):
         assert [h.ids for h in together] == [h.ids for h in one]

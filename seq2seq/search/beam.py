@@ -101,7 +101,7 @@ def beam_search(
             if waiting and waiting.length == now.length:
                 now, waiting = now.join(waiting) if len(now) else waiting, None
         waiting = waiting or now
-    while waiting and len(waiting):
+    while waiting:
         waiting = advance(step, waiting, config, specials, trellis)
     return trellis.hypotheses(config.groups, config.n_best if config.choose == "score" else config.beam)
 
