@@ -49,7 +49,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
 
 
 def tune_cpu() -> None:
-    """Let the allocator keep freed memory: giving it back costs a page fault for every large tensor."""
+    """Let the allocator keep freed memory: giving it back costs a page fault for every large tensor.
+
+    And bound oneDNN's caches of kernels, one for each shape of a batch: they grow to gigabytes, and save no time.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")  # read when the first kernel is made
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -103,12 +108,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
         re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
     )
-
-
-def keep_few_kernels() -> None:
-    """Bound oneDNN's caches of kernels, one for each shape: on text of any length they grow to gigabytes."""
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")  # read when the first kernel is made
 
 
 def _cpu_multiplies_bfloat16() -> bool:

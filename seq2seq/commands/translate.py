@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from seq2seq.config import TranslateConfig
-from seq2seq.device import keep_few_kernels, tune_cpu
+from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.prompt import converse, open_runs
 from seq2seq.text.lines import Arriving, Line, decoded, sentences
@@ -31,7 +31,6 @@ def translate(config: TranslateConfig) -> None:
     if config.input and not Path(config.input).is_file():
         raise UserError(f"input: {config.input} is no file here")
     tune_cpu()
-    keep_few_kernels()
     if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         converse(config)
         return
