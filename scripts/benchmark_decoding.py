@@ -181,7 +181,7 @@ def contestants(
         for name, kind, folder in (
             ("CTranslate2, float32", "ctranslate2", "ctranslate2-float32"),
             ("CTranslate2, int8", "ctranslate2", "ctranslate2-int8"),
-            ("CTranslate2, int8, a thread a batch", "ctranslate2-workers", "ctranslate2-int8"),
+            ("CTranslate2, int8 per thread", "ctranslate2-workers", "ctranslate2-int8"),
             ("Hugging Face, float32", "huggingface", "huggingface"),
         ):
             told = (kind, work / folder, file, beam, alone)
