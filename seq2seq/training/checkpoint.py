@@ -131,7 +131,7 @@ class Checkpoints:
     def last(self) -> str:
         """Where a run can go on from, in words."""
         index = self.run.index()
-        return f"the last good one is {self.folder / index['last']}" if index else "there is none before it"
+        return f"the last checkpoint is {self.folder / index['last']}" if index else "there is no checkpoint before it"
 
     def earlier(self) -> list[Path]:
         """The weight files of the last validations, newest first."""
