@@ -148,7 +148,7 @@ class Past:
         """The rows of both, which have the same slots; the next step lays them out anew."""
         if not self.layers:
             return self
-        layers = tuple(a._replace(bias_R1QS=None).join(b) for a, b in zip(self.layers, other.layers, strict=True))
+        layers = join_trees(self.layers, other.layers)
         return Past(layers, None, join_trees(self.bias_BKP, other.bias_BKP), self.place_P)
 
     def reorder(self, rows_R: Tensor) -> Past:

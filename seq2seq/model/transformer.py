@@ -92,8 +92,11 @@ class Decoder(nn.Module):
         """Each layer's keys and values of the source, and an empty past."""
         projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
         # Laid out once as every step multiplies them; else each step would copy them first.
-        laid = ((kv.key_RNSH.mT.contiguous().mT, kv.value_RNSH.contiguous(), kv.bias_R1QS) for kv in projected)
-        return State(tuple(KeyValue(*kv) for kv in laid), Past())
+        fixed = (
+            kv._replace(key_RNSH=kv.key_RNSH.mT.contiguous().mT, value_RNSH=kv.value_RNSH.contiguous())
+            for kv in projected
+        )
+        return State(tuple(fixed), Past())
 
     def forward(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded:
         x_RTD = self.input(target_RTD, state.length)

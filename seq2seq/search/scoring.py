@@ -59,13 +59,12 @@ class Task:
         )
 
     def join(self, other: Task) -> Task:
-        """The sentences of both, which have their rules in common."""
-        return Task(
-            torch.cat((self.longest_B, other.longest_B)),
-            torch.cat((self.shortest_B, other.shortest_B)),
-            torch.cat((self.source_B, other.source_B)),
-            [*self.seeds, *other.seeds],
-            self.rules,
+        """The sentences of both, which have their rules in common; seeds are for sampling, which joins nothing."""
+        return replace(
+            self,
+            longest_B=torch.cat((self.longest_B, other.longest_B)),
+            shortest_B=torch.cat((self.shortest_B, other.shortest_B)),
+            source_B=torch.cat((self.source_B, other.source_B)),
         )
 
     def select(self, kept_B: Tensor) -> Task:
