@@ -1,7 +1,7 @@
 """Training and decoding on one GPU, in under 8 minutes: `python scripts/benchmark_gpu.py`.
 
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
-train in bfloat16, eager and compiled, through the trainer's own updates; base decodes greedily and with a beam of 4.
+train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates; base decodes greedily and with a beam of 4.
 Tokens are real target tokens, padding not counted. Utilisation: the model's multiply-adds against the rate of a matrix
 product here. Without a GPU everything runs small on the CPU, to try the code; those figures mean nothing.
 """
@@ -9,6 +9,7 @@ product here. Without a GPU everything runs small on the CPU, to try the code; t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -40,22 +41,25 @@ WARM_UP = 10 if GPU else 2  # updates
 SECONDS = 8.0 if GPU else 1.0  # of measuring for each row
 
 
-def config_of(preset: str) -> TrainConfig:
+def config_of(preset: str, *more: str) -> TrainConfig:
     small = [*SMALL, "model.feed_forward=64"] if SMALL and preset.startswith("transformer") else list(SMALL)
-    words = [f"model={preset}", f"training.tokens={TOKENS}", *small, "precision=bfloat16"]
+    words = [f"model={preset}", f"training.tokens={TOKENS}", *small, "precision=bfloat16", *more]
     config: TrainConfig = load_config(
         "train", *words, *(["model.embedding=32"] if SMALL and preset == "lstm_large" else [])
     )
     return config
 
 
-def trainer_of(preset: str, encoded: EncodedCorpus) -> Trainer:
-    return benchmarks.trainer_of(config_of(preset), encoded, VOCABULARY, DEVICE)
+def trainer_of(preset: str, encoded: EncodedCorpus, packed: bool = False) -> Trainer:
+    config = config_of(preset, f"training.packing={packed}".lower())
+    return benchmarks.trainer_of(config, encoded, VOCABULARY, DEVICE)
 
 
-def train(preset: str, encoded: EncodedCorpus, compiled: bool, rate: float, deadline: float) -> dict[str, float]:
+def train(
+    preset: str, encoded: EncodedCorpus, compiled: bool, packed: bool, rate: float, deadline: float
+) -> dict[str, float]:
     """Real target tokens a second of one model, with all that an update is."""
-    trainer = trainer_of(preset, encoded)
+    trainer = trainer_of(preset, encoded, packed)
     if compiled:
         trainer.compute = torch.compile(trainer.working.model, dynamic=True)
     if GPU:
@@ -145,17 +149,17 @@ def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]
 def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[dict[str, Any]]:
     """Training eagerly, decoding, and last what takes a compiler."""
     for compiled in (False, True):
-        how = "compiled" if compiled else "eager"
-        for name, preset in MODELS.items():
+        for (name, preset), packed in itertools.product(MODELS.items(), (False, True)):
+            how = f"{'compiled' if compiled else 'eager'}, {'packed' if packed else 'padded'}"
             if compiled and preset == "lstm_large":
                 continue  # its loop over the words would be another graph for each length
             if time.perf_counter() < deadline - 90:
-                yield row_of(f"{name}, training", how, train, preset, encoded, compiled, rate, deadline)
+                yield row_of(f"{name}, training", how, train, preset, encoded, compiled, packed, rate, deadline)
             else:
                 yield {"model": f"{name}, training", "how": how, "failed": "not measured: no time left"}
         if not compiled:
             for search, beam in (("greedy", 1), ("beam 4", 4)):
-                yield row_of(f"Transformer base, {search}", how, decode, encoded, beam)
+                yield row_of(f"Transformer base, {search}", "eager", decode, encoded, beam)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -246,6 +246,7 @@ class TrainingConfig:
     patience: Natural
     tokens: Count | Literal["auto"]
     update_tokens: Natural
+    packing: bool
     label_smoothing: Share
     r_drop: NonNegative
     simcut: NonNegative
@@ -368,6 +369,11 @@ class TrainConfig:
         yield from _needs_training_pairs(self.data)
         if self.optimizer.name == "schedule_free" and self.training.average != "none":
             yield "training.average", f"{self.training.average}: schedule_free averages by itself; set it to none"
+        if self.training.packing and isinstance(self.model, TransformerConfig) and self.model.layer_dropout:
+            yield (
+                "training.packing",
+                "knows no sentences, which model.layer_dropout drops; set one of them to its default",
+            )
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
         if self.model.tie == "all" and not self.tokenizer.joint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,27 @@ def test_weights_on_request_are_distributions(family: str, options: list[str]) -
     for weights_RNTS in decoded.weights:
         assert weights_RNTS.shape[0] == 2 and weights_RNTS.shape[2:] == (target.shape[1], source.shape[1])
         torch.testing.assert_close(weights_RNTS.sum(-1), torch.ones(weights_RNTS.shape[:3]))
+
+
+@pytest.mark.parametrize(
+    "family,options",
+    [
+        *OPTIONS,
+        ("transformer", ["model.attention.score=additive", "model.position=alibi"]),
+        ("transformer", ["model.attention.score=cosine", "model.position=rotary"]),
+    ],
+    ids=str,
+)
+def test_packing_changes_no_number(family: str, options: list[str]) -> None:
+    """Features and gradients, whether padding is computed or not."""
+    batch, seen = tiny_batch(), []
+    for packed in (False, True):
+        model = tiny_model(family, *options)
+        features_MD = model(replace(batch, packed=packed))
+        features_MD.square().sum().backward()
+        seen.append((features_MD, [parameter.grad for parameter in model.parameters()]))
+    assert len(features_MD) == batch.target_tokens < batch.target_out_BT.numel(), "there is padding"
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

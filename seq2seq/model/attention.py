@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq.model.layers import dropout, initialise
+from seq2seq.model.layers import Packing, dropout, initialise
 
 
 class KeyValue(NamedTuple):
@@ -86,10 +86,14 @@ class Attention(nn.Module):
             # Each head starts as the plain dot product.
             nn.init.zeros_(self.general_NHH).data.diagonal(dim1=1, dim2=2).fill_(1.0)
 
-    def project(self, memory_RSD: Tensor, mask_RS: Tensor | None = None, start: int = 0) -> KeyValue:
+    def project(
+        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, *, start: int = 0, packing: Packing | None = None
+    ) -> KeyValue:
         """Keys and values of a memory whose first position is `start`."""
-        key_RNSH = self._key(self._split(self.key(memory_RSD)), start)
-        value_RNSH = self._split(self.value(memory_RSD) if self.value else memory_RSD)
+        key_RSD, value_RSD = self.key(memory_RSD), self.value(memory_RSD) if self.value else memory_RSD
+        if packing:
+            key_RSD, value_RSD = packing.unpack(key_RSD), packing.unpack(value_RSD)
+        key_RNSH, value_RNSH = self._key(self._split(key_RSD), start), self._split(value_RSD)
         bias_R11S = None
         if mask_RS is not None:
             bias_R11S = memory_RSD.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None]
@@ -104,14 +108,18 @@ class Attention(nn.Module):
         causal: bool = False,
         weights: bool = False,
         place_S: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Attended:
         """Attend from queries whose first position is `start`; several rows may share one sentence's keys.
 
-        `place_S` is the position of each key; None: they stand in order.
+        `place_S` is the position of each key; None: they stand in order. What is packed comes and goes without padding.
         """
+        query_RTD = self.query(query_RTD)
+        if packing:
+            query_RTD = packing.unpack(query_RTD)
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
-        query_RNTH = self._query(self._split(self.query(query_RTD)), start)
+        query_RNTH = self._query(self._split(query_RTD), start)
         bias = self._bias(causal, T, S, start, query_RTD, place_S)
         if R != B:
             # The rows of a sentence become further queries of it: its keys are never copied.
@@ -125,6 +133,8 @@ class Attention(nn.Module):
             context = _to_rows(context, T)
             looked = None if looked is None else _to_rows(looked, T)
         context_RTD = context.transpose(1, 2).flatten(2)
+        if packing:
+            context_RTD = packing.pack(context_RTD)
         return Attended(self.output(context_RTD) if self.output else context_RTD, looked)
 
     def _split(self, x_RTD: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,38 @@ def drop_rows(x_RTD: Tensor, p: float, training: bool, *, words: bool) -> Tensor
 def either(p: float | None, otherwise: float) -> float:
     """A dropout rate of its own, or the one that it follows."""
     return otherwise if p is None else p
+
+
+class Packing(NamedTuple):
+    """Where the real tokens of padded rows stand: what sees one token at a time then computes no padding."""
+
+    place_M: Tensor  # of each real token among all places, row by row
+    rows: int
+    width: int
+
+    def pack(self, x_RTD: Tensor) -> Tensor:
+        packed_MD: Tensor = _Pack.apply(x_RTD.flatten(0, 1), self.place_M)  # type: ignore[no-untyped-call]
+        return packed_MD
+
+    def unpack(self, x_MD: Tensor) -> Tensor:
+        """Rows again, with zeros for padding."""
+        places = x_MD.new_zeros(self.rows * self.width, x_MD.shape[1])
+        return places.index_copy(0, self.place_M, x_MD).view(self.rows, self.width, -1)
+
+
+class _Pack(torch.autograd.Function):
+    """Rows picked out: none is picked twice, so the way back copies where torch's own adds one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PD: Tensor, place_M: Tensor) -> Tensor:
+        ctx.save_for_backward(place_M)
+        ctx.places = len(x_PD)
+        return x_PD.index_select(0, place_M)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None]:
+        (place_M,) = ctx.saved_tensors
+        return grad_MD.new_zeros(ctx.places, grad_MD.shape[1]).index_copy_(0, place_M, grad_MD), None
 
 
 class Residual(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seq2seq.config import LSTMConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.layers import drop_rows, dropout, either, embedding, initialise
+from seq2seq.model.layers import Packing, drop_rows, dropout, either, embedding, initialise
 from seq2seq.model.seq2seq import Decoded, Memory
 from seq2seq.model.state import State
 
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
         self.layers = nn.ModuleList(BidirectionalLayer(width, config.width) for width in widths)
 
-    def forward(self, source_BSE: Tensor, mask_BS: Tensor) -> Memory:
+    def forward(self, source_BSE: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory:
         x_BSD = self.convolutions(self.position(_unit(source_BSE)), mask_BS)
         for i, layer in enumerate(self.layers):
             x_BSD = layer(dropout(x_BSD, self.p if i else self.embedding_p, self.training), mask_BS)
@@ -105,7 +105,9 @@ class Decoder(nn.Module):
         above = tuple((hidden_BD, torch.zeros_like(hidden_BD)) for _ in self.above)
         return State(self.attention.project(*memory), (hidden_BD, cell_BD, above))
 
-    def forward(self, target_RTE: Tensor, state: State, weights: bool = False) -> Decoded:
+    def forward(
+        self, target_RTE: Tensor, state: State, weights: bool = False, packing: Packing | None = None
+    ) -> Decoded:
         target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.embedding_p, self.training)
         hidden_RTD, context_RTD, recurrent, looked = self._attend_and_recur(target_RTE, state, weights)
         x_RTD, above = hidden_RTD, []
@@ -114,7 +116,8 @@ class Decoder(nn.Module):
             out_RTD, (h_1RD, c_1RD) = lstm(fed, (h_RD[None].contiguous(), c_RD[None].contiguous()))
             x_RTD = x_RTD + drop_rows(out_RTD, self.skip, self.training, words=False)
             above.append((h_1RD[0], c_1RD[0]))
-        readout = self.readout(torch.cat((x_RTD, context_RTD, target_RTE), -1))
+        said_RTD = torch.cat((x_RTD, context_RTD, target_RTE), -1)
+        readout = self.readout(packing.pack(said_RTD) if packing else said_RTD)
         features_RTE = readout.unflatten(-1, (-1, 2)).amax(-1)  # maxout (§A.2.2)
         features_RTE = dropout(features_RTE, self.p, self.training)
         return Decoded(features_RTE, state.advance((*recurrent, tuple(above)), target_RTE.shape[1]), looked)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.config import LSTMConfig, ModelConfig
-from seq2seq.model.layers import drop_rows, either, embedding
+from seq2seq.model.layers import Packing, drop_rows, either, embedding
 from seq2seq.model.state import State
 from seq2seq.text.batches import Batch
 from seq2seq.text.tokenizer import Vocabulary
@@ -31,15 +31,20 @@ class Decoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    def __call__(self, source_BSD: Tensor, mask_BS: Tensor) -> Memory: ...
+    def __call__(self, source_BSD: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory: ...
 
 
 class Decoder(Protocol):
-    """The same call serves training, with all positions at once, and search, with one."""
+    """The same call serves training, with all positions at once, and search, with one.
+
+    Features of packed targets come packed, as M rows.
+    """
 
     def start(self, memory: Memory) -> State: ...
 
-    def __call__(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded: ...
+    def __call__(
+        self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
+    ) -> Decoded: ...
 
 
 class Seq2Seq(nn.Module):
@@ -72,12 +77,18 @@ class Seq2Seq(nn.Module):
         return self.logits(features_RTD), state
 
     def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
-        """Features_BTD at every target place of a batch, ready for `logits` or the loss."""
+        """Features_MD at every real target token of a batch, ready for `logits` or the loss."""
         p = either(word_dropout, self.word_dropout)
         source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
-        state = self.decoder.start(self.encoder(source_BSD, batch.source_mask_BS))
+        source, target = (
+            Packing(place_M, *ids.shape)
+            for place_M, ids in ((batch.source_place_M, batch.source_BS), (batch.target_place_M, batch.target_in_BT))
+        )
+        memory = self.encoder(source_BSD, batch.source_mask_BS, source if batch.packed else None)
         target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)
-        return self.decoder(target_BTD, state).features_RTD
+        if batch.packed:
+            return self.decoder(target_BTD, self.decoder.start(memory), packing=target).features_RTD
+        return target.pack(self.decoder(target_BTD, self.decoder.start(memory)).features_RTD)
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:

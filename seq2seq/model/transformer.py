@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seq2seq.config import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, either
+from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dropout, either
 from seq2seq.model.seq2seq import Decoded, Memory
 from seq2seq.model.state import Continuation, Past, State
 
@@ -36,10 +36,11 @@ class EncoderLayer(nn.Module):
         self.feed_forward = _feed_forward(config)
         self.attention_residual, self.feed_forward_residual = _residual(config), _residual(config)
 
-    def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor, packing: Packing | None) -> Tensor:
         first, second = self.attention_residual, self.feed_forward_residual
         y_BSD = first.enter(x_BSD)
-        x_BSD = first.leave(x_BSD, self.attention(y_BSD, self.attention.project(y_BSD, mask_BS)).context_RTD)
+        kv = self.attention.project(y_BSD, mask_BS, packing=packing)
+        x_BSD = first.leave(x_BSD, self.attention(y_BSD, kv, packing=packing).context_RTD)
         return second.leave(x_BSD, self.feed_forward(second.enter(x_BSD)))
 
 
@@ -50,11 +51,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.norm = _final_norm(config)
 
-    def forward(self, source_BSD: Tensor, mask_BS: Tensor) -> Memory:
+    def forward(self, source_BSD: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory:
         x_BSD = self.input(source_BSD)
+        x_BSD = packing.pack(x_BSD) if packing else x_BSD
         for layer in self.layers:
-            x_BSD = layer(x_BSD, mask_BS)
-        return Memory(self.norm(x_BSD), mask_BS)
+            x_BSD = layer(x_BSD, mask_BS, packing)
+        x_BSD = self.norm(x_BSD)
+        return Memory(packing.unpack(x_BSD) if packing else x_BSD, mask_BS)
 
 
 class DecoderLayer(nn.Module):
@@ -68,14 +71,20 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = _residual(config)
 
     def forward(
-        self, x_RTD: Tensor, said: Continuation, memory: KeyValue, start: int, weights: bool
+        self,
+        x_RTD: Tensor,
+        said: Continuation,
+        memory: KeyValue,
+        start: int,
+        weights: bool,
+        packing: Packing | None,
     ) -> tuple[Tensor, Tensor | None]:
         first, second, third = self.self_residual, self.cross_residual, self.feed_forward_residual
         y_RTD = first.enter(x_RTD)
-        kv = said.add(self.self_attention.project(y_RTD, start=start))
-        looked = self.self_attention(y_RTD, kv, start=start, causal=said.alone, place_S=said.place_P)
+        kv = said.add(self.self_attention.project(y_RTD, start=start, packing=packing))
+        looked = self.self_attention(y_RTD, kv, start=start, causal=said.alone, place_S=said.place_P, packing=packing)
         x_RTD = first.leave(x_RTD, looked.context_RTD)
-        looked = self.cross_attention(second.enter(x_RTD), memory, weights=weights)
+        looked = self.cross_attention(second.enter(x_RTD), memory, weights=weights, packing=packing)
         x_RTD = second.leave(x_RTD, looked.context_RTD)
         x_RTD = third.leave(x_RTD, self.feed_forward(third.enter(x_RTD)))
         return x_RTD, looked.weights_RNTS
@@ -98,11 +107,14 @@ class Decoder(nn.Module):
         )
         return State(tuple(fixed), Past())
 
-    def forward(self, target_RTD: Tensor, state: State, weights: bool = False) -> Decoded:
+    def forward(
+        self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
+    ) -> Decoded:
         x_RTD = self.input(target_RTD, state.length)
+        x_RTD = packing.pack(x_RTD) if packing else x_RTD
         said, looked = Continuation(state, target_RTD), []
         for layer, memory in zip(self.layers, state.fixed, strict=True):
-            x_RTD, weights_RNTS = layer(x_RTD, said, memory, state.length, weights)
+            x_RTD, weights_RNTS = layer(x_RTD, said, memory, state.length, weights, packing)
             looked.append(weights_RNTS)
         state = state.advance(said.end(), target_RTD.shape[1])
         return Decoded(self.norm(x_RTD), state, tuple(looked) if weights else ())

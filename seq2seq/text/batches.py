@@ -6,7 +6,7 @@ Shapes: B sentences, S source and T target positions. Masks are True for real to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from seq2seq.text.corpus import Corpus, Status
 from seq2seq.text.store import BLOCK, Integers, Ragged, Writer, build_once, key_of, open_array
@@ -29,6 +30,18 @@ class Batch:
     target_in_BT: Tensor
     target_out_BT: Tensor
     index_B: Tensor  # the pairs' places in the corpus
+    source_place_M: Tensor  # of each real token among all places: counted here, where no GPU must be waited for
+    target_place_M: Tensor
+    packed: bool = False  # whether the model is to skip the padding
+
+    @classmethod
+    def of(cls, source_BS: Tensor, target_BT: Tensor, index_B: Tensor) -> Batch:
+        """From ids with PAD behind them."""
+        # A sentence's END turns up in target_in where target_out holds only padding: nobody looks there.
+        target_in_BT = F.pad(target_BT[:, :-1], (1, 0), value=BEGIN)
+        source_mask_BS = source_BS != PAD
+        source_M, target_M = (mask.flatten().nonzero().squeeze(1) for mask in (source_mask_BS, target_BT != PAD))
+        return cls(source_BS, source_mask_BS, target_in_BT, target_BT, index_B, source_M, target_M)
 
     @property
     def target_mask_BT(self) -> Tensor:
@@ -36,10 +49,13 @@ class Batch:
 
     @property
     def target_tokens(self) -> int:
-        return int(self.target_mask_BT.sum())
+        return len(self.target_place_M)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        moved: dict[str, Any] = {
+            name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -59,13 +75,8 @@ class EncodedCorpus:
         return np.maximum(self.source.lengths(), self.target.lengths())
 
     def batch(self, rows: Integers) -> Batch:
-        source, target = self.source.padded(rows, PAD), self.target.padded(rows, PAD)
-        begin = np.full((len(rows), 1), BEGIN, np.int64)
-        # A sentence's END turns up in target_in where target_out holds only padding: nobody looks there.
-        target_in = np.concatenate([begin, target[:, :-1]], axis=1)
-        arrays = (source, target_in, target, self.rows[rows].astype(np.int64))
-        source_BS, target_in_BT, target_BT, index_B = map(torch.from_numpy, arrays)
-        return Batch(source_BS, source_BS != PAD, target_in_BT, target_BT, index_B)
+        arrays = (self.source.padded(rows, PAD), self.target.padded(rows, PAD), self.rows[rows].astype(np.int64))
+        return Batch.of(*map(torch.from_numpy, arrays))
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
@@ -281,7 +292,7 @@ def worst_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
     """A batch of the budget that takes the most memory: the longest pair again and again, both sides at its width."""
     width = int(encoded.width().max())
     ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
-    return Batch(ids_BT, ids_BT != PAD, ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
+    return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
 
 
 def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ Shapes: M real target tokens, C tokens of a chunk, V vocabulary, D width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,37 +23,32 @@ TINY = torch.finfo(torch.float32).tiny
 
 def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
     """The summed loss of a batch's real target tokens; divide by the tokens of the whole update."""
-    return cross_entropy(model, _features(model, batch), batch, smoothing)
+    return cross_entropy(model, model(batch), batch, smoothing)
 
 
 def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
     """What an update minimises, with the regulariser that is chosen, and the plain loss in it; both are sums."""
-    smoothing = settings.label_smoothing
-    first_MD = _features(model, batch)
+    smoothing, batch = settings.label_smoothing, replace(batch, packed=settings.packing)
+    first_MD = model(batch)
     plain = cross_entropy(model, first_MD, batch, smoothing)
     weight_VD = model.output.weight
     if settings.r_drop:
         # Liang et al. 2021, §2.1: two passes under different dropout, both right, and close to each other both ways.
-        second_MD = _features(model, batch)
+        second_MD = model(batch)
         other = cross_entropy(model, second_MD, batch, smoothing)
         apart = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
         return (plain + other + settings.r_drop * apart / 2) / 2, plain.detach()
     if settings.simcut:
         # Gao et al. 2022, §3.2: close to a pass with words cut out; the gradient goes through both.
-        cut_MD = _features(model, batch, settings.cutoff)
+        cut_MD = model(batch, settings.cutoff)
         return plain + settings.simcut * divergence(first_MD, cut_MD, weight_VD), plain.detach()
     return plain, plain.detach()
 
 
 def cross_entropy(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    targets_M = batch.target_out_BT[batch.target_mask_BT]
+    targets_M = batch.target_out_BT.take(batch.target_place_M)
     loss: Tensor = SmoothedCrossEntropy.apply(features_MD, model.output.weight, targets_M, smoothing)
     return loss
-
-
-def _features(model: Seq2Seq, batch: Batch, word_dropout: float | None = None) -> Tensor:
-    features_MD: Tensor = model(batch, word_dropout)[batch.target_mask_BT]
-    return features_MD
 
 
 def divergence(p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor) -> Tensor:
