@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from seq2seq import __version__, config
 from seq2seq.config import CONFIGS
-from seq2seq.errors import UserError, nearest
+from seq2seq.errors import STOPPED, UserError, nearest
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainConfig, "from a parallel corpus to a translator"),
@@ -109,7 +109,7 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
     except BrokenPipeError:
         reader_gone()
 

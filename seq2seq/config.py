@@ -432,6 +432,12 @@ class EvaluateConfig(TestConfig):
     comet: str
     detail: bool
 
+    def problems(self) -> Problems:
+        yield from super().problems()
+        yield from _needs_metrics(self.metrics)
+        if self.resamples == 1:
+            yield "resamples", "1 has no spread; take 0 for no interval, or many"
+
 
 @dataclass(frozen=True)
 class CompareConfig(TestConfig):
@@ -444,6 +450,7 @@ class CompareConfig(TestConfig):
         yield from super().problems()
         if self.run is not None and len(set(self.run)) < max(2, len(self.run)):
             yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
+        yield from _needs_metrics(self.metrics)
         if "comet" in self.metrics:
             yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
 
@@ -464,6 +471,11 @@ class ReproduceConfig:
     outputs: str
     device: str | None
     data_path: str | None
+
+
+def _needs_metrics(metrics: list[MetricName]) -> Problems:
+    if not metrics:
+        yield "metrics", "is empty; name some, such as [bleu,chrf]"
 
 
 def _needs_training_pairs(data: DataConfig) -> Problems:

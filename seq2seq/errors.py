@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+STOPPED = 130  # the exit code of a program that a signal stopped, as shells count
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; each problem is one line that says what to do."""

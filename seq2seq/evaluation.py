@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from seq2seq.config import SearchConfig
 from seq2seq.errors import UserError
 from seq2seq.text.corpus import Corpus
+from seq2seq.text.store import key_of
 from seq2seq.translator import Translator
 
 RESAMPLES = 1000  # of the bootstrap that gives an interval, as sacreBLEU's command line draws
@@ -41,6 +43,11 @@ class TestSet:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @cached_property
+    def key(self) -> str:
+        """What tells it from other test sets of the same name."""
+        return key_of(*self.source, "", *(line for lines in self.references for line in lines))[:6]
 
 
 @dataclass(frozen=True)

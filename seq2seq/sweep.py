@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -129,13 +130,31 @@ STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.soft{fill:#66717d}.
 .mean,.spread{stroke:#6db1f2}.dot{fill:#6db1f2}}"""
 
 
+def reach(scores: list[float]) -> list[float]:
+    """The ends of the band that a deviation makes around the mean, and the scores themselves."""
+    spread = stdev(scores) if len(scores) > 1 else 0.0
+    return [
+        max(0.0, mean(scores) - spread) if min(scores) >= 0 else mean(scores) - spread,
+        mean(scores) + spread,
+        *scores,
+    ]
+
+
+def axis(points: list[float]) -> tuple[float, float, list[float]]:
+    """The ends of an axis that holds all points, and round numbers on it."""
+    low, high = min(points), max(points)
+    length = max(high - low, 0.05)
+    step = 10.0 ** math.floor(math.log10(length))
+    step *= next(share for share in (0.2, 0.5, 1, 2) if length / (step * share) <= 5)
+    first = math.floor(low / step)
+    ticks = [round(i * step, 6) for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
+    return ticks[0], ticks[-1], ticks
+
+
 def picture(settings: list[Setting], metric: str) -> str:
     """A row for each setting: every run a dot, their mean a stroke, their deviation a band."""
     shown = [setting for setting in settings if setting.scores[metric]]
-    points = [score for setting in shown for score in setting.scores[metric]]
-    low, high = min(points), max(points)
-    margin = 0.08 * (high - low) or 1.0
-    low, high = low - margin, high + margin
+    low, high, ticks = axis([end for setting in shown for end in reach(setting.scores[metric])])
     left = 24 + 7.5 * max(len(setting.name) for setting in shown)
     width, height = left + 570, 62 + 34 * len(shown)
 
@@ -144,16 +163,15 @@ def picture(settings: list[Setting], metric: str) -> str:
 
     best = max(mean(setting.scores[metric]) for setting in shown)
     parts = [f'<text class="soft" x="{left}" y="20">{TITLES[metric]}</text>']
-    for i in range(5):
-        tick = low + (high - low) * i / 4
+    for tick in ticks:
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="30" y2="{height - 28}"/>')
-        parts.append(f'<text class="soft" x="{x(tick)}" y="{height - 10}" text-anchor="middle">{tick:.1f}</text>')
+        parts.append(f'<text class="soft" x="{x(tick)}" y="{height - 10}" text-anchor="middle">{tick:g}</text>')
     for i, setting in enumerate(shown):
         scores, y = setting.scores[metric], 50 + 34 * i
-        middle, spread = mean(scores), stdev(scores) if len(scores) > 1 else 0.0
+        middle = mean(scores)
         name_class = ' class="best"' if middle == best else ""
         parts.append(f'<text{name_class} x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(setting.name)}</text>')
-        first, last = x(max(low, middle - spread)), x(min(high, middle + spread))
+        first, last = (x(end) for end in reach(scores)[:2])
         parts.append(f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>')
         parts += [f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores]
         parts.append(f'<line class="mean" x1="{x(middle)}" x2="{x(middle)}" y1="{y - 9}" y2="{y + 9}"/>')

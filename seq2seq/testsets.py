@@ -60,8 +60,7 @@ def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestS
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
         raise UserError(f"split: {data.name} has no {split} set; name two files: source=… reference=…")
-    name = split if other is None else f"{data.name}.{split}"
-    return TestSet(name, corpus.source, [corpus.target], data.target, data.path == "toy")
+    return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target, data.path == "toy")
 
 
 def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
@@ -87,6 +86,8 @@ def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
 
 def moved(data: DataConfig, folder: str) -> DataConfig:
     """The same corpus at another place: its folder, or the folder of its files."""
+    if not Path(folder).is_dir():
+        raise UserError(f"data_path: {folder} is no folder here; name the one that holds the run's corpus")
 
     def place(where: str | list[str] | None) -> str | list[str] | None:
         if data.path is not None or where is None:
@@ -136,7 +137,10 @@ def write_translations(
 
 
 def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
-    return run.evaluation / f"{test.name}.{Path(config.checkpoint).name}.{search_name(config.search)}.txt"
+    """A name that another test set, checkpoint, search or precision does not have."""
+    parts = [test.name, test.key, Path(config.checkpoint).name, search_name(config.search)]
+    parts += [config.precision] if config.precision != "auto" else []
+    return run.evaluation / f"{'.'.join(parts)}.txt"
 
 
 def search_name(search: SearchConfig) -> str:
@@ -146,6 +150,12 @@ def search_name(search: SearchConfig) -> str:
     unusual = {key: value for key, value in plain(search).items() if key not in named and value != usual[key]}
     parts = [f"beam{search.beam}", f"penalty{search.length_penalty:g}", *(f"{k}{v}" for k, v in unusual.items())]
     return ".".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-") for part in parts)
+
+
+def search_told(search: SearchConfig) -> str:
+    """How translations are found, in words."""
+    how = f"{search.samples} samples" if search.samples else f"beam {search.beam}" if search.beam > 1 else "greedy"
+    return how if search.choose == "score" else f"{how} chosen by {search.choose}"
 
 
 def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:

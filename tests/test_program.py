@@ -86,11 +86,12 @@ def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_pat
 
     evaluated = seq2seq("evaluate", "run=mine", "search.beam=2")
     assert evaluated.returncode == 0, evaluated.stderr
-    hypotheses = (folder / "evaluation" / "test.best.beam2.penalty1.txt").read_text(encoding="utf-8").splitlines()
+    (written,) = (folder / "evaluation").glob("files.test.*.best.beam2.penalty1.txt")
+    hypotheses = written.read_text(encoding="utf-8").splitlines()
     references = (tmp_path / "test.de").read_text(encoding="utf-8").splitlines()
     bleu = sacrebleu.corpus_bleu(hypotheses, [references], force=True)
     assert f"BLEU       {bleu.score:.2f} ± " in evaluated.stdout
-    told = json.loads((folder / "evaluation" / "test.best.beam2.penalty1.json").read_text(encoding="utf-8"))
+    told = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
     assert told["scores"]["bleu"]["value"] == pytest.approx(bleu.score)
 
     other = seq2seq("evaluate", "run=mine", "search=greedy", "data=toy", "split=validation")

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, Program, tiny_model
+from conftest import FAMILIES, Program, saved_run, tiny_model
 from test_program import train
 
 from seq2seq import alignment, environment, report, sweep
 from seq2seq.cli import load_config
+from seq2seq.commands.report import repeat
 from seq2seq.errors import UserError
 from seq2seq.run import Run
 from seq2seq.text import toy
@@ -222,6 +223,13 @@ def test_a_sweep_ends_with_means_and_deviations(tmp_path: Path) -> None:
     assert {"model=lstm", "model=transformer"} <= {text.text for text in picture.findall(".//{*}text")}
 
 
+@pytest.mark.parametrize("points", [[0.09, 0.155, 0.168], [20.0, 24.0], [35.55, 35.55], [93.0, 0.0], [99.99]])
+def test_an_axis_holds_its_points_on_round_numbers(points: list[float]) -> None:
+    low, high, ticks = sweep.axis(points)
+    assert low <= min(points) and max(points) <= high and [low, high] == [ticks[0], ticks[-1]]
+    assert 2 <= len(ticks) <= 8 and len({f"{tick:g}" for tick in ticks}) == len(ticks)
+
+
 def test_a_run_that_did_not_finish_is_no_number(tmp_path: Path) -> None:
     jobs = sweep_jobs(tmp_path)
     jobs[0].run.result.unlink()
@@ -253,9 +261,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_runs_are_evaluated_compared_and_shown(seq2seq: Program, runs: Path) -> None:
     table = seq2seq("evaluate", "transformer", "lstm", "split=[validation,test]", "search=greedy", cwd=runs)
     assert table.returncode == 0, table.stderr
-    assert len(re.findall(r"^(?:test|validation) +transformer ", table.stdout, re.MULTILINE)) == 2
-    written = [runs / "outputs" / family / "evaluation" / "test.best.beam1.penalty1.txt" for family in FAMILIES]
+    assert len(re.findall(r"^files.(?:test|validation), \d+ +transformer ", table.stdout, re.MULTILINE)) == 2
+    written = [file for family in FAMILIES for file in (runs / "outputs" / family / "evaluation").glob("*.test.*")]
     before = [path.stat().st_mtime_ns for path in written]
+    assert len(before) == 4, "the lines and what was measured, of each run"
     compared = seq2seq("compare", "transformer", "lstm", "search=greedy", "sentences=3", cwd=runs)
     assert compared.returncode == 0, compared.stderr
     assert "randomised" in compared.stdout and re.search(r"model.name +transformer +lstm", compared.stdout)
@@ -264,7 +273,44 @@ def test_two_runs_are_evaluated_compared_and_shown(seq2seq: Program, runs: Path)
     same = seq2seq("compare", "lstm", "outputs/lstm", "search=greedy", cwd=runs)
     assert "BLEU       lstm and lstm are equal" in same.stdout and "config  the same" in same.stdout
     lost = seq2seq("report", "lstm", "show=[99]", cwd=runs)
-    assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; test has 40\n")
+    assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; files.test has 40\n")
+
+
+def test_test_sets_of_one_name_are_kept_apart(seq2seq: Program, runs: Path) -> None:
+    """Neither ranked against one another, nor written over one another."""
+    pairs = {}
+    for name, words in (("a", "one two three"), ("b", "three two")):
+        (runs / name).mkdir()
+        for side in ("source", "reference"):
+            pairs.setdefault(side, []).append(f"{name}/test.txt")
+        (runs / name / "test.txt").write_text(f"{words}\n", encoding="utf-8")
+    given = [f"{side}=[{','.join(files)}]" for side, files in pairs.items()]
+    found = seq2seq("evaluate", "lstm", *given, "search=greedy", "metrics=[bleu]", "resamples=0", cwd=runs)
+    assert found.returncode == 0, found.stderr
+    assert len(set(re.findall(r"written +(\S+\.txt)", found.stdout))) == 2
+    assert len(re.findall(r"^test.txt, 1 +lstm +[\d.]+ *$", found.stdout, re.MULTILINE)) == 2, "none is starred"
+
+
+def test_runs_of_other_languages_are_not_compared(seq2seq: Program, tmp_path: Path) -> None:
+    saved_run(tmp_path / "outputs" / "there", "lstm", "data.source=en", "data.target=de")
+    saved_run(tmp_path / "outputs" / "back", "lstm", "data.source=de", "data.target=en")
+    told = seq2seq("compare", "there", "back")
+    assert told.returncode == 2 and "there translates en → de, back de → en" in told.stderr
+
+
+def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
+    """With the search, test set and sentences that were asked for, and where the run lies."""
+    asked = load_config(
+        "report", "split=validation", "show=[2,3]", "search=greedy", "tokenize=none", "outputs=elsewhere"
+    )
+    again, scores, page = repeat(Run(runs / "outputs" / "lstm"), asked)
+    where = f"run={runs / 'outputs' / 'lstm'} outputs=elsewhere"
+    for line, words in (
+        (again, ""),
+        (scores, "split=validation tokenize=none search=greedy"),
+        (page, "split=validation tokenize=none 'show=[2,3]' search=greedy"),
+    ):
+        assert sorted(line.split()[2:]) == sorted([*where.split(), *words.split()]), line
 
 
 def test_a_run_comes_out_the_same_again(seq2seq: Program, runs: Path) -> None:
@@ -276,8 +322,24 @@ def test_a_run_comes_out_the_same_again(seq2seq: Program, runs: Path) -> None:
     assert "metrics    the same at every step" in again.stdout and "reproduced BLEU" in again.stdout
     assert "changed" not in again.stdout
     assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
-    assert "lstm-again exists" in seq2seq("reproduce", "lstm", cwd=runs).stderr
+    twice = seq2seq("reproduce", "lstm", cwd=runs)
+    assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "a run that is there is judged as it is"
+    other = seq2seq("reproduce", "lstm", "name=transformer", cwd=runs)
+    assert other.returncode == 2 and "transformer" in other.stderr
     shutil.rmtree(runs / "outputs" / "lstm-again")
+
+
+def test_a_run_of_several_sittings_anywhere_comes_out_again(seq2seq: Program, runs: Path, tmp_path: Path) -> None:
+    """What limits one sitting does not limit the repetition, which lies beside the run wherever that is."""
+    shutil.copytree(runs / "outputs" / "lstm", tmp_path / "kept" / "run")
+    stored = tmp_path / "kept" / "run" / "config.yaml"
+    stored.write_text(
+        stored.read_text(encoding="utf-8").replace("max_minutes: 0.0", "max_minutes: 0.0001"), encoding="utf-8"
+    )
+    assert "max_minutes: 0.0001" in stored.read_text(encoding="utf-8")
+    again = seq2seq("reproduce", str(tmp_path / "kept" / "run"), cwd=runs)
+    assert again.returncode == 0 and "reproduced BLEU" in again.stdout, again.stderr
+    assert (tmp_path / "kept" / "run-again" / "result.json").is_file()
 
 
 def test_a_score_outside_the_interval_is_no_success() -> None:

@@ -17,10 +17,11 @@ from seq2seq.evaluation import (
     grouped_score,
     length_groups,
     paired_tests,
+    sacrebleu_metric,
     sentence_scores,
 )
 from seq2seq.run import Run
-from seq2seq.testsets import find_test_sets, translated, written_at
+from seq2seq.testsets import find_test_sets, search_told, stored_config, translated, written_at
 from seq2seq.training.checkpoint import CONFIG, read_config
 from seq2seq.training.logbook import status
 
@@ -29,7 +30,9 @@ NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # what says no
 
 def compare(config: CompareConfig) -> None:
     """Each run against the first: significance, configs, lengths, and the sentences that differ most."""
+    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
     runs = find_runs(config)
+    notes = what_differs(runs, config)
     tests = find_test_sets(config, runs[0])
     if len(tests) > 1:
         raise UserError("split, source, public: compare takes one test set; name one", code=2)
@@ -38,7 +41,9 @@ def compare(config: CompareConfig) -> None:
         print(
             f"{'run' if run is not runs[0] else 'baseline':10} {run.folder}, {run.checkpoint(config.checkpoint).name}"
         )
-    print(f"test set   {test.name}: {len(test):,} pairs, beam {config.search.beam}")
+    print(f"test set   {test.name}: {len(test):,} pairs, {search_told(config.search)}")
+    for note in notes:
+        print(f"note       {note}")
     tune_cpu()
     hypotheses = [translated(run, test, config) for run in runs]
     for run in runs:
@@ -52,6 +57,22 @@ def compare(config: CompareConfig) -> None:
     tell_lengths(names, hypotheses, test, config.tokenize)
     for name, others in zip(names[1:], hypotheses[1:], strict=True):
         tell_sentences((names[0], name), (hypotheses[0], others), test, config.sentences)
+
+
+def what_differs(runs: list[Run], config: CompareConfig) -> list[str]:
+    """Notes on runs that learned from another corpus than the first; other languages leave nothing to compare."""
+    first, *others = (stored_config(run, config).data for run in runs)
+    notes = []
+    for run, data in zip(runs[1:], others, strict=True):
+        if (data.source, data.target) != (first.source, first.target):
+            raise UserError(
+                f"run: {runs[0].folder.name} translates {first.source} → {first.target}, {run.folder.name} "
+                f"{data.source} → {data.target}; runs of the same languages can be compared",
+                code=2,
+            )
+        if (data.name, data.path, data.train) != (first.name, first.path, first.train):
+            notes.append(f"{run.folder.name} learned from another corpus ({data.name}) than {runs[0].folder.name}")
+    return notes
 
 
 def find_runs(config: CompareConfig) -> list[Run]:
@@ -72,11 +93,14 @@ def tell_scores(names: list[str], found: dict[str, list[Paired]], metrics: Seque
         rows = [found[metric][i] for metric in metrics]
         print(f"{name:{width}}" + "".join(f"{f'{row.value:.2f} ± {row.interval:.2f}':<20}" for row in rows).rstrip())
         if i:
+            # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
+            equal = [row.value == found[metric][0].value for row, metric in zip(rows, metrics, strict=True)]
             for title, values in (
                 ("bootstrap", [row.bootstrap for row in rows]),
                 ("randomised", [row.randomised for row in rows]),
             ):
-                cells = "".join(f"{f'p = {p:.4f}':<20}" for p in values)
+                told = ("–" if same else f"p = {p:.4f}" for p, same in zip(values, equal, strict=True))
+                cells = "".join(f"{cell:<20}" for cell in told)
                 print(f"{f'  {title}':{max(width, 13)}}{cells}".rstrip())
     print()
     for metric in metrics:
@@ -93,7 +117,6 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
     sign = -1 if metric in LOWER_IS_BETTER else 1
     p = max(other.bootstrap, other.randomised)
     if difference == 0:
-        # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
         return f"{TITLES[metric]:10} {name} and {baseline} are equal"
     word = "better" if sign * difference > 0 else "worse"
     if p >= 0.05:

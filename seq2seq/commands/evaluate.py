@@ -26,10 +26,11 @@ from seq2seq.evaluation import (
     lengths,
     measure,
     require_comet,
+    sacrebleu_metric,
     source_frequency_groups,
 )
 from seq2seq.run import Run
-from seq2seq.testsets import as_list, find_test_sets, stored_config, translate, write_translations
+from seq2seq.testsets import as_list, find_test_sets, search_told, stored_config, translate, write_translations
 from seq2seq.text.corpus import open_corpora
 from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
@@ -51,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
     """Translate test sets and print the scores; hypotheses and scores are written into the run."""
     if "comet" in config.metrics:
         require_comet()
+    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
     runs = [Run.find(name, config.outputs) for name in as_list(config.run)]
     tests = [find_test_sets(config, run) for run in runs]
     several = sum(map(len, tests)) > 1
@@ -75,7 +77,7 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
         began = time.perf_counter()
         hypotheses = translate(translator, test, config.search)
         seconds = time.perf_counter() - began
-        print(f"speed      {len(test) / seconds:,.0f} sentences/s, beam {config.search.beam}")
+        print(f"speed      {len(test) / seconds:,.0f} sentences/s, {search_told(config.search)}")
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
         alignment = alignment_of(translator, test)
@@ -140,12 +142,12 @@ def bar(value: float, width: int = 30) -> str:
 
 def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]:
     """Runs below one another for each test set, the best score of each metric starred; then the signatures."""
-    names = list(dict.fromkeys(one.test.name for one in found))
+    tests = {(one.test.name, one.test.key): f"{one.test.name}, {len(one.test):,}" for one in found}
     width = max(len(one.run.folder.name) for one in found) + 2
-    first = max(map(len, ["test set", *names])) + 2
-    lines = [f"{'test set':{first}}{'run':{width}}" + "".join(f"{TITLES[metric]:>16}" for metric in metrics)]
-    for name in names:
-        rows = [one for one in found if one.test.name == name]
+    first = max(map(len, ["test set, pairs", *tests.values()])) + 2
+    lines = [f"{'test set, pairs':{first}}{'run':{width}}" + "".join(f"{TITLES[metric]:>16}" for metric in metrics)]
+    for test, name in tests.items():
+        rows = [one for one in found if (one.test.name, one.test.key) == test]
         best = [
             (min if metric in LOWER_IS_BETTER else max)(one.scores[i].value for one in rows)
             for i, metric in enumerate(metrics)

@@ -13,16 +13,25 @@ from seq2seq import __version__, environment
 from seq2seq import report as pages
 from seq2seq.alignment import alignment_of
 from seq2seq.commands.train import hint
-from seq2seq.config import ReportConfig, TrainConfig, plain
+from seq2seq.config import CONFIGS, ReportConfig, SearchConfig, plain, search_preset
 from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
-from seq2seq.evaluation import RESAMPLES, TestSet, grouped_score, length_groups, measure, sentence_scores
+from seq2seq.evaluation import (
+    RESAMPLES,
+    TestSet,
+    grouped_score,
+    length_groups,
+    measure,
+    sacrebleu_metric,
+    sentence_scores,
+)
 from seq2seq.model.seq2seq import parameter_table
 from seq2seq.run import Run, write_aside
-from seq2seq.testsets import find_test_sets, stored_config, translated
+from seq2seq.testsets import find_test_sets, search_told, stored_config, translated
 from seq2seq.training.logbook import status
 from seq2seq.translator import Translator
 
+GROUPS = ("data", "search")  # which a preset names
 METRICS = ("bleu", "bleu_lc", "chrf", "chrf++", "ter")
 
 
@@ -38,8 +47,11 @@ def report(config: ReportConfig) -> None:
         raise UserError(f"show: there is no sentence {wrong[0]}; {test.name} has {len(test):,}", code=2)
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
     print(f"test set   {test.name}: {len(test):,} pairs")
+    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
     tune_cpu()
     output = Path(config.output) if config.output else run.folder / "report.html"
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
     try:
         write_aside(output, pages.page(gather(run, test, config)))
     except OSError as error:
@@ -69,11 +81,13 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
             "corpus": stored.data.name,
             "languages": [stored.data.source, stored.data.target],
             "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
-            "search": f"beam {config.search.beam}",
+            "search": search_told(config.search),
         },
         "progress": progress(run),
         "scores": [asdict(score) for score in scores],
-        "lengths": [asdict(g) for g in grouped_score("bleu", hypotheses, test, length_groups(test.source))],
+        "lengths": [
+            asdict(g) for g in grouped_score("bleu", hypotheses, test, length_groups(test.source), config.tokenize)
+        ],
         "curves": pages.curves(metrics),
         "time": pages.time_spent(metrics),
         "sentences": told,
@@ -81,7 +95,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
         "alignment": pages.alignment_told(alignment_of(translator, test)),
         "config": yaml.safe_dump(plain(stored), sort_keys=False, allow_unicode=True),
         "environment": environment.read(run),
-        "repeat": repeat(run, stored, config),
+        "repeat": repeat(run, config),
         "version": __version__,
     }
 
@@ -113,10 +127,31 @@ def attention_of(
     return looked
 
 
-def repeat(run: Run, stored: TrainConfig, config: ReportConfig) -> list[str]:
-    """Commands that make the run, its scores and this page again."""
-    return [
-        hint("reproduce", run=stored.name, outputs=config.outputs),
-        hint("evaluate", run=stored.name, outputs=config.outputs),
-        hint("report", run=stored.name, outputs=config.outputs),
-    ]
+def repeat(run: Run, config: ReportConfig) -> list[str]:
+    """Commands that make the run, its scores and this page again, with all that was asked for here."""
+    usual = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
+    asked = {key: value for key, value in vars(config).items() if key not in GROUPS and value != usual[key]}
+    if config.data:
+        asked["data"] = config.data.name
+    asked |= asked_of_search(config.search)
+    asked["run"] = run.folder.name if run.folder.parent == Path(config.outputs) else str(run.folder)
+    where: dict[str, Any] = {key: asked[key] for key in ("run", "outputs", "device", "data_path") if key in asked}
+    scores = {key: value for key, value in asked.items() if key not in ("output", "show", "sentences")}
+    commands: dict[str, dict[str, Any]] = {"reproduce": where, "evaluate": scores, "report": asked}
+    return [hint(command, **{key: typed(value) for key, value in said.items()}) for command, said in commands.items()]
+
+
+def asked_of_search(search: SearchConfig) -> dict[str, Any]:
+    """The preset that a search is, or what differs from the usual one."""
+    for preset in sorted((CONFIGS / "search").glob("*.yaml")):
+        if search == search_preset(preset.stem):
+            return {} if preset.stem == "beam" else {"search": preset.stem}
+    usual = vars(search_preset("beam"))
+    return {f"search.{key}": value for key, value in vars(search).items() if value != usual[key]}
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from seq2seq import environment
-from seq2seq.commands.train import train
-from seq2seq.config import ReproduceConfig
-from seq2seq.errors import UserError
+from seq2seq.commands.train import changes_of, hint, train
+from seq2seq.config import ReproduceConfig, TrainConfig
+from seq2seq.errors import STOPPED, UserError
 from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.run import Run
 from seq2seq.testsets import moved
@@ -21,23 +22,39 @@ from seq2seq.translator import Translator
 def reproduce(config: ReproduceConfig) -> None:
     """A new run under a new name; its score must lie in the interval of the old one."""
     old = Run.find(config.run, config.outputs)
-    stored = read_config(old.config)
-    name = config.name or f"{stored.name}-again"
-    if config.data_path:
-        stored = replace(stored, data=moved(stored.data, config.data_path))
-    again = replace(stored, name=name, outputs=config.outputs, device=config.device or stored.device, overwrite=False)
-    new = Run(old.folder.with_name(name))
-    if new.exists:
-        raise UserError(f"name: {new.folder} exists; choose another with name=…", code=2)
+    again = config_of(old, config)
+    new = Run(Path(again.outputs) / again.name)
+    if new.exists and changes_of(new, again):
+        raise UserError(f"name: {new.folder} is another run; choose another name with name=…", code=2)
     expected = expectation(old, again.data)
     print(f"again      {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
-    train(again)
-    found = json.loads((Run(new.folder).result).read_text(encoding="utf-8"))["test"]
+    try:
+        train(again)
+    except UserError as error:
+        if error.code != STOPPED:
+            raise
+        more = hint("reproduce", run=str(old.folder), **({"name": config.name} if config.name else {}))
+        raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
+    found = expectation(new, again.data)
     print()
     for change in changed_since(old, new):
         print(f"changed    {change}")
     print(f"metrics    {'the same at every step' if same_metrics(old, new) else 'not the same at every step'}")
     verdict(expected, found)
+
+
+def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
+    """What the new run is trained with: all that the old one stored, in one go, beside it."""
+    stored = read_config(old.config)
+    return replace(
+        stored,
+        name=config.name or f"{old.folder.name}-again",
+        outputs=str(old.folder.parent),
+        overwrite=False,
+        device=config.device or stored.device,
+        data=moved(stored.data, config.data_path) if config.data_path else stored.data,
+        training=replace(stored.training, max_minutes=0.0),
+    )
 
 
 def expectation(run: Run, data: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from seq2seq import config as configs
 from seq2seq import environment
 from seq2seq.config import TrainConfig
 from seq2seq.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
-from seq2seq.errors import UserError
+from seq2seq.errors import STOPPED, UserError
 from seq2seq.evaluation import RESAMPLES, translate_and_score
 from seq2seq.model.seq2seq import Seq2Seq, build_model, parameter_table
 from seq2seq.run import Run
@@ -77,7 +77,8 @@ def train(config: TrainConfig) -> None:
         world.wait()  # before the folder changes, everyone has read it
         if world.leads:
             open_folder(run, state.config, state.progress.update)
-            environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
+            if state.progress.update < state.config.training.updates:
+                environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logbook.open(run, state.progress.update)
         logbook.text("config", state.progress.update, f"```yaml\n{yaml_of(state.config)}```")
         if fit(trainer) and world.leads:
@@ -263,7 +264,7 @@ def fit(trainer: Trainer) -> bool:
         if not trainer.stopped_by_signal:
             logbook.fact("continue", again)
             return False
-        raise UserError(f"stopped by a signal; continue with: {again}", code=130)
+        raise UserError(f"stopped by a signal; continue with: {again}", code=STOPPED)
     return True
 
 

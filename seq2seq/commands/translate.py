@@ -15,7 +15,7 @@ from typing import TextIO
 
 from seq2seq.config import TranslateConfig
 from seq2seq.device import tune_cpu
-from seq2seq.errors import UserError
+from seq2seq.errors import STOPPED, UserError
 from seq2seq.prompt import converse, open_runs
 from seq2seq.text.lines import Arriving, Line, decoded, sentences
 from seq2seq.text.sources import raw_lines
@@ -46,7 +46,7 @@ def translate(config: TranslateConfig) -> None:
     except KeyboardInterrupt:
         where = f" are in {part_of(config.output)}" if config.output else ""
         print(f"\nstopped: {work.done:,} complete lines{where}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
 
 
 class Filter:

@@ -230,12 +230,14 @@ def read_plain_config(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> TrainConfig:
+    values = read_plain_config(path)
     try:
-        return configs.typed(TrainConfig, configs.completed(read_plain_config(path)))
+        return configs.typed(TrainConfig, configs.completed(values))
     except UserError as error:
         raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    told = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = " ".join(told.split())[:160] or type(error).__name__
     return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")

@@ -30,10 +30,15 @@ class Meter:
     def __init__(self, state: RunState, precision: torch.dtype) -> None:
         self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
         self.device = next(state.model.parameters()).device
-        self.rate_of_matrices = matrix_rate(self.device, precision)
+        self.precision, self.rate_of_matrices = precision, 0.0
         self.multiply_adds = multiply_adds(state.model)
         self.epoch = state.batches.size()
         self.stats = UpdateStats(0.0, 0.0)
+        self.begin()
+
+    def begin(self) -> None:
+        """At the start, and after what is no training. The best rate counts: others may have used the machine."""
+        self.rate_of_matrices = max(self.rate_of_matrices, matrix_rate(self.device, self.precision))
         self.restart()
 
     def restart(self) -> None:

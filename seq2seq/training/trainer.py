@@ -60,7 +60,7 @@ class Trainer:
                 self.log(meter)
             if progress.update % settings.validate_every == 0 or last:
                 self.validate()
-                meter.restart()
+                meter.begin()
             if 0 < settings.max_minutes * 60 < time.monotonic() - began:
                 self.stop(f"training.max_minutes={settings.max_minutes:g}")
         if self.saved < progress.update:
