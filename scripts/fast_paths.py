@@ -129,6 +129,7 @@ PATHS = {
     "work taken out of the decoder's recurrence": FastPath(
         ((lstm.Decoder, "_attend_and_recur", word_by_word(lstm.Decoder._attend_and_recur)),), family="lstm"
     ),
+    "search: weights laid out once": FastPath(((Seq2Seq, "pack", lambda self: self),)),
     "search: what was said is read once": FastPath(
         ((Seq2Seq, "start", READ_AGAIN[0]), (Seq2Seq, "decode", READ_AGAIN[1]))
     ),

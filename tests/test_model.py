@@ -23,7 +23,7 @@ from conftest import (
 from seq2seq import cli
 from seq2seq.config import CONFIGS
 from seq2seq.model import layers
-from seq2seq.model.layers import dropout
+from seq2seq.model.layers import PackedLinear, dropout
 from seq2seq.model.seq2seq import build_model, parameter_table
 from seq2seq.text.tokenizer import Vocabulary
 
@@ -147,6 +147,18 @@ def test_packing_changes_no_number(family: str, options: list[str]) -> None:
         seen.append((features_MD, [parameter.grad for parameter in model.parameters()]))
     assert len(features_MD) == batch.target_tokens < batch.target_out_BT.numel(), "there is padding"
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
+
+
+@both_families_with_options
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str], precision: torch.dtype) -> None:
+    sentences = random_sentences([4, 1, 9])
+    plain, packed = (tiny_model(family, *options).to(precision) for _ in range(2))
+    if not PackedLinear.possible(plain.output.weight):
+        pytest.skip("torch has no oneDNN here, or none for this type of number")
+    assert any(isinstance(part, PackedLinear) for part in packed.pack().modules())
+    exact = {"rtol": 2e-2, "atol": 2e-2} if precision == torch.bfloat16 else {}
+    torch.testing.assert_close(read(packed, sentences, TARGET), read(plain, sentences, TARGET), **exact)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from seq2seq import __version__, environment
 from seq2seq import report as pages
 from seq2seq.alignment import alignment_of
 from seq2seq.commands.train import hint
-from seq2seq.config import CONFIGS, ReportConfig, SearchConfig, plain, search_preset
+from seq2seq.config import CONFIGS, ReportConfig, SearchConfig, TrainConfig, plain, search_preset
 from seq2seq.device import tune_cpu
 from seq2seq.errors import UserError
 from seq2seq.evaluation import (
@@ -25,7 +26,7 @@ from seq2seq.evaluation import (
     sacrebleu_metric,
     sentence_scores,
 )
-from seq2seq.model.seq2seq import parameter_table
+from seq2seq.model.seq2seq import build_model, parameter_table
 from seq2seq.run import Run, write_aside
 from seq2seq.testsets import find_test_sets, search_told, stored_config, translated
 from seq2seq.training.logbook import status
@@ -77,7 +78,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
             "checkpoint": run.checkpoint(config.checkpoint).name,
             "model": stored.model.name,
             "family": stored.model.family,
-            "parameters": sum(count for _, count in parameter_table(translator.models.models[0])),
+            "parameters": parameters(stored, translator),
             "corpus": stored.data.name,
             "languages": [stored.data.source, stored.data.target],
             "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
@@ -98,6 +99,13 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
         "repeat": repeat(run, config),
         "version": __version__,
     }
+
+
+def parameters(stored: TrainConfig, translator: Translator) -> int:
+    """Of the model as it was trained; the one that translates may hold them in another form."""
+    with torch.device("meta"):
+        model = build_model(stored.model, translator.tokenizer.vocabulary)
+    return sum(count for _, count in parameter_table(model))
 
 
 def progress(run: Run) -> dict[str, Any] | None:

