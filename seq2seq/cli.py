@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -103,6 +104,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without an arrow shows a question mark
+    # Leave as after an error, so that nothing half-made stays behind; training has its own way to stop.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         dispatch(sys.argv[1:])
     except UserError as error:

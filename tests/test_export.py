@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,18 @@ def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: py
     with pytest.raises(UserError, match="export refused, nothing is written"):
         export(load_config("export", "run=any", f"output={run.folder / 'old'}", "overwrite=true"))
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints", "old"}
+
+
+@needed
+def test_an_export_that_is_ended_leaves_nothing(run: Run) -> None:
+    """SIGTERM while the proof runs: the folder that was to be renamed is gone."""
+    command = [sys.executable, "-m", "seq2seq", "export", f"run={run.folder}", "sentences=100000"]
+    (run.folder.parent.parent / "v.en").write_text("Some dogs see cats.\n" * 20_000, encoding="utf-8")
+    (run.folder.parent.parent / "v.de").write_text("Some dogs see cats.\n" * 20_000, encoding="utf-8")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not list(run.folder.glob(".*/model.bin")):
+            time.sleep(0.05)
+        process.terminate()
+        process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
