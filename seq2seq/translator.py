@@ -104,7 +104,7 @@ class Translator:
         place, _ = choose_device(device)
         dtype, _ = choose_precision(precision, place)
         config, tokenizer, model = load_checkpoint(folder)
-        return cls(model.to(place, dtype).eval().pack(), tokenizer, place, config.model.max_length)
+        return cls(model.to(place, dtype).eval().prepare(), tokenizer, place, config.model.max_length)
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:

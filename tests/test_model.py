@@ -23,7 +23,7 @@ from conftest import (
 from seq2seq import cli
 from seq2seq.config import CONFIGS
 from seq2seq.model import layers
-from seq2seq.model.layers import PackedLinear, dropout
+from seq2seq.model.layers import PreparedLinear, dropout
 from seq2seq.model.seq2seq import build_model, parameter_table
 from seq2seq.text.tokenizer import Vocabulary
 
@@ -153,12 +153,12 @@ def test_packing_changes_no_number(family: str, options: list[str]) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str], precision: torch.dtype) -> None:
     sentences = random_sentences([4, 1, 9])
-    plain, packed = (tiny_model(family, *options).to(precision) for _ in range(2))
-    if not PackedLinear.possible(plain.output.weight):
+    plain, prepared = (tiny_model(family, *options).to(precision) for _ in range(2))
+    if not PreparedLinear.possible(plain.output.weight):
         pytest.skip("torch has no oneDNN here, or none for this type of number")
-    assert any(isinstance(part, PackedLinear) for part in packed.pack().modules())
+    assert any(isinstance(part, PreparedLinear) for part in prepared.prepare().modules())
     exact = {"rtol": 2e-2, "atol": 2e-2} if precision == torch.bfloat16 else {}
-    torch.testing.assert_close(read(packed, sentences, TARGET), read(plain, sentences, TARGET), **exact)
+    torch.testing.assert_close(read(prepared, sentences, TARGET), read(plain, sentences, TARGET), **exact)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

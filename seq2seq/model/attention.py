@@ -158,7 +158,7 @@ class Attention(nn.Module):
     def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None) -> Tensor | None:
         """What positions add to the scores: −∞ for the future, and ALiBi's slope; None where it is all zero."""
         bias = alibi(self.heads, T, S, start, like, place_S) if self.position == "alibi" else None
-        if causal and T > 1:
+        if causal and start + 1 < S:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
         return bias

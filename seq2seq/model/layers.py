@@ -131,7 +131,7 @@ class FeedForward(nn.Module):
         return self.outer(dropout(hidden, self.p, self.training))
 
 
-class PackedLinear(nn.Module):
+class PreparedLinear(nn.Module):
     """A linear map for translating on a CPU, its weights laid out once as oneDNN multiplies them.
 
     `nn.Linear` does so at each product, or takes a slower library: float32 translates 1.4 times as fast, and a single
@@ -140,11 +140,11 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 64)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 64)
         self.bias_O = None if bias_O is None else bias_O.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias_O, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias_O, "none", [], "")
         return y
 
     @staticmethod

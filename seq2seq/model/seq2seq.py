@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.config import LSTMConfig, ModelConfig
-from seq2seq.model.layers import PackedLinear, Packing, drop_rows, either, embedding
+from seq2seq.model.layers import Packing, PreparedLinear, drop_rows, either, embedding
 from seq2seq.model.state import State
 from seq2seq.text.batches import Batch
 from seq2seq.text.tokenizer import Vocabulary
@@ -60,7 +60,7 @@ class Seq2Seq(nn.Module):
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
         self.decoder = decoder
         self.output = self.target_embedding if tie != "none" else embedding(vocabulary.target, width)
-        self.readout: PackedLinear | None = None
+        self.readout: PreparedLinear | None = None
 
     def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
         """Sentences read, no word of their translations written."""
@@ -72,14 +72,14 @@ class Seq2Seq(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         return self.readout(features) if self.readout else F.linear(features, self.output.weight)
 
-    def pack(self) -> Seq2Seq:
+    def prepare(self) -> Seq2Seq:
         """This model, for translating only: on a CPU its linear maps are laid out once."""
-        if PackedLinear.possible(self.output.weight):
-            self.readout = PackedLinear(self.output.weight, None)
+        if PreparedLinear.possible(self.output.weight):
+            self.readout = PreparedLinear(self.output.weight, None)
             for part in [*self.modules()]:
                 for name, child in part.named_children():
                     if isinstance(child, nn.Linear):
-                        setattr(part, name, PackedLinear(child.weight, child.bias))
+                        setattr(part, name, PreparedLinear(child.weight, child.bias))
         return self
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:

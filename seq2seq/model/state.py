@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from seq2seq.model.attention import KeyValue
 
 Tree = Any  # a Tensor, a Past, None, or a (named) tuple of trees
-ROOM = 16  # positions that a past has room for at first; it doubles as it must
+AHEAD = 6  # steps that a past gets room for when it grows, …
+WHOLE = 16  # … in numbers that vectors take at once
 
 
 def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
@@ -88,12 +90,10 @@ class Buffer:
 
     @classmethod
     def of(cls, layers: Sequence[KeyValue], room: int) -> Buffer:
-        """A copy of these layers, in a place with more room."""
+        """A copy of these layers, in a place with more room; what is not written yet is zero."""
         B, N, P, H = layers[0].key_RNSH.shape
-        value = layers[0].value_RNSH
-        buffer = cls(
-            value.new_empty(len(layers), B, N, H, room), value.new_empty(len(layers), B, N, room, value.shape[3]), P
-        )
+        value, L = layers[0].value_RNSH, len(layers)
+        buffer = cls(value.new_zeros(L, B, N, H, room), value.new_zeros(L, B, N, room, value.shape[3]), P)
         for i, layer in enumerate(layers):
             buffer.write(i, 0, layer)
         return buffer
@@ -168,13 +168,19 @@ class Continuation:
         self.layers: list[KeyValue] = []
         self.buffer = past.buffer
         if slots and (self.buffer is None or self.buffer.used != slots or self.buffer.room < slots + new):
-            self.buffer = Buffer.of(past.layers, max(2 * slots, ROOM * self.beam) + new)
+            self.buffer = Buffer.of(past.layers, -(-(slots + AHEAD * new) // WHOLE) * WHOLE)
+        self.slots = slots + new
         if self.buffer:
-            self.buffer.used = slots + new
+            self.buffer.used = self.slots
+        # Attention looks at the whole buffer, whose parts it would have to copy: what is not written yet is hidden.
+        empty = self.buffer.room - self.slots if self.buffer else 0
         place_T = torch.arange(state.length, state.length + self.positions, device=like_RTD.device).repeat(self.beam)
-        self.place_P = place_T if past.place_P is None else torch.cat((past.place_P, place_T))
+        place_P = place_T if past.place_P is None else torch.cat((past.place_P, place_T))
+        self.place_P = F.pad(place_P, (0, empty))
         self.alone = self.beam == 1 and past.bias_BKP is None  # all slots hold this hypothesis, in order
-        self.bias_BQP = None if self.alone else self._bias(len(like_RTD) // self.beam, like_RTD)
+        self.bias_BQP = None
+        if not self.alone:
+            self.bias_BQP = F.pad(self._bias(len(like_RTD) // self.beam, like_RTD), (0, empty), value=-math.inf)
 
     def _bias(self, B: int, like: Tensor) -> Tensor:
         """−∞ for each new word at the slots of other hypotheses, and at words that come after it."""
@@ -193,10 +199,14 @@ class Continuation:
         if self.buffer:
             i = len(self.layers)
             self.buffer.write(i, self.past.slots, new)
-            new = self.buffer.layer(i, self.buffer.used)
-        self.layers.append(new)
+            self.layers.append(self.buffer.layer(i, self.slots))
+            new = self.buffer.layer(i, self.buffer.room)
+        else:
+            self.layers.append(new)
         return new if self.bias_BQP is None else new._replace(bias_R1QS=self.bias_BQP[:, None])
 
     def end(self) -> Past:
-        bias_BKP = None if self.bias_BQP is None else self.bias_BQP[:, self.positions - 1 :: self.positions]
-        return Past(tuple(self.layers), self.buffer, bias_BKP, self.place_P)
+        bias_BKP = (
+            None if self.bias_BQP is None else self.bias_BQP[:, self.positions - 1 :: self.positions, : self.slots]
+        )
+        return Past(tuple(self.layers), self.buffer, bias_BKP, self.place_P[: self.slots])
