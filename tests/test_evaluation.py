@@ -151,6 +151,12 @@ def test_repetition_and_breaking_off_are_seen() -> None:
     assert evaluation.repetitions(["the", "the", "cat"]) == 1
     assert evaluation.repetitions(["a", "b", "a", "b", "c"]) == 1
     assert evaluation.repetitions(["a", "b", "c", "a", "d"]) == 0
+    assert [evaluation.repetitions([word]) for word in ("Prospprüsssss", "hahahaha", "Schifffahrt", "100000")] == [
+        1,
+        1,
+        0,
+        0,
+    ]
     references = [["so so it is now", "one two three four", "a b c d e f g h i j"]]
     test = evaluation.TestSet("t", references[0], references)
     found = evaluation.lengths(["so so it is now", "one two two three four", "a b c d e f"], test)
