@@ -150,6 +150,11 @@ def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
         raise UserError(f"tokenize: {tokenize} cannot be used here ({reason}); choose another, such as char") from None
 
 
+def require_tokenizer(tokenize: str | None) -> None:
+    """What a way to find words lacks here is told before any work."""
+    sacrebleu_metric("bleu", tokenize or "13a")
+
+
 def tokenizer_of(language: str) -> str:
     """How sacreBLEU splits a language, or its characters where what that takes is not installed."""
     codes = set(re.split(r"[^a-z]+", language.lower()))

@@ -17,7 +17,7 @@ from seq2seq.evaluation import (
     grouped_score,
     length_groups,
     paired_tests,
-    sacrebleu_metric,
+    require_tokenizer,
     sentence_scores,
 )
 from seq2seq.run import Run
@@ -30,7 +30,7 @@ NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # what says no
 
 def compare(config: CompareConfig) -> None:
     """Each run against the first: significance, configs, lengths, and the sentences that differ most."""
-    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
+    require_tokenizer(config.tokenize)
     runs = find_runs(config)
     notes = what_differs(runs, config)
     tests = find_test_sets(config, runs[0])

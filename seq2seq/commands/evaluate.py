@@ -26,7 +26,7 @@ from seq2seq.evaluation import (
     lengths,
     measure,
     require_comet,
-    sacrebleu_metric,
+    require_tokenizer,
     source_frequency_groups,
 )
 from seq2seq.run import Run
@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
     """Translate test sets and print the scores; hypotheses and scores are written into the run."""
     if "comet" in config.metrics:
         require_comet()
-    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
+    require_tokenizer(config.tokenize)
     runs = [Run.find(name, config.outputs) for name in as_list(config.run)]
     tests = [find_test_sets(config, run) for run in runs]
     several = sum(map(len, tests)) > 1

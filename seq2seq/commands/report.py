@@ -23,7 +23,7 @@ from seq2seq.evaluation import (
     grouped_score,
     length_groups,
     measure,
-    sacrebleu_metric,
+    require_tokenizer,
     sentence_scores,
 )
 from seq2seq.model.seq2seq import build_model, parameter_table
@@ -48,7 +48,7 @@ def report(config: ReportConfig) -> None:
         raise UserError(f"show: there is no sentence {wrong[0]}; {test.name} has {len(test):,}", code=2)
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
     print(f"test set   {test.name}: {len(test):,} pairs")
-    sacrebleu_metric("bleu", config.tokenize or "13a")  # what it lacks is told before the work
+    require_tokenizer(config.tokenize)
     tune_cpu()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
