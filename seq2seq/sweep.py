@@ -130,14 +130,11 @@ STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.soft{fill:#66717d}.
 .mean,.spread{stroke:#6db1f2}.dot{fill:#6db1f2}}"""
 
 
-def reach(scores: list[float]) -> list[float]:
-    """The ends of the band that a deviation makes around the mean, and the scores themselves."""
-    spread = stdev(scores) if len(scores) > 1 else 0.0
-    return [
-        max(0.0, mean(scores) - spread) if min(scores) >= 0 else mean(scores) - spread,
-        mean(scores) + spread,
-        *scores,
-    ]
+def band(scores: list[float]) -> tuple[float, float]:
+    """A deviation to both sides of the mean; of scores that cannot be negative, not below zero."""
+    middle, spread = mean(scores), stdev(scores) if len(scores) > 1 else 0.0
+    low = middle - spread
+    return max(0.0, low) if min(scores) >= 0 else low, middle + spread
 
 
 def axis(points: list[float]) -> tuple[float, float, list[float]]:
@@ -154,7 +151,8 @@ def axis(points: list[float]) -> tuple[float, float, list[float]]:
 def picture(settings: list[Setting], metric: str) -> str:
     """A row for each setting: every run a dot, their mean a stroke, their deviation a band."""
     shown = [setting for setting in settings if setting.scores[metric]]
-    low, high, ticks = axis([end for setting in shown for end in reach(setting.scores[metric])])
+    every = [setting.scores[metric] for setting in shown]
+    low, high, ticks = axis([point for scores in every for point in (*scores, *band(scores))])
     left = 24 + 7.5 * max(len(setting.name) for setting in shown)
     width, height = left + 570, 62 + 34 * len(shown)
 
@@ -171,7 +169,7 @@ def picture(settings: list[Setting], metric: str) -> str:
         middle = mean(scores)
         name_class = ' class="best"' if middle == best else ""
         parts.append(f'<text{name_class} x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(setting.name)}</text>')
-        first, last = (x(end) for end in reach(scores)[:2])
+        first, last = map(x, band(scores))
         parts.append(f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>')
         parts += [f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores]
         parts.append(f'<line class="mean" x1="{x(middle)}" x2="{x(middle)}" y1="{y - 9}" y2="{y + 9}"/>')

@@ -90,16 +90,14 @@ class Seq2Seq(nn.Module):
     def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
         """Features_MD at every real target token of a batch, ready for `logits` or the loss."""
         p = either(word_dropout, self.word_dropout)
+        source = Packing(batch.source_place_M, *batch.source_BS.shape)
+        target = Packing(batch.target_place_M, *batch.target_in_BT.shape)
         source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
-        source, target = (
-            Packing(place_M, *ids.shape)
-            for place_M, ids in ((batch.source_place_M, batch.source_BS), (batch.target_place_M, batch.target_in_BT))
-        )
         memory = self.encoder(source_BSD, batch.source_mask_BS, source if batch.packed else None)
         target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)
-        if batch.packed:
-            return self.decoder(target_BTD, self.decoder.start(memory), packing=target).features_RTD
-        return target.pack(self.decoder(target_BTD, self.decoder.start(memory)).features_RTD)
+        packing = target if batch.packed else None
+        features = self.decoder(target_BTD, self.decoder.start(memory), packing=packing).features_RTD
+        return features if batch.packed else target.pack(features)
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:

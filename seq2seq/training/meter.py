@@ -64,7 +64,7 @@ class Meter:
             self.progress.line_tokens += share.target_tokens
         self.tokens += share.target_tokens
         for batch in share.batches:
-            self.sources += int(batch.source_mask_BS.sum())
+            self.sources += len(batch.source_place_M)
             self.targets += batch.target_tokens
             self.places += batch.source_BS.numel() + batch.target_out_BT.numel()
         # Validations are not counted: the meter restarts after each.
