@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.config import LSTMConfig, ModelConfig
-from seq2seq.model.layers import Packing, PreparedLinear, drop_rows, either, embedding
+from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows, either, embedding
 from seq2seq.model.state import State
 from seq2seq.text.batches import Batch
 from seq2seq.text.tokenizer import Vocabulary
@@ -77,6 +77,8 @@ class Seq2Seq(nn.Module):
         if PreparedLinear.possible(self.output.weight):
             self.readout = PreparedLinear(self.output.weight, None)
             for part in [*self.modules()]:
+                if isinstance(part, FeedForward):
+                    part.prepare()
                 for name, child in part.named_children():
                     if isinstance(child, nn.Linear):
                         setattr(part, name, PreparedLinear(child.weight, child.bias))

@@ -32,6 +32,7 @@ from seq2seq.search.scoring import (
 )
 
 WAIT = 0.25  # share of a batch that waits for the next one
+SIZES = 4  # of batches between a number of sentences and its double
 
 # tokens_R1, state → logits_R1V, state; and with a coverage penalty, attention to the source_RS.
 Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
@@ -65,27 +66,44 @@ class Beams:
 
 @dataclass(frozen=True)
 class Open:
-    """The sentences that are not decided yet, all after as many steps."""
+    """Sentences that are not decided yet, all after as many steps, and some in between that are."""
 
     state: State
     beams: Beams
     task: Task
+    left_B: Tensor  # is decided, and only fills the batch
     length: int
 
     def __len__(self) -> int:
-        return len(self.task.longest_B)
+        return int((~self.left_B).sum())
 
     def join(self, other: Open) -> Open:
         """The sentences of both, which have come equally far."""
         state, task = self.state.join(other.state), self.task.join(other.task)
-        return Open(state, self.beams.join(other.beams), task, self.length)
+        left_B = torch.cat((self.left_B, other.left_B))
+        return Open(state, self.beams.join(other.beams), task, left_B, self.length)
+
+    def shrink(self, groups: int) -> Open:
+        """Without sentences that left, down to one of few sizes: to a new shape a CPU's kernels must first be made."""
+        left_S = self.left_B[::groups]
+        count = int((~left_S).sum())
+        step = 1 << max(0, (count // SIZES).bit_length() - 1)
+        size = -(-count // step) * step
+        if size >= len(left_S):
+            return self
+        kept_S = left_S.int().argsort(stable=True)[:size]
+        kept_B = (kept_S[:, None] * groups + torch.arange(groups, device=kept_S.device)).flatten()
+        beams, state, K = self.beams.select(kept_B), self.state, self.beams.last_BK.shape[1]
+        if size:
+            state = state.select((kept_B[:, None] * K + torch.arange(K, device=kept_B.device)).flatten(), K * groups)
+        return Open(state, beams, self.task.select(kept_B), self.left_B[kept_B], self.length)
 
 
 @torch.inference_mode()
 def beam_search(
     step: Step, batches: Iterable[tuple[State, Task]], config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
-    """The best finished hypotheses of every sentence, best first; a sentence leaves as soon as it is decided.
+    """The best finished hypotheses of every sentence, best first; what it finds after it is decided is not looked at.
 
     Steps with few sentences cost nearly as much as steps with many. So the last ones of a batch wait until the next
     batch has come as far, and go on with it. Nothing of a sentence depends on its neighbours.
@@ -118,16 +136,14 @@ def advance(step: Step, now: Open, config: SearchConfig, specials: Specials, tre
     beams, origin_BK = extend(beams, candidates, specials.end, task, length)
     trellis.add(length, beams, origin_BK)
     row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
-    decided_B = decided(beams, config, task, length)
-    if decided_B.any():
-        trellis.leave(beams.select(decided_B))
-        kept_B = (~decided_B).nonzero()[:, 0]
-        beams, task = beams.select(kept_B), task.select(kept_B)
-        if len(kept_B):
-            state = state.select(row_BK[kept_B].flatten(), config.beam)
-    elif config.beam > 1:
+    decided_B = decided(beams, config, task, length) & ~now.left_B
+    if config.beam > 1:
         state = state.reorder(row_BK.flatten())
-    return Open(state, beams, task, length)
+    now = Open(state, beams, task, now.left_B | decided_B, length)
+    if not decided_B.any():
+        return now
+    trellis.leave(beams.select(decided_B))
+    return now.shrink(config.groups)
 
 
 def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> Open:
@@ -154,7 +170,7 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
     if config.beam > 1:
         rows_R = torch.arange(B // G, device=device).repeat_interleave(config.beam)
         state = state.select(rows_R, config.beam)
-    return Open(state, beams, task.repeat(G), 0)
+    return Open(state, beams, task.repeat(G), torch.zeros(B, dtype=torch.bool, device=device), 0)
 
 
 def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
