@@ -114,15 +114,15 @@ def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def measure_own(checkpoint: str, precision: str, file: str, beam: int, alone: int) -> dict[str, Any]:
-    translator = own_translator(checkpoint, precision)
+def measure_own(checkpoint: str, precision: str, processes: str, file: str, beam: int, alone: int) -> dict[str, Any]:
+    translator = own_translator(checkpoint, precision, processes)
     search = replace(search_preset("beam"), beam=beam)
     return measure(partial(texts, translator, search), Path(file).read_text(encoding="utf-8").split("\n"), alone)
 
 
-def own_translator(checkpoint: str, precision: str) -> Translator:
+def own_translator(checkpoint: str, precision: str = "auto", processes: str = "auto") -> Translator:
     tune_cpu()
-    return Translator.from_checkpoint(Path(checkpoint), "cpu", precision)
+    return Translator.from_checkpoint(Path(checkpoint), "cpu", precision).share(processes)
 
 
 def texts(translator: Translator, search: SearchConfig, sentences: Any) -> list[str]:
@@ -131,7 +131,7 @@ def texts(translator: Translator, search: SearchConfig, sentences: Any) -> list[
 
 def growth(checkpoint: str, file: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Sentences a second against batch size, beam and length, each from the median of three."""
-    translator = own_translator(checkpoint, "auto")
+    translator = own_translator(checkpoint)
     sentences = sorted(Path(file).read_text(encoding="utf-8").split("\n"), key=lambda text: len(text.split()))
 
     def speed(some: list[str], beam: int, batch: int = 0) -> float:
@@ -169,14 +169,18 @@ def contestants(
     """Everything that takes part in a round, by name and search."""
     peers = benchmarks.environment(work.parent / "environments" / "huggingface", HUGGING_FACE)
     file = str(work / "test.txt")
-    own = {"this project": (run, "auto"), "this project, float32": (run, "float32")}
+    own = {
+        "this project": (run, "auto", "auto"),
+        "this project, one process": (run, "auto", 1),
+        "this project, float32": (run, "float32", "auto"),
+    }
     if lstm:
-        own["this project, LSTM"] = (lstm, "auto")
+        own["this project, LSTM"] = (lstm, "auto", "auto")
     taking_part: dict[tuple[str, str], Callable[[], Any]] = {}
     for search, beam in BEAMS.items():
-        for name, (which, precision) in own.items():
+        for name, (which, precision, processes) in own.items():
             checkpoint = Run.find(which, outputs).checkpoint("best")
-            arguments = ("--measure", checkpoint, precision, file, beam, alone)
+            arguments = ("--measure", checkpoint, precision, processes, file, beam, alone)
             taking_part[name, search] = partial(benchmarks.measured, sys.executable, __file__, *arguments)
         for name, kind, folder in (
             ("CTranslate2, float32", "ctranslate2", "ctranslate2-float32"),
@@ -222,15 +226,15 @@ def main() -> None:
         "--work", type=Path, default=Path("data/benchmarks"), help="environments and intermediate files"
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of JSON and pictures")
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--growth", nargs=2, help=argparse.SUPPRESS)
     if "--growth" in sys.argv:
         print(json.dumps(growth(*sys.argv[2:])))
         return
     arguments = parser.parse_args()
     if arguments.measure:
-        checkpoint, precision, file, beam, alone = arguments.measure
-        print(json.dumps(measure_own(checkpoint, precision, file, int(beam), int(alone))))
+        checkpoint, precision, processes, file, beam, alone = arguments.measure
+        print(json.dumps(measure_own(checkpoint, precision, processes, file, int(beam), int(alone))))
         return
     work = arguments.work.resolve() / "decoding"
     corpus = prepare(arguments.run, arguments.outputs, arguments.data_path, work)

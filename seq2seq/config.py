@@ -520,6 +520,7 @@ class TranslateConfig:
     outputs: str
     device: str
     precision: Precision
+    processes: Count | Literal["auto"]
     input: str | None
     output: str | None
     split_lines: bool

@@ -31,9 +31,11 @@ from seq2seq.text.batches import by_budget
 from seq2seq.text.store import Ragged
 from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 from seq2seq.training.checkpoint import load_checkpoint
+from seq2seq.workers import Workers, choose_processes
 
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
 FORCED_TOKENS = 2048  # target subwords read together: their logits are float32, and as wide as the vocabulary
+SHARE = 16  # sentences that are worth a process of their own
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Translator:
     def __init__(self, model: Seq2Seq, tokenizer: Tokenizer, device: torch.device, max_length: int) -> None:
         self.models, self.tokenizers = Ensemble([model]), [tokenizer]
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
+        self.workers: Workers | None = None
 
     @classmethod
     def load(
@@ -93,11 +96,13 @@ class Translator:
         outputs: str = "outputs",
         device: str = "auto",
         precision: str = "auto",
+        processes: int | str = 1,
     ) -> Translator:
         """The translator of a run's checkpoint; of the newest run without a name; of an ensemble for several names."""
         names = [run] if run is None or isinstance(run, str) else list(run)
         folders = [Run.find(name, outputs).checkpoint(checkpoint) for name in names]
-        return cls.ensemble([cls.from_checkpoint(folder, device, precision) for folder in folders], names)
+        translators = [cls.from_checkpoint(folder, device, precision) for folder in folders]
+        return cls.ensemble(translators, names).share(processes)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Translator:
@@ -125,6 +130,12 @@ class Translator:
         together.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return together
 
+    def share(self, processes: int | str) -> Translator:
+        """This translator, with so many processes that divide many sentences; "auto": one for each thread of a CPU."""
+        count = choose_processes(processes, self.device)
+        self.workers = Workers(self._translate, count) if count > 1 else None
+        return self
+
     # ------------------------------------------------------------------------------------- translate
 
     def translate(
@@ -144,9 +155,24 @@ class Translator:
             raise TypeError("translate takes a list of sentences, not one string")
         if prefixes is not None and len(prefixes) != len(sentences):
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes do not go together")
-        search = search or search_preset("beam")
-        sources = self._read(sentences)
-        begun = self._target_ids(prefixes or [""] * len(sentences))
+        search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
+        shares = min(self.workers.count, len(sentences) // SHARE) if self.workers and not attention else 1
+        if self.workers is None or shares < 2:
+            return self._translate(sentences, prefixes, search, attention)
+        # Short and long ones for each.
+        order = np.argsort([len(text) for text in sentences], kind="stable")
+        parts = [order[w::shares].tolist() for w in range(shares)]
+        given = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
+        found: list[list[Translation]] = [[]] * len(sentences)
+        for part, translations in zip(parts, self.workers.map(given), strict=True):
+            for i, one in zip(part, translations, strict=True):
+                found[i] = one
+        return found
+
+    def _translate(
+        self, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig, attention: bool = False
+    ) -> list[list[Translation]]:
+        sources, begun = self._read(sentences), self._target_ids(prefixes)
         found: list[list[Hypothesis]] = [[] for _ in sentences]
         # Short sentences with short ones: little padding, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]

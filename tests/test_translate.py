@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import saved_run
+from conftest import Program, saved_run
 
 from seq2seq.cli import load_config
 from seq2seq.commands.translate import Filter, interrupts_wait, one_line, output_stream
@@ -241,6 +241,16 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "all\n")]
     with pytest.raises(UserError, match="cannot be written"), output_stream(str(path / "below")):
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
+def test_a_file_is_divided_among_processes(run: Run, seq2seq: Program, tmp_path: Path) -> None:
+    """The same lines in the same places as from one process."""
+    (tmp_path / "in.txt").write_text("".join(f"{'the dog ' * (i % 9)}\n" for i in range(90)), encoding="utf-8")
+    told = [f"run={run.folder}", f"input={tmp_path / 'in.txt'}", "search=greedy", "precision=float32"]
+    for processes in (1, 3):
+        seq2seq("translate", *told, f"processes={processes}", f"output={tmp_path / str(processes)}")
+    assert (tmp_path / "3").read_text("utf-8") == (tmp_path / "1").read_text("utf-8")
 
 
 def test_ctrl_c_waits_for_the_line() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from seq2seq.text.corpus import Corpus
 from seq2seq.text.tokenizer import BEGIN, Tokenizer, train_tokenizer
 from seq2seq.training.checkpoint import write_config, write_weights
 from seq2seq.translator import Translation, Translator
+from seq2seq.workers import choose_processes
 
 PAIRS = [
     ("A dog runs across the street.", "Ein Hund rennt über die Straße."),
@@ -148,6 +151,46 @@ def test_threads_share_a_translator(words: Tokenizer) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: model.translate(SOURCES, options()), range(8)):
             assert_same(found, expected)
+
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
+
+
+@forks
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
+    """The same translations in the same order, also when several threads ask, and attention goes without."""
+    sentences = [" ".join(SOURCES[i % 5].split()[: i % 7]) for i in range(50)]
+    prefixes = ["Ein" if i % 3 else "" for i in range(50)]
+    model, search = translator(family, words), options(n_best=2, length_extra=2)
+    expected = model.translate(sentences, search, prefixes=prefixes)
+    model.share(3)
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: model.translate(sentences, search, prefixes=prefixes), range(3)):
+            assert_same(found, expected)
+    assert len(multiprocessing.active_children()) == 3, "they are made once"
+    assert model.translate(sentences, search, attention=True)[1][0].attention() is not None
+    model.workers.close()  # type: ignore[union-attr]
+
+
+@forks
+def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> None:
+    model, sentences = translator("transformer", words).share(2), SOURCES * 10
+    with pytest.raises(UserError, match=r"search\.require: 'Ω' cannot be written"):
+        model.translate(sentences, options(require=["Ω"]))
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    with pytest.raises(UserError, match="a worker was killed"):
+        model.translate(sentences, options())
+    assert len(model.translate(sentences, options())) == len(sentences), "others take their place"
+    model.workers.close()  # type: ignore[union-attr]
+
+
+def test_processes_are_for_a_cpu() -> None:
+    assert choose_processes("auto", torch.device("cuda")) == choose_processes(1, torch.device("cuda")) == 1
+    with pytest.raises(UserError, match="processes: 2 work side by side only on Linux and device=cpu"):
+        choose_processes(2, torch.device("cuda"))
 
 
 def test_samples_do_not_depend_on_their_neighbours(words: Tokenizer) -> None:
