@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from seq2seq.training.checkpoint import load_checkpoint
 from seq2seq.workers import Workers, choose_processes
 
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
+READ_TOKENS = 2048  # source subwords that a CPU reads together
 FORCED_TOKENS = 2048  # target subwords read together: their logits are float32, and as wide as the vocabulary
 SHARE = 16  # sentences that are worth a process of their own
 
@@ -159,9 +161,11 @@ class Translator:
         shares = min(self.workers.count, len(sentences) // SHARE) if self.workers and not attention else 1
         if self.workers is None or shares < 2:
             return self._translate(sentences, prefixes, search, attention)
-        # Short and long ones for each.
+        # Few long ones take as long as many short ones, and those of a length need little padding.
         order = np.argsort([len(text) for text in sentences], kind="stable")
-        parts = [order[w::shares].tolist() for w in range(shares)]
+        cost = np.cumsum([(1 + len(sentences[i])) ** 1.1 for i in order])
+        cuts = np.searchsorted(cost, cost[-1] * np.arange(1, shares) / shares)
+        parts = [part.tolist() for part in np.split(order, cuts) if len(part)]
         given = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
         found: list[list[Translation]] = [[]] * len(sentences)
         for part, translations in zip(parts, self.workers.map(given), strict=True):
@@ -338,6 +342,13 @@ class Translator:
         return [ids[:-1] for ids in self.tokenizer.encode_target(texts)]
 
     def _start(self, sources: list[Source]) -> State:
+        """The state before the first word; a CPU reads few sentences together, of like length and in its cache."""
+        if self.device.type != "cpu":
+            return self._start_batch(sources)
+        widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
+        return reduce(State.join, (self._start_batch(sources[part]) for part in by_budget(widths, READ_TOKENS)))
+
+    def _start_batch(self, sources: list[Source]) -> State:
         read = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]
         return self.models.start([(source_BS, source_BS != PAD) for source_BS in read])
 
