@@ -34,6 +34,8 @@ source, target = (sentencepiece.SentencePieceProcessor(f"{{folder}}/{{side}}.mod
 print(target.decode(translator.translate_batch([source.encode("…", out_type=str)], disable_unk=True)[0].hypotheses[0]))
 ```
 
+For many sentences try a core for each batch: `ctranslate2.Translator(folder, inter_threads=CORES, intra_threads=1)`.
+
 {proof}
 """
 
