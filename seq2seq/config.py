@@ -647,11 +647,16 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
             f"{key}.family: {family!r} is not a choice; possible: {_listed(by_family)}{nearest(str(family), by_family)}"
         )
         return None
-    if any(typing.get_origin(choice) is Literal and value in typing.get_args(choice) for choice in choices):
+    words = [word for choice in choices if typing.get_origin(choice) is Literal for word in typing.get_args(choice)]
+    if value in words:
         return value
     wants_list = [choice for choice in choices if typing.get_origin(choice) is list]
     hint = wants_list[0] if isinstance(value, list) and wants_list else choices[0]
-    return _build(hint, value, key, problems)
+    before = len(problems)
+    built = _build(hint, value, key, problems)
+    if words and typing.get_origin(hint) is not Literal and len(problems) > before:
+        problems[-1] += f"; possible too: {_listed(words)}"
+    return built
 
 
 def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> Any:

@@ -159,16 +159,21 @@ class Translator:
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes do not go together")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
         shares = min(self.workers.count, len(sentences) // SHARE) if self.workers and not attention else 1
-        if self.workers is None or shares < 2:
-            return self._translate(sentences, prefixes, search, attention)
-        # Few long ones take as long as many short ones, and those of a length need little padding.
+        if self.workers and shares > 1:
+            return self._divide(self.workers, shares, sentences, prefixes, search)
+        return self._translate(sentences, prefixes, search, attention)
+
+    def _divide(
+        self, workers: Workers, shares: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
+    ) -> list[list[Translation]]:
+        """What several processes find: few long sentences take one as long as many short ones, with little padding."""
         order = np.argsort([len(text) for text in sentences], kind="stable")
         cost = np.cumsum([(1 + len(sentences[i])) ** 1.1 for i in order])
         cuts = np.searchsorted(cost, cost[-1] * np.arange(1, shares) / shares)
         parts = [part.tolist() for part in np.split(order, cuts) if len(part)]
         given = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
         found: list[list[Translation]] = [[]] * len(sentences)
-        for part, translations in zip(parts, self.workers.map(given), strict=True):
+        for part, translations in zip(parts, workers.map(given), strict=True):
             for i, one in zip(part, translations, strict=True):
                 found[i] = one
         return found

@@ -39,14 +39,14 @@ class Workers:
         """The work's result for each share, at most `count`; what a worker raises is raised here."""
         results: list[Any] = []
         with self.free:
-            while len(self.pipes) < len(shares):
-                self.pipes.append(self._fork())
             try:
+                while len(self.pipes) < len(shares):
+                    self.pipes.append(self._fork())
                 for pipe, share in zip(self.pipes, shares, strict=False):
                     pipe.send(share)
                 results += (pipe.recv() for pipe in self.pipes[: len(shares)])
             except (EOFError, OSError):
-                raise UserError("a worker was killed, perhaps for memory; processes=1 needs less") from None
+                raise UserError("a worker was killed or not made, perhaps for memory; processes=1 needs less") from None
             finally:
                 if len(results) < len(shares):
                     self.close()  # what comes late must not be taken for the answer to something else
@@ -64,7 +64,7 @@ class Workers:
         here, there = context.Pipe()
         process = context.Process(target=self._serve, args=(there, [*self.pipes, here]), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child runs none, and takes no lock
+            warnings.simplefilter("ignore", DeprecationWarning)  # of this process's threads: no worker needs them
             process.start()
         there.close()
         return here

@@ -26,6 +26,7 @@ from seq2seq.text.store import Ragged
 from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary, train_tokenizer
 from seq2seq.training.checkpoint import WEIGHTS, write_config
 
+forks = pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = Vocabulary(40, 40, joint=True)
 FAMILIES = ("transformer", "lstm")

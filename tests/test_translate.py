@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Program, saved_run
+from conftest import Program, forks, saved_run
 
 from seq2seq.cli import load_config
 from seq2seq.commands.translate import Filter, interrupts_wait, one_line, output_stream
@@ -243,7 +243,7 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
+@forks
 def test_a_file_is_divided_among_processes(run: Run, seq2seq: Program, tmp_path: Path) -> None:
     """The same lines in the same places as from one process."""
     (tmp_path / "in.txt").write_text("".join(f"{'the dog ' * (i % 9)}\n" for i in range(90)), encoding="utf-8")

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import multiprocessing
 import random
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, Program, tiny_config, tiny_model
+from conftest import FAMILIES, Program, forks, tiny_config, tiny_model
 
 from seq2seq.commands.score import tabbed
 from seq2seq.config import SearchConfig, search_preset, typed
@@ -151,9 +150,6 @@ def test_threads_share_a_translator(words: Tokenizer) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: model.translate(SOURCES, options()), range(8)):
             assert_same(found, expected)
-
-
-forks = pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
 
 
 @forks
