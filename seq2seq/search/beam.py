@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,10 @@ class Open:
     length: int
 
     def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def count(self) -> int:  # asked several times a step, and each time a GPU would be waited for
         return int((~self.left_B).sum())
 
     def join(self, other: Open) -> Open:
@@ -85,18 +90,20 @@ class Open:
 
     def shrink(self, groups: int) -> Open:
         """Without sentences that left, down to one of few sizes: to a new shape a CPU's kernels must first be made."""
-        left_S = self.left_B[::groups]
-        count = int((~left_S).sum())
+        left_S, count = self.left_B[::groups], len(self) // groups
         step = 1 << max(0, (count // SIZES).bit_length() - 1)
         size = -(-count // step) * step
         if size >= len(left_S):
             return self
         kept_S = left_S.int().argsort(stable=True)[:size]
-        kept_B = (kept_S[:, None] * groups + torch.arange(groups, device=kept_S.device)).flatten()
-        beams, state, K = self.beams.select(kept_B), self.state, self.beams.last_BK.shape[1]
-        if size:
-            state = state.select((kept_B[:, None] * K + torch.arange(K, device=kept_B.device)).flatten(), K * groups)
-        return Open(state, beams, self.task.select(kept_B), self.left_B[kept_B], self.length)
+
+        def all_of(each: int) -> Tensor:
+            """The places of what is kept, where a sentence has so many."""
+            return (kept_S[:, None] * each + torch.arange(each, device=kept_S.device)).flatten()
+
+        kept_B, beam = all_of(groups), self.state.beam
+        state = self.state.select(all_of(beam), beam) if size else self.state
+        return Open(state, self.beams.select(kept_B), self.task.select(kept_B), self.left_B[kept_B], self.length)
 
 
 @torch.inference_mode()
