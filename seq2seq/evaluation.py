@@ -366,7 +366,7 @@ def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
 
 def repetitions(words: Sequence[str], longest: int = 4) -> int:
     """How often one to four words come a second time right behind themselves, or letters inside a word four times."""
-    stuttered = sum(bool(re.search(r"([^\W\d]{1,4})\1{3}", word)) for word in words)
+    stuttered = sum(bool(re.search(r"([^\W\d_]{1,4})\1{3}", word)) for word in words)
     return stuttered + sum(
         words[i : i + n] == words[i + n : i + 2 * n]
         for n in range(1, longest + 1)

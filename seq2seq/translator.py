@@ -185,7 +185,7 @@ class Translator:
         found: list[list[Hypothesis]] = [[] for _ in sentences]
         # Short sentences with short ones: little padding, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
-        order = sorted(filled, key=lambda i: len(sources[i].ids[0]))
+        order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
         for i, hypotheses in zip(order, self._search(order, sources, begun, search), strict=True):
             found[i] = self._chosen(hypotheses, search)
         weights = self._attention(sources, found) if attention else {}

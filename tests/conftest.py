@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
+
+# One thread in this process and in every program that a test starts: small products gain nothing from a second one,
+# and wait long for it where another process uses its core. It must be set before torch is imported.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from seq2seq.cli import load_config
+from seq2seq.cli import load_config, main
 from seq2seq.config import ModelConfig, TrainConfig
 from seq2seq.model.seq2seq import Seq2Seq, build_model
 from seq2seq.run import Run
@@ -41,6 +52,7 @@ TINY = {
 STILL = ["model.dropout=0", "model.attention.dropout=0"]
 
 
+@cache
 def tiny_config(family: str, *overrides: str) -> TrainConfig:
     """A small config without dropout, unless the overrides say otherwise."""
     return load_config("train", f"model={family}", *TINY[family], "model.attention.heads=2", *STILL, *overrides)
@@ -104,10 +116,17 @@ def saved_run(folder: Path, family: str, *overrides: str, seed: int = 0) -> Run:
     return run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run the program itself are slow, whatever else they do."""
+    for item in items:
+        if "program" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _same_threads() -> None:
-    """Sums of floats depend on the number of threads; the laws are about one machine."""
-    torch.set_num_threads(2)
+    """Sums of floats depend on the number of threads; one does not wait for a core that is busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -123,18 +142,72 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def seq2seq(tmp_path: Path) -> Program:
-    """The program, run in an empty folder."""
+def program(tmp_path: Path) -> Program:
+    """The program as its users run it, in an empty folder."""
 
-    def run(*arguments: str, input: str | None = None, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "seq2seq", *arguments],
-            cwd=cwd,
-            input=input,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=600,
-        )
+    def run(*arguments: str, input: str = "", cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return run_forked(arguments, input, cwd) if hasattr(os, "fork") else run_anew(arguments, input, cwd)
 
     return run
+
+
+def run_anew(arguments: Sequence[str], given: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m seq2seq`, which takes seconds to import torch."""
+    command, text = [sys.executable, "-m", "seq2seq", *arguments], {"text": True, "encoding": "utf-8"}
+    return subprocess.run(command, cwd=folder, input=given, capture_output=True, timeout=600, **text)  # type: ignore[call-overload, no-any-return]
+
+
+# What commands import when they need it.
+IMPORTED_LATE = ("hydra.main", "sacrebleu.metrics", "torch._dynamo", "torch.utils.tensorboard")
+
+
+def run_forked(arguments: Sequence[str], given: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same in a copy of this process, which has imported everything; it ends without running its exit handlers."""
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        reading, writing = os.pipe()
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            os.close(writing)
+            for number, stream in enumerate((reading, out.fileno(), err.fileno())):
+                os.dup2(stream, number)
+            _become_the_program(arguments, folder)
+        os.close(reading)
+        writer = threading.Thread(target=_write_all, args=(writing, given.encode()))
+        writer.start()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        writer.join()
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode())
+        return subprocess.CompletedProcess(["seq2seq", *arguments], code, *texts)
+
+
+def _become_the_program(arguments: Sequence[str], folder: Path) -> NoReturn:
+    code = 1
+    try:
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 (they live as long as it does)
+            for number, mode in enumerate("rww")
+        )
+        os.chdir(folder)
+        os.environ.pop("PYTEST_CURRENT_TEST", None)
+        sys.argv = ["seq2seq", *arguments]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _write_all(pipe: int, given: bytes) -> None:
+    with suppress(BrokenPipeError), open(pipe, "wb") as stream:
+        stream.write(given)

@@ -62,6 +62,7 @@ def test_help_explains_every_key_of_every_choice() -> None:
         cli.command_help("train", ["model=lstn"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_example_of_the_help_is_a_valid_command_line(command: str) -> None:
     for line in cli.EXAMPLES[command].splitlines():
@@ -107,26 +108,26 @@ def test_naming_training_files_leaves_the_default_corpus(given: str) -> None:
     assert data.train == (["a.en", "a.de"] if "," in given else given)
 
 
-def test_the_resolved_config_is_printed(seq2seq: Program) -> None:
-    result = seq2seq("train", "model=lstm", "name=${data.name}-x", "--cfg", "job")
+def test_the_resolved_config_is_printed(program: Program) -> None:
+    result = program("train", "model=lstm", "name=${data.name}-x", "--cfg", "job")
     assert result.returncode == 0
     assert "name: toy-x" in result.stdout and "family: lstm" in result.stdout and "${" not in result.stdout
 
 
-def test_a_folder_of_ones_own_joins(seq2seq: Program, tmp_path: Path) -> None:
+def test_a_folder_of_ones_own_joins(program: Program, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "small.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
-    result = seq2seq("train", "--config-dir", "mine", "model=small", "--cfg", "job")
+    result = program("train", "--config-dir", "mine", "model=small", "--cfg", "job")
     assert result.returncode == 0 and "width: 48" in result.stdout
-    assert "possible: lstm, lstm_large, small" in refused(seq2seq, "train", "--config-dir", "mine", "model=smal")[0]
-    assert refused(seq2seq, "train", "--config-dir", "nowhere") == ["--config-dir: nowhere is not a folder"]
+    assert "possible: lstm, lstm_large, small" in refused(program, "train", "--config-dir", "mine", "model=smal")[0]
+    assert refused(program, "train", "--config-dir", "nowhere") == ["--config-dir: nowhere is not a folder"]
 
 
 # -------------------------------------------------------------------------------------------- errors
 
 
-def test_all_that_is_wrong_is_told_at_once(seq2seq: Program, tmp_path: Path) -> None:
-    lines = refused(seq2seq, "train", "modle=lstm", "model=lstn", "training.udpates=5", "model.width=abc", "seed=-1")
+def test_all_that_is_wrong_is_told_at_once(program: Program, tmp_path: Path) -> None:
+    lines = refused(program, "train", "modle=lstm", "model=lstn", "training.udpates=5", "model.width=abc", "seed=-1")
     assert len(lines) == 5
     told = "\n".join(lines)
     assert "modle: no such key; did you mean model?" in told
@@ -163,25 +164,25 @@ def test_contradictions_name_key_value_and_way_out(message: str) -> None:
     assert message in str(error.value) and error.value.code == 2
 
 
-def test_every_job_of_a_sweep_is_checked_before_the_first_starts(seq2seq: Program) -> None:
-    lines = refused(seq2seq, "train", "-m", "model=lstm,transformr", "model.width=256,x", "seed=1,2")
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(program: Program) -> None:
+    lines = refused(program, "train", "-m", "model=lstm,transformr", "model.width=256,x", "seed=1,2")
     assert len(lines) == 2 and "transformr" in lines[1] and "'x' is not a whole number" in lines[0]
 
 
-def test_commands_flags_and_devices_that_are_not_there(seq2seq: Program) -> None:
+def test_commands_flags_and_devices_that_are_not_there(program: Program) -> None:
     commands = ", ".join(COMMANDS)
-    assert refused(seq2seq, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
-    assert refused(seq2seq, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
-    assert "cuda:99 is not there; this machine has cpu" in refused(seq2seq, "train", "device=cuda:99")[0]
+    assert refused(program, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
+    assert refused(program, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
+    assert "cuda:99 is not there; this machine has cpu" in refused(program, "train", "device=cuda:99")[0]
 
 
-def test_a_run_that_is_not_there(seq2seq: Program, tmp_path: Path) -> None:
+def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:
     for command in ("evaluate", "translate"):
-        result = seq2seq(command, "run=nothing", input="x\n")
+        result = program(command, "run=nothing", input="x\n")
         assert result.returncode == 1 and "Traceback" not in result.stderr
         assert result.stderr == "error: run: no run nothing in outputs; train one with seq2seq train\n"
     missing: list[Any] = ["data=files", "data.train=[no.en,no.de]", "data.validation=[no.en,no.de]"]
-    result = seq2seq("train", *missing)
+    result = program("train", *missing)
     assert (result.returncode, result.stderr) == (1, "error: no.en: cannot be read (No such file or directory)\n")
     assert not (tmp_path / "outputs").exists(), "a run that could not start leaves nothing behind"
 

@@ -135,6 +135,7 @@ def trained(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,archive", [*KINDS, *(("text", archive) for archive in ARCHIVES)])
 def test_two_updates_on_every_kind(
     kind: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -150,6 +151,7 @@ def test_two_updates_on_every_kind(
     assert "54 training, 3 validation, 3 test pairs" in trained(capsys, "data=files", f"data.train={train}")
 
 
+@pytest.mark.slow
 def test_two_updates_on_a_folder_and_on_the_grammar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,11 +308,11 @@ def test_corpora_mix_by_weight_and_temperature(temperature: float, counts: tuple
     assert np.ptp(seen[:100]) <= 1 and np.ptp(seen[100:]) <= 1, "a corpus is used up before it begins anew"
 
 
-def test_several_corpora_train_as_one(seq2seq: Program, tmp_path: Path) -> None:
+def test_several_corpora_train_as_one(program: Program, tmp_path: Path) -> None:
     for name, part in (("a", PAIRS[:40]), ("b", PAIRS[40:])):
         (tmp_path / f"{name}.tsv").write_bytes(text_of("tsv", part))
     more = "data.more=[{train: b.tsv, weight: 6}]"
-    result = seq2seq("train", "data=files", "data.train=a.tsv", "data.held_out=2", more, *SMALL)
+    result = program("train", "data=files", "data.train=a.tsv", "data.held_out=2", more, *SMALL)
     assert result.returncode == 0, result.stderr
     train, other = (int(n) for n in re.findall(r"an epoch draws (\d+), (\d+) pairs", result.stdout)[0])
     assert train + other == 56 and other > 2 * train, "the second corpus has half the pairs and six times the weight"
@@ -363,6 +365,7 @@ def hashes(batches: Batches) -> list[list[int]]:
     return [rows.tolist() for epoch in range(3) for rows in batches.rows(epoch)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [64, 10_000])
 @pytest.mark.parametrize("sampling", [0.0, 0.2])
 def test_batches_are_the_same_on_every_start_and_after_any_stop(
@@ -459,10 +462,12 @@ def serious(folder: Path, parts: dict[str, list[Pair]]) -> set[str]:
     return {finding.name for finding in examine(open_corpora(data, 1)) if finding.serious}
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_nothing_serious_in_real_text(real: dict[str, list[Pair]], tmp_path: Path) -> None:
     assert serious(tmp_path, real) == set()
 
 
+@pytest.mark.slow
 def test_the_doctor_names_each_damage(real: dict[str, list[Pair]], tmp_path: Path) -> None:
     train, middle = real["train"], len(real["train"]) // 2
     german = [de for _, de in train]
@@ -484,11 +489,11 @@ def test_the_doctor_names_each_damage(real: dict[str, list[Pair]], tmp_path: Pat
         assert name in found, (name, found)
 
 
-def test_the_doctors_page_fits_a_screen(seq2seq: Program, multi30k: Path) -> None:
-    result = seq2seq("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe")
+def test_the_doctors_page_fits_a_screen(program: Program, multi30k: Path) -> None:
+    result = program("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe")
     assert result.returncode == 0, result.stderr
     assert (
         len(result.stdout.splitlines()) < 40 and "29,000 training, 1,014 validation, 1,000 test pairs" in result.stdout
     )
-    told = json.loads(seq2seq("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe", "json=true").stdout)
+    told = json.loads(program("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe", "json=true").stdout)
     assert told["pairs"] == 29000 and {f["name"] for f in told["findings"]} >= {"duplicate pairs", "identical pairs"}

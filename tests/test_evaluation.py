@@ -106,6 +106,7 @@ def test_a_language_decides_how_it_is_split() -> None:
     assert evaluation.tokenizer_of("ja") in ("ja-mecab", "char"), "characters where MeCab is not installed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,flag", [("bootstrap", "--paired-bs"), ("randomised", "--paired-ar")])
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter"])
 def test_p_values_are_those_of_sacrebleus_program(name: str, kind: str, flag: str, tmp_path: Path) -> None:

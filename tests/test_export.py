@@ -55,6 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return saved_run(tmp_path / "outputs" / "any", "transformer", "data.validation=[v.en,v.de]", *SHORT)
 
 
+@pytest.mark.slow
 @needed
 @pytest.mark.parametrize("parts", PARTS, ids=" ".join)
 def test_every_supported_part_is_the_same_in_both(parts: list[str], tmp_path: Path) -> None:
@@ -139,6 +140,7 @@ def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: py
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints", "old"}
 
 
+@pytest.mark.slow
 @needed
 def test_an_export_that_is_ended_leaves_nothing(run: Run) -> None:
     """SIGTERM while the proof runs: the folder that was to be renamed is gone."""

@@ -161,6 +161,7 @@ def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str]
     torch.testing.assert_close(read(prepared, sentences, TARGET), read(plain, sentences, TARGET), **exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tied_tables_are_one(family: str) -> None:
     tied, half, free = (

@@ -68,11 +68,11 @@ def train(program: Program, folder: Path, family: str, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_path: Path) -> None:
+def test_a_run_from_files_to_translations(family: str, program: Program, tmp_path: Path) -> None:
     """Both families learn a word-for-word language from files, and every command works on the run."""
     learn = ["model.width=64", "optimizer.rate=5e-3", "optimizer.warmup=20", "training.validate_every=100"]
     learn += ["model.feed_forward=128"] if family == "transformer" else ["model.embedding=64"]
-    out = train(seq2seq, tmp_path, family, "name=mine", "training.updates=300", "model.encoder_layers=1", *learn)
+    out = train(program, tmp_path, family, "name=mine", "training.updates=300", "model.encoder_layers=1", *learn)
     lines, folder = out.splitlines(), tmp_path / "outputs" / "mine"
     assert lines[0] == lines[-1] == "run        outputs/mine", "the folder is told first and last"
     assert "seq2seq translate run=mine" in lines[-2]
@@ -84,7 +84,7 @@ def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_pat
         assert (folder / name).is_file()
     assert any((folder / "tensorboard").iterdir())
 
-    evaluated = seq2seq("evaluate", "run=mine", "search.beam=2")
+    evaluated = program("evaluate", "run=mine", "search.beam=2")
     assert evaluated.returncode == 0, evaluated.stderr
     (written,) = (folder / "evaluation").glob("files.test.*.best.beam2.penalty1.txt")
     hypotheses = written.read_text(encoding="utf-8").splitlines()
@@ -94,10 +94,10 @@ def test_a_run_from_files_to_translations(family: str, seq2seq: Program, tmp_pat
     told = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
     assert told["scores"]["bleu"]["value"] == pytest.approx(bleu.score)
 
-    other = seq2seq("evaluate", "run=mine", "search=greedy", "data=toy", "split=validation")
+    other = program("evaluate", "run=mine", "search=greedy", "data=toy", "split=validation")
     assert other.returncode == 0 and "test set   toy.validation: 500 pairs" in other.stdout, other.stderr
 
-    _translates_line_by_line(seq2seq, tmp_path)
+    _translates_line_by_line(program, tmp_path)
     _translates_from_python(tmp_path)
 
 
@@ -133,48 +133,48 @@ def _translates_from_python(folder: Path) -> None:
     assert "".join(together[0][0].pieces).replace("▁", " ").strip() == together[0][0].text
 
 
-def test_a_run_continues_under_its_own_config(seq2seq: Program, tmp_path: Path) -> None:
+def test_a_run_continues_under_its_own_config(program: Program, tmp_path: Path) -> None:
     """The stored config holds, what is typed wins, and the model stays what it is."""
     short = ["training.updates=2", "training.validate_every=2"]
-    train(seq2seq, tmp_path, "lstm", "name=a", *short)
-    longer = seq2seq("train", "name=a", "training.updates=4")
+    train(program, tmp_path, "lstm", "name=a", *short)
+    longer = program("train", "name=a", "training.updates=4")
     assert longer.returncode == 0, longer.stderr
     assert "changed    training.updates: 2 → 4" in longer.stdout
     assert "continues  after update 2" in longer.stdout and "update 4/4" in longer.stdout
     assert "model      lstm" in longer.stdout
     for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "optimizer=muon", "seed=2"):
-        refused = seq2seq("train", "name=a", change)
+        refused = program("train", "name=a", change)
         assert (
             refused.returncode == 2
             and "a run keeps its model, tokenizer, languages, optimizer and seed" in refused.stderr
         )
-    finished = seq2seq("train", "name=a")
+    finished = program("train", "name=a")
     assert "it is finished" in finished.stdout
-    again = seq2seq("train", "name=a", *TINY["lstm"], "model=lstm", *files(tmp_path), *QUICK, *short, "overwrite=true")
+    again = program("train", "name=a", *TINY["lstm"], "model=lstm", *files(tmp_path), *QUICK, *short, "overwrite=true")
     assert again.returncode == 0 and "continues" not in again.stdout
 
 
-def test_a_sweep_gives_each_job_a_folder(seq2seq: Program, tmp_path: Path) -> None:
+def test_a_sweep_gives_each_job_a_folder(program: Program, tmp_path: Path) -> None:
     small = ["model.width=8", "model.feed_forward=8", "training.updates=1", "training.validate_every=1"]
-    result = seq2seq("train", "-m", "seed=1,2", "model.position=none,rotary", *files(tmp_path), *QUICK, *small)
+    result = program("train", "-m", "seed=1,2", "model.position=none,rotary", *files(tmp_path), *QUICK, *small)
     assert result.returncode == 0, result.stderr
     runs = {path.parent.name for path in tmp_path.glob("outputs/*/config.yaml")}
     assert runs == {f"files-transformer-seed-{s}-position-{p}" for s in (1, 2) for p in ("none", "rotary")}
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"outputs", "data"}, "nothing else is written"
 
 
-def test_a_damaged_checkpoint_is_one_line(seq2seq: Program, tmp_path: Path) -> None:
-    train(seq2seq, tmp_path, "lstm", "name=a", "training.updates=1")
+def test_a_damaged_checkpoint_is_one_line(program: Program, tmp_path: Path) -> None:
+    train(program, tmp_path, "lstm", "name=a", "training.updates=1")
     weights = tmp_path / "outputs/a/checkpoints/update-0000001/model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    result = seq2seq("translate", "run=a", input="cat\n")
+    result = program("translate", "run=a", input="cat\n")
     assert result.returncode == 1 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and "model.safetensors: missing or damaged" in result.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(seq2seq: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    result = seq2seq("train", "data=multi30k")
+    result = program("train", "data=multi30k")
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
     assert "bentrevett/multi30k cannot be loaded" in result.stderr and "data.path=FOLDER" in result.stderr
 
@@ -182,6 +182,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(seq2seq: Program, monkeypatch:
 # -------------------------------------------------------------------------------------------- README
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits() -> None:
     """Signal 9 at random moments, SIGTERM, and a disk that is full: the script that does it fifty times, shortened."""
     options = ["--kills", "2", "--terms", "1", "--full", "1", "--updates", "100"]
@@ -191,7 +192,7 @@ def test_a_killed_run_ends_with_the_same_bits() -> None:
     assert script.returncode == 0 and script.stdout.count("the same bits") == 3, script.stdout + script.stderr
 
 
-def test_two_processes_learn_like_one_and_survive_a_death(seq2seq: Program, tmp_path: Path) -> None:
+def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_path: Path) -> None:
     """The same losses as one process; torchrun's restart after a kill ends with the same bits."""
     settings = [*QUICK, "model.width=16", "model.feed_forward=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
@@ -204,7 +205,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(seq2seq: Program, tmp_
     ]
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     together += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "seq2seq", "train", *settings]
-    assert seq2seq("train", "name=one", *settings).returncode == 0
+    assert program("train", "name=one", *settings).returncode == 0
     two = subprocess.run([*together, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert two.returncode == 0, two.stderr
     losses = [
@@ -233,7 +234,7 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line.startswith("seq2seq ")]
 
 
-def test_every_command_of_the_readme_runs(seq2seq: Program, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> None:
     """In the order of the page; trainings are shortened, and the hub is replaced by a folder in its layout."""
     quick = [
         "training.updates=2",
@@ -257,7 +258,7 @@ def test_every_command_of_the_readme_runs(seq2seq: Program, tmp_path: Path) -> N
             arguments += [a for a in quick if a.split("=")[0] not in command]
         if arguments[:3] == ["train", "data=multi30k", quick[0]]:
             arguments.append("data.path=FOLDER")
-        result = seq2seq(*arguments, input="two cat\n")
+        result = program(*arguments, input="two cat\n")
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 

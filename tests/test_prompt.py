@@ -70,6 +70,7 @@ def translator(run: Run, which: str = "best") -> Translator:
     return Translator.from_checkpoint(run.checkpoint(which), "cpu", "float32")
 
 
+@pytest.mark.slow
 def test_a_sentence_gets_its_translation(type_: Session) -> None:
     """With its score, ranked, and under the search that was set."""
     model = translator(type_.runs["transformer"])
@@ -280,6 +281,7 @@ def test_reload_takes_a_newer_checkpoint(type_: Session) -> None:
     assert told[1].startswith(translator(run).translate([SENTENCE])[0][0].text)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_gets_the_prompt_with_its_history(type_: Session, tmp_path: Path) -> None:
     import pty

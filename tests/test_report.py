@@ -121,6 +121,7 @@ def test_the_alignment_error_rate_is_that_of_its_paper() -> None:
     assert alignment.error_rate([frozenset({(0, 0)})], [frozenset({(1, 1)})]) == 1
 
 
+@pytest.mark.slow
 def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
     sources, targets = [p.source for p in PAIRS], [p.target for p in PAIRS]
     forth, back = alignment.known_links(sources, targets), alignment.known_links(targets, sources)
@@ -258,25 +259,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_runs_are_evaluated_compared_and_shown(seq2seq: Program, runs: Path) -> None:
-    table = seq2seq("evaluate", "transformer", "lstm", "split=[validation,test]", "search=greedy", cwd=runs)
+def test_two_runs_are_evaluated_compared_and_shown(program: Program, runs: Path) -> None:
+    table = program("evaluate", "transformer", "lstm", "split=[validation,test]", "search=greedy", cwd=runs)
     assert table.returncode == 0, table.stderr
     assert len(re.findall(r"^files.(?:test|validation), \d+ +transformer ", table.stdout, re.MULTILINE)) == 2
     written = [file for family in FAMILIES for file in (runs / "outputs" / family / "evaluation").glob("*.test.*")]
     before = [path.stat().st_mtime_ns for path in written]
     assert len(before) == 4, "the lines and what was measured, of each run"
-    compared = seq2seq("compare", "transformer", "lstm", "search=greedy", "sentences=3", cwd=runs)
+    compared = program("compare", "transformer", "lstm", "search=greedy", "sentences=3", cwd=runs)
     assert compared.returncode == 0, compared.stderr
     assert "randomised" in compared.stdout and re.search(r"model.name +transformer +lstm", compared.stdout)
     assert "most improved" in compared.stdout
     assert [path.stat().st_mtime_ns for path in written] == before, "the same translations are not made again"
-    same = seq2seq("compare", "lstm", "outputs/lstm", "search=greedy", cwd=runs)
+    same = program("compare", "lstm", "outputs/lstm", "search=greedy", cwd=runs)
     assert "BLEU       lstm and lstm are equal" in same.stdout and "config  the same" in same.stdout
-    lost = seq2seq("report", "lstm", "show=[99]", cwd=runs)
+    lost = program("report", "lstm", "show=[99]", cwd=runs)
     assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; files.test has 40\n")
 
 
-def test_test_sets_of_one_name_are_kept_apart(seq2seq: Program, runs: Path) -> None:
+def test_test_sets_of_one_name_are_kept_apart(program: Program, runs: Path) -> None:
     """Neither ranked against one another, nor written over one another."""
     pairs = {}
     for name, words in (("a", "one two three"), ("b", "three two")):
@@ -285,19 +286,20 @@ def test_test_sets_of_one_name_are_kept_apart(seq2seq: Program, runs: Path) -> N
             pairs.setdefault(side, []).append(f"{name}/test.txt")
         (runs / name / "test.txt").write_text(f"{words}\n", encoding="utf-8")
     given = [f"{side}=[{','.join(files)}]" for side, files in pairs.items()]
-    found = seq2seq("evaluate", "lstm", *given, "search=greedy", "metrics=[bleu]", "resamples=0", cwd=runs)
+    found = program("evaluate", "lstm", *given, "search=greedy", "metrics=[bleu]", "resamples=0", cwd=runs)
     assert found.returncode == 0, found.stderr
     assert len(set(re.findall(r"written +(\S+\.txt)", found.stdout))) == 2
     assert len(re.findall(r"^test.txt, 1 +lstm +[\d.]+ *$", found.stdout, re.MULTILINE)) == 2, "none is starred"
 
 
-def test_runs_of_other_languages_are_not_compared(seq2seq: Program, tmp_path: Path) -> None:
+def test_runs_of_other_languages_are_not_compared(program: Program, tmp_path: Path) -> None:
     saved_run(tmp_path / "outputs" / "there", "lstm", "data.source=en", "data.target=de")
     saved_run(tmp_path / "outputs" / "back", "lstm", "data.source=de", "data.target=en")
-    told = seq2seq("compare", "there", "back")
+    told = program("compare", "there", "back")
     assert told.returncode == 2 and "there translates en → de, back de → en" in told.stderr
 
 
+@pytest.mark.slow
 def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
     """With the search, test set and sentences that were asked for, and where the run lies."""
     asked = load_config(
@@ -313,23 +315,23 @@ def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
         assert sorted(line.split()[2:]) == sorted([*where.split(), *words.split()]), line
 
 
-def test_a_run_comes_out_the_same_again(seq2seq: Program, runs: Path) -> None:
+def test_a_run_comes_out_the_same_again(program: Program, runs: Path) -> None:
     (entry,) = environment.read(Run(runs / "outputs" / "lstm"))
     assert entry["packages"]["torch"] == torch.__version__.partition("+")[0] or entry["packages"]["torch"]
     assert entry["seed"] == 1 and entry["tokenizer"] and all(entry["data"].values()) and entry["hardware"]["cores"]
-    again = seq2seq("reproduce", "lstm", cwd=runs)
+    again = program("reproduce", "lstm", cwd=runs)
     assert again.returncode == 0, again.stderr
     assert "metrics    the same at every step" in again.stdout and "reproduced BLEU" in again.stdout
     assert "changed" not in again.stdout
     assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
-    twice = seq2seq("reproduce", "lstm", cwd=runs)
+    twice = program("reproduce", "lstm", cwd=runs)
     assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "a run that is there is judged as it is"
-    other = seq2seq("reproduce", "lstm", "name=transformer", cwd=runs)
+    other = program("reproduce", "lstm", "name=transformer", cwd=runs)
     assert other.returncode == 2 and "transformer" in other.stderr
     shutil.rmtree(runs / "outputs" / "lstm-again")
 
 
-def test_a_run_of_several_sittings_anywhere_comes_out_again(seq2seq: Program, runs: Path, tmp_path: Path) -> None:
+def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, runs: Path, tmp_path: Path) -> None:
     """What limits one sitting does not limit the repetition, which lies beside the run wherever that is."""
     shutil.copytree(runs / "outputs" / "lstm", tmp_path / "kept" / "run")
     stored = tmp_path / "kept" / "run" / "config.yaml"
@@ -337,7 +339,7 @@ def test_a_run_of_several_sittings_anywhere_comes_out_again(seq2seq: Program, ru
         stored.read_text(encoding="utf-8").replace("max_minutes: 0.0", "max_minutes: 0.0001"), encoding="utf-8"
     )
     assert "max_minutes: 0.0001" in stored.read_text(encoding="utf-8")
-    again = seq2seq("reproduce", str(tmp_path / "kept" / "run"), cwd=runs)
+    again = program("reproduce", str(tmp_path / "kept" / "run"), cwd=runs)
     assert again.returncode == 0 and "reproduced BLEU" in again.stdout, again.stderr
     assert (tmp_path / "kept" / "run-again" / "result.json").is_file()
 
@@ -420,8 +422,8 @@ FILLS = "return [...document.querySelectorAll('.heat rect.cell')].map(node => no
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_page_opens_offline_and_answers_clicks(family: str, seq2seq: Program, runs: Path, browser: Browser) -> None:
-    made = seq2seq("report", family, "search=greedy", "show=[2]", "sentences=4", cwd=runs)
+def test_the_page_opens_offline_and_answers_clicks(family: str, program: Program, runs: Path, browser: Browser) -> None:
+    made = program("report", family, "search=greedy", "show=[2]", "sentences=4", cwd=runs)
     assert made.returncode == 0, made.stderr
     page = runs / "outputs" / family / "report.html"
     data = data_of(page.read_text(encoding="utf-8"))

@@ -201,6 +201,7 @@ def test_empty_and_long_pairs_are_left_out_whole_and_counted(tmp_path: Path) -> 
     assert there and again.source[0].tolist() == encoded.source[0].tolist()
 
 
+@pytest.mark.slow
 def test_padding_is_small_on_real_text(multi30k: Path, tmp_path: Path) -> None:
     config = load_config("train", "data=multi30k", "tokenizer=bpe", f"data.path={multi30k}", f"data.cache={tmp_path}")
     corpus = open_corpora(config.data, 1).train

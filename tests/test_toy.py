@@ -50,11 +50,13 @@ def test_sizes_and_distinct_sources(corpus: Corpus, pairs: list[toy.Pair]) -> No
     assert len({pair.source.lower() for pair in pairs}) == len(pairs)
 
 
+@pytest.mark.slow
 def test_seed_decides_the_corpus(corpus: Corpus) -> None:
     assert toy.splits(1) == corpus
     assert toy.splits(2)["test"] != corpus["test"]
 
 
+@pytest.mark.slow
 def test_target_is_a_function_of_the_source(pairs: list[toy.Pair]) -> None:
     translations = {pair.source: pair for pair in pairs}
     others = [pair for seed in (2, 3) for part in toy.splits(seed).values() for pair in part]

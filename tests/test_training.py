@@ -217,6 +217,7 @@ def test_the_working_copy_follows_its_master(family: str) -> None:
     assert WorkingCopy(master, torch.float32).model is master
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_close_to_float32(family: str, tmp_path: Path) -> None:
     losses = []
@@ -232,6 +233,7 @@ def test_bfloat16_is_close_to_float32(family: str, tmp_path: Path) -> None:
     assert losses[0][-1] < losses[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free", "adafactor"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_optimizer_learns_and_continues_with_the_same_bits(name: str, family: str, tmp_path: Path) -> None:
@@ -411,6 +413,7 @@ def test_a_running_mean_is_its_definition(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, mean[name])
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
     config = noisy("transformer", "training.average=last", "training.average_last=3", "training.validate_every=2")
     made = trainer(config, tmp_path, [1, 2, 3, 4, 5])
@@ -447,6 +450,7 @@ def test_equal_checkpoints_average_to_themselves(tmp_path: Path) -> None:
         torch.testing.assert_close(mean, weights(made.state)[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["ema", "last"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_stopped_run_keeps_its_averages(average: str, precision: torch.dtype, tmp_path: Path) -> None:
@@ -463,6 +467,7 @@ def test_a_stopped_run_keeps_its_averages(average: str, precision: torch.dtype, 
     assert any(not torch.equal(tensor, live[name]) for name, tensor in models[0].items())
 
 
+@pytest.mark.slow
 def test_the_plateau_halves_the_rate(tmp_path: Path) -> None:
     settings = ["optimizer.schedule=plateau", "optimizer.halve_after=2", "optimizer.warmup=0", "training.updates=14"]
     made = trainer(noisy("lstm", *settings, "training.validate_every=2"), tmp_path, [5, 4, 4, 3, 3, 6, 1])
@@ -481,6 +486,7 @@ def noisy(family: str, *overrides: str) -> TrainConfig:
     return tiny_config(family, "model.dropout=0.2", "model.attention.dropout=0.1", *settings, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_run_that_stopped_ends_with_the_same_bits(family: str, precision: torch.dtype, tmp_path: Path) -> None:
@@ -556,6 +562,7 @@ def test_a_validation_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: py
     assert order == ["told", "saved"]
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_the_best_checkpoint_stays(tmp_path: Path) -> None:
     config = noisy("transformer", "training.updates=100", "training.validate_every=2", "training.patience=2")
     made = trainer(config, tmp_path, [5, 7, 6, 7, 9])

@@ -76,6 +76,7 @@ def anything(chance: random.Random) -> bytes:
     return "".join(chance.choices(alphabets[kind - 5], k=length)).encode()
 
 
+@pytest.mark.slow
 def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     """And each is what its line alone would give, and the lines that are not UTF-8 are named."""
     chance = random.Random(1)
@@ -244,12 +245,12 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @forks
-def test_a_file_is_divided_among_processes(run: Run, seq2seq: Program, tmp_path: Path) -> None:
+def test_a_file_is_divided_among_processes(run: Run, program: Program, tmp_path: Path) -> None:
     """The same lines in the same places as from one process."""
     (tmp_path / "in.txt").write_text("".join(f"{'the dog ' * (i % 9)}\n" for i in range(90)), encoding="utf-8")
     told = [f"run={run.folder}", f"input={tmp_path / 'in.txt'}", "search=greedy", "precision=float32"]
     for processes in (1, 3):
-        seq2seq("translate", *told, f"processes={processes}", f"output={tmp_path / str(processes)}")
+        program("translate", *told, f"processes={processes}", f"output={tmp_path / str(processes)}")
     assert (tmp_path / "3").read_text("utf-8") == (tmp_path / "1").read_text("utf-8")
 
 
@@ -263,6 +264,7 @@ def test_ctrl_c_waits_for_the_line() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_complete_lines(run: Run) -> None:
     """Output begins while the input is open, and an interrupted program says how far it came."""
     command = [sys.executable, "-m", "seq2seq", "translate", f"run={run.folder}", "search=greedy"]

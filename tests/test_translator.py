@@ -60,6 +60,7 @@ def assert_same(found: list[list[Translation]], expected: list[list[Translation]
             assert max(scores.values()) - min(scores.values()) < 1e-4 * len(here), "no tie, but another translation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beam", [1, 4])
 def test_200_real_sentences_in_every_batch(family: str, beam: int, multi30k: Path) -> None:
@@ -144,6 +145,7 @@ def test_chosen_by_likeness(words: Tokenizer) -> None:
         assert 100 >= ranked[0].score >= ranked[-1].score >= 0
 
 
+@pytest.mark.slow
 def test_threads_share_a_translator(words: Tokenizer) -> None:
     model = translator("transformer", words)
     expected = model.translate(SOURCES, options())
@@ -152,6 +154,7 @@ def test_threads_share_a_translator(words: Tokenizer) -> None:
             assert_same(found, expected)
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
@@ -169,6 +172,7 @@ def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
     model.workers.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @forks
 def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> None:
     model, sentences = translator("transformer", words).share(2), SOURCES * 10
@@ -229,14 +233,14 @@ def test_an_ensemble_of_both_families_from_disk(tmp_path: Path, words: Tokenizer
         Translator.load(["lstm", "other"], **place)
 
 
-def test_score_command(seq2seq: Program, tmp_path: Path, words: Tokenizer) -> None:
+def test_score_command(program: Program, tmp_path: Path, words: Tokenizer) -> None:
     """A line for each pair, from files and from a pipe, and the perplexity of all; what is wrong is named."""
     save(tmp_path / "outputs" / "mine", "lstm", words, seed=1)
     for side, texts in (("en", SOURCES), ("de", [target for _, target in PAIRS])):
         (tmp_path / f"a.{side}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    files = seq2seq("score", "run=mine", "source=a.en", "target=a.de", "precision=float32")
+    files = program("score", "run=mine", "source=a.en", "target=a.de", "precision=float32")
     assert files.returncode == 0, files.stderr
-    piped = seq2seq("score", "run=mine", "precision=float32", input="".join(f"{s}\t{t}\n" for s, t in PAIRS))
+    piped = program("score", "run=mine", "precision=float32", input="".join(f"{s}\t{t}\n" for s, t in PAIRS))
     assert piped.stdout == files.stdout
     model = Translator.load("mine", outputs=str(tmp_path / "outputs"), precision="float32")
     scored = model.score(SOURCES, [target for _, target in PAIRS])
@@ -245,9 +249,9 @@ def test_score_command(seq2seq: Program, tmp_path: Path, words: Tokenizer) -> No
         assert float(log_probability) == pytest.approx(one.log_probability, abs=1e-3)
         assert int(tokens) == len(one.pieces) + 1
         assert float(perplexity) == pytest.approx(2.718281828 ** (-one.log_probability / int(tokens)), rel=1e-3)
-    summary = seq2seq("score", "run=mine", "source=a.en", "target=a.de", "summary=true")
+    summary = program("score", "run=mine", "source=a.en", "target=a.de", "summary=true")
     assert summary.stdout.startswith("perplexity ") and summary.stdout.count("\n") == 1 and "5 pairs" in summary.stdout
-    short = seq2seq("score", "run=mine", "source=a.en", "target=missing.de")
+    short = program("score", "run=mine", "source=a.en", "target=missing.de")
     assert short.returncode == 1 and short.stderr == "error: target: missing.de is no file here\n"
 
 

@@ -166,10 +166,12 @@ class Phrase:
     def tail(self, text: str) -> str:
         """As much of the end of a text as decides what completes the phrase, and the character before it."""
         longest = len(self.text) if self.at_word else len(self.text) - 1
+        # Only where the phrase begins with a word does the character before it count; "!" must not be found again.
+        before = 1 if re.match(r"\w", self.text) else 0
         for n in range(min(longest, len(text)), 0, -1):
             if self.text.startswith(text[-n:]):
-                return text[-n - 1 :]
-        return text[-1:]
+                return text[max(0, len(text) - n - before) :]
+        return text[-1:] if before else ""
 
 
 def begun(ids: Sequence[int], phrase: Sequence[int]) -> int:

@@ -12,7 +12,10 @@ PAUSE = 0.02  # seconds that a pipe is given to fill a chunk
 
 # A stop, what may close behind it, and space, where no small letter goes on; scripts without spaces have stops of
 # their own. After one or two letters or a number a full stop is an abbreviation or an ordinal more often than an end.
-STOP = re.compile(r"(?:(?<=[^\W\d_]{3})\.|(?<=[^\w\s])\.|[!?…؟۔।])[\"'»”’)\]]*\s+(?=\S)|[。！？][」』”’）]*\s*(?=\S)")
+STOP = re.compile(
+    r"(?:(?<=[^\W\d_]{3})\.|(?<=[^\w\s])\.|[!?…؟۔।])[\"'»”’)\]]*\s+(?=\S)"
+    r"|[。！？][」』”’）]*\s*(?=[^\s。！？」』”’）])"  # never between stops, or before what closes
+)
 
 
 class Line(NamedTuple):

@@ -281,12 +281,13 @@ def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
     begins = 1
     try:
         header = next(reader, [])
+        begins = reader.line_num + 1
         for row in reader:
             begins, number = reader.line_num + 1, begins
             if row:
                 yield _row(row, header, path, number, config)
     except csv.Error as error:
-        raise UserError(f"{path}, line {begins + (begins == 1)}: no proper CSV ({error})") from None
+        raise UserError(f"{path}, line {begins}: no proper CSV ({error})") from None
 
 
 def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:

@@ -86,8 +86,12 @@ class RunState:
             self.optimizer.load_state_dict(training["optimizer"])
         except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
             raise damaged(folder / TRAINING, error) from None
-        if self.average and (folder / AVERAGED).is_file():
-            self.average.load(load_file(folder / AVERAGED))
+        if self.average:
+            path = translating_weights(folder)  # the live ones where the run had no average so far
+            try:
+                self.average.load(load_file(path))
+            except (OSError, SafetensorError) as error:
+                raise damaged(path, error) from None
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
         if len(training["random"]) == self.world.size:  # else other processes draw other numbers anyway
