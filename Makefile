@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test quick check clean
 
 demo: $(VENV)/installed   ## train on the embedded corpus: a BLEU score, translations, and the line that opens the prompt
 	$(BIN)/seq2seq train name=demo
 
-test: $(VENV)/installed-dev   ## the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed-dev   ## all tests, on every core, and the share of lines and branches that they run
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered
+
+quick: $(VENV)/installed-dev   ## the tests for the inner loop: none that runs the program or takes a second
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/installed-dev   ## lint, format and types
 	$(BIN)/ruff check .

@@ -185,7 +185,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(program: Program, monkeypatch:
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits() -> None:
     """Signal 9 at random moments, SIGTERM, and a disk that is full: the script that does it fifty times, shortened."""
-    options = ["--kills", "2", "--terms", "1", "--full", "1", "--updates", "100"]
+    options = ["--kills", "1", "--terms", "1", "--full", "1", "--updates", "60"]
     script = subprocess.run(
         [sys.executable, REPOSITORY / "scripts" / "kill_test.py", *options], capture_output=True, text=True
     )

@@ -1,1 +1,1 @@
-"""Independent references for the tests: the formulas of the papers in a few lines of plain torch or numpy, in float64."""
+"""Independent references for the tests: the formulas of the papers in a few lines of torch or numpy, in float64."""
