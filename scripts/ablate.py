@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from seq2seq.run import Run
+from seq2seq.utils.run import Run
 
 BASE = ["model=transformer_tiny", "training.updates=600", "training.tokens=4096", "training.validate_every=200"]
 VARIANTS = {

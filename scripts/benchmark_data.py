@@ -17,11 +17,12 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from seq2seq.cli import load_config
-from seq2seq.config import TrainConfig
-from seq2seq.text.batches import Batches, encode_training
-from seq2seq.text.corpus import open_corpora
-from seq2seq.text.toy import splits
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import Batches
+from seq2seq.data.corpus import open_corpora
+from seq2seq.data.encoding import encode_training
+from seq2seq.data.toy import splits
 
 TOKENS = 4096
 
@@ -44,7 +45,7 @@ def config_of(folder: Path) -> TrainConfig:
 
 
 def open_all(folder: Path) -> Batches:
-    from seq2seq.text.tokenizer import make_tokenizer
+    from seq2seq.data.tokenizer import make_tokenizer
 
     config = config_of(folder)
     corpora = open_corpora(config.data, config.seed)
@@ -92,10 +93,10 @@ def training_speed(folder: Path, updates: int = 12) -> float:
     """Batches a second that the default Transformer takes in."""
     import torch
 
-    from seq2seq.device import choose_device, choose_precision, tune_cpu
-    from seq2seq.model.seq2seq import build_model
-    from seq2seq.text.tokenizer import Vocabulary
+    from seq2seq.data.tokenizer import Vocabulary
+    from seq2seq.model.factory import build_model
     from seq2seq.training.loss import loss_sum
+    from seq2seq.utils.device import choose_device, choose_precision, tune_cpu
 
     tune_cpu()
     device, _ = choose_device("auto")

@@ -28,16 +28,17 @@ from peer_worker import measure, sizes
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seq2seq.config import SearchConfig, TransformerConfig, search_preset
-from seq2seq.device import tune_cpu
-from seq2seq.export import save_ctranslate2
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.run import Run
-from seq2seq.testsets import moved
-from seq2seq.text.corpus import Corpus, load_split
-from seq2seq.text.tokenizer import FILES, Tokenizer
-from seq2seq.training.checkpoint import load_checkpoint
-from seq2seq.translator import Translator
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig, TransformerConfig
+from seq2seq.data.corpus import Corpus, load_split
+from seq2seq.data.tokenizer import FILES, Tokenizer
+from seq2seq.evaluation.testsets import moved
+from seq2seq.inference.checkpoint import load_checkpoint
+from seq2seq.inference.ctranslate2 import save_ctranslate2
+from seq2seq.inference.translator import Translator
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.run import Run
 
 PEER = Path(__file__).with_name("peer_worker.py")
 BEAMS = {"greedy": 1, "beam 5": 5}

@@ -22,15 +22,17 @@ import benchmarks
 import numpy as np
 import torch
 
-from seq2seq.cli import load_config
-from seq2seq.config import TrainConfig, search_preset
-from seq2seq.device import matrix_rate, out_of_memory, peak_memory, tune_cpu
-from seq2seq.model.seq2seq import build_model
-from seq2seq.search.beam import beam_search
-from seq2seq.search.scoring import Specials, Task
-from seq2seq.text.batches import EncodedCorpus, by_budget
-from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.cli.main import load_config
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import by_budget
+from seq2seq.data.encoding import EncodedCorpus
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.model.factory import build_model
 from seq2seq.training.trainer import Trainer
+from seq2seq.utils.device import matrix_rate, out_of_memory, peak_memory, tune_cpu
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

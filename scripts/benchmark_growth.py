@@ -16,8 +16,8 @@ from pathlib import Path
 import benchmarks
 import torch
 
-from seq2seq.cli import load_config
-from seq2seq.device import peak_memory, tune_cpu
+from seq2seq.cli.main import load_config
+from seq2seq.utils.device import peak_memory, tune_cpu
 
 USUAL = {"tokens": 4096, "length": 16, "vocabulary": 8000, "width": 256, "layers": 3}
 GROWTH = {

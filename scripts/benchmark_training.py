@@ -23,11 +23,12 @@ import numpy as np
 import torch
 import yaml
 
-from seq2seq.cli import load_config
-from seq2seq.config import TrainConfig
-from seq2seq.text.batches import Batches, EncodedCorpus, encode_training
-from seq2seq.text.corpus import open_corpora
-from seq2seq.text.tokenizer import END, Tokenizer, make_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import Batches
+from seq2seq.data.corpus import open_corpora
+from seq2seq.data.encoding import EncodedCorpus, encode_training
+from seq2seq.data.tokenizer import END, Tokenizer, make_tokenizer
 
 TOKENS = 4096
 JOEYNMT = [

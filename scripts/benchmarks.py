@@ -21,14 +21,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seq2seq.config import ModelConfig, TrainConfig, TransformerConfig
-from seq2seq.model.seq2seq import build_model
-from seq2seq.text.batches import Batches, EncodedCorpus, Share
-from seq2seq.text.store import Ragged
-from seq2seq.text.tokenizer import END, Vocabulary
+from seq2seq.config.schema import ModelConfig, TrainConfig, TransformerConfig
+from seq2seq.data.batching import Batches, Share
+from seq2seq.data.encoding import EncodedCorpus
+from seq2seq.data.store import Ragged
+from seq2seq.data.tokenizer import END, Vocabulary
+from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Progress, RunState
 from seq2seq.training.distributed import World
-from seq2seq.training.optimizer import build_optimizer
+from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
 
 Key = TypeVar("Key", str, tuple[str, str])

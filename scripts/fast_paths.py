@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq import cli
-from seq2seq.commands import train as training
+from seq2seq.cli import main as cli
+from seq2seq.data.encoding import Batch
+from seq2seq.decoding import beam, scoring
 from seq2seq.model import attention, layers, lstm
-from seq2seq.model.seq2seq import Decoded, Seq2Seq
-from seq2seq.model.state import State
-from seq2seq.run import Run
-from seq2seq.search import beam, scoring
-from seq2seq.text.batches import Batch
+from seq2seq.model.decoder_state import State
+from seq2seq.model.interface import Decoded, Seq2Seq
 from seq2seq.training import loss
+from seq2seq.training import pipeline as training
+from seq2seq.utils.run import Run
 
 LAWS = ("test_attention", "test_model", "test_search", "test_training", "test_translator")
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from seq2seq.run import Run
+from seq2seq.utils.run import Run
 
 SETTINGS = [
     *("model.width=32", "model.feed_forward=64", "model.encoder_layers=1", "model.decoder_layers=1"),

@@ -27,15 +27,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seq2seq.cli import load_config, main
-from seq2seq.config import ModelConfig, TrainConfig
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.run import Run
-from seq2seq.text.batches import Batch, Batches, EncodedCorpus
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.store import Ragged
-from seq2seq.text.tokenizer import BEGIN, END, PAD, Vocabulary, train_tokenizer
-from seq2seq.training.checkpoint import WEIGHTS, write_config
+from seq2seq.cli.main import load_config, main
+from seq2seq.config.schema import ModelConfig, TrainConfig
+from seq2seq.data.batching import Batches
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch, EncodedCorpus
+from seq2seq.data.store import Ragged
+from seq2seq.data.tokenizer import BEGIN, END, PAD, Vocabulary, train_tokenizer
+from seq2seq.inference.checkpoint import WEIGHTS, write_config
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.utils.run import Run
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
 REPOSITORY = Path(__file__).resolve().parent.parent

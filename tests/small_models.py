@@ -17,15 +17,16 @@ from reference.dropout import OFF, Sites
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq2seq.config import AttentionConfig, LSTMConfig, ModelConfig, PositionKind, Score, TransformerConfig
+from seq2seq.config.schema import AttentionConfig, LSTMConfig, ModelConfig, PositionKind, Score, TransformerConfig
+from seq2seq.data.encoding import Batch
+from seq2seq.data.tokenizer import BEGIN, PAD, Vocabulary
 from seq2seq.model import attention as attention_module
+from seq2seq.model import interface as seq2seq_module
 from seq2seq.model import layers as layers_module
 from seq2seq.model import lstm as lstm_module
-from seq2seq.model import seq2seq as seq2seq_module
 from seq2seq.model import transformer as transformer_module
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.text.batches import Batch
-from seq2seq.text.tokenizer import BEGIN, PAD, Vocabulary
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
 
 FAMILIES = ("transformer", "lstm")
 SCORES: tuple[Score, ...] = get_args(Score)

@@ -15,8 +15,8 @@ from reference.search import Model, Numbers, Prefix
 from torch import Tensor
 
 from seq2seq.model.attention import KeyValue
-from seq2seq.model.seq2seq import Decoded
-from seq2seq.model.state import State
+from seq2seq.model.decoder_state import State
+from seq2seq.model.interface import Decoded
 
 BEGIN, END = 2, 3
 BANNED = (0, 1, 2)

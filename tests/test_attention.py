@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FAMILIES, begin, padded, random_sentences, tiny_batch, tiny_model
 
-from seq2seq.config import PositionKind, Score
+from seq2seq.config.schema import PositionKind, Score
 from seq2seq.model import attention as attention_module
 from seq2seq.model.attention import Attention, KeyValue, rotate
 from seq2seq.training.loss import loss_sum

@@ -30,24 +30,13 @@ from reference.batches import (
     updates,
 )
 
-from seq2seq.cli import load_config
-from seq2seq.text import batches as module
-from seq2seq.text.batches import (
-    Batch,
-    Batches,
-    EncodedCorpus,
-    Mix,
-    by_budget,
-    encode_corpus,
-    encode_training,
-    in_order,
-    mix_of,
-    resampler,
-    worst_batch,
-)
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.store import Integers, Ragged
-from seq2seq.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.data import encoding
+from seq2seq.data.batching import Batches, Mix, by_budget, in_order, mix_of, worst_batch
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch, EncodedCorpus, encode_corpus, encode_training, resampler
+from seq2seq.data.store import Integers, Ragged
+from seq2seq.data.tokenizer import Tokenizer, Vocabulary, train_tokenizer
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 NUMBERS = itertools.count()  # of folders; `mktemp` takes longer than an example
@@ -624,7 +613,7 @@ def test_pairs_that_fit_are_encoded_and_the_others_dropped_whole_across_blocks(
         [sentence(a, 4 + i) for i, (a, _) in enumerate(lengths)], [sentence(b, 40) for _, b in lengths], "c"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", 3)
+        patch.setattr(encoding, "BLOCK", 3)
         found, there = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
         again, there_again = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
     expected = list(expected_ids(corpus, limit))

@@ -17,11 +17,12 @@ from reference import search as reference
 from reference.constraints import PlainRules
 from table_model import BANNED, BEGIN, END, Table
 
-from seq2seq.config import SearchConfig, Stop, search_preset
-from seq2seq.model.state import State
-from seq2seq.search.beam import beam_search
-from seq2seq.search.constraints import Rules
-from seq2seq.search.scoring import Hypothesis, Specials, Task
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig, Stop
+from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.scoring import Hypothesis, Specials, Task
+from seq2seq.model.decoder_state import State
 
 SPECIALS = Specials(BEGIN, END, BANNED)
 LETTERS = ("<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "a", "▁b", ".", "▁a.", "▁c")

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trainers import LENGTHS, Threads, fast, make_trainer, small_tokenizer, updates_of, varied, weights
 
-from seq2seq.errors import UserError
-from seq2seq.model.seq2seq import build_model
-from seq2seq.run import Run
-from seq2seq.training import checkpoint as checkpoint_module
-from seq2seq.training.checkpoint import Checkpoints, Progress, damaged, load_checkpoint, start_from
+from seq2seq.inference import checkpoint as checkpoint_module
+from seq2seq.inference.checkpoint import damaged, load_checkpoint
+from seq2seq.model.factory import build_model
+from seq2seq.training.checkpoint import Checkpoints, Progress, start_from
 from seq2seq.training.distributed import World
 from seq2seq.training.trainer import Trainer
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
 
 __all__ = ["fast"]
 

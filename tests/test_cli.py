@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import Program
 
-from seq2seq import cli
-from seq2seq.config import CONFIGS, search_preset, typed
-from seq2seq.errors import UserError, nearest
+from seq2seq.cli import main as cli
+from seq2seq.config.loading import search_preset, typed
+from seq2seq.config.paths import CONFIGS
+from seq2seq.utils.errors import UserError, nearest
 
 COMMANDS = list(cli.COMMANDS)
 
@@ -33,7 +34,7 @@ def refused(program: Program, *arguments: str) -> list[str]:
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        "import sys; from seq2seq.cli import main; sys.argv[1:] = sys.argv[1:]; main(); "
+        "import sys; from seq2seq.cli.main import main; sys.argv[1:] = sys.argv[1:]; main(); "
         "print('HEAVY', *sorted({'torch', 'datasets', 'sacrebleu', 'hydra', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)

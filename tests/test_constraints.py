@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference.constraints import PlainRules, occurrences
 from table_model import BEGIN, END
 
-from seq2seq.search.constraints import Phrase, Rules, ban_repeats, begun
+from seq2seq.decoding.constraints import Phrase, Rules, ban_repeats, begun
 
 NEVER = float("-inf")
 FAST = settings(max_examples=50, deadline=None, derandomize=True, database=None)

@@ -24,14 +24,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from reference import corpora as reference
 
-from seq2seq.cli import load_config
-from seq2seq.config import DataConfig, FilterConfig, MoreConfig
-from seq2seq.errors import UserError
-from seq2seq.text import corpus as module
-from seq2seq.text import toy
-from seq2seq.text.corpus import Corpora, Corpus, filtered, load_split, open_corpora, store
-from seq2seq.text.sources import Source, find_source, from_hub, kind_of, parting, read_lines
-from seq2seq.text.store import blocks
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import DataConfig, FilterConfig, MoreConfig
+from seq2seq.data import corpus as module
+from seq2seq.data import toy
+from seq2seq.data.corpus import Corpora, Corpus, filtered, load_split, open_corpora, store
+from seq2seq.data.sources import Source, find_source, from_hub, kind_of, parting, read_lines
+from seq2seq.data.store import blocks
+from seq2seq.utils.errors import UserError
 
 LAW = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 NUMBERS = itertools.count()  # of stores
@@ -741,6 +741,6 @@ def test_parquet_in_an_archive_and_in_several_blocks(tmp_path: Path, monkeypatch
     sink = io.BytesIO()
     columns = {"de": [t for _, t in pairs], "en": [s for s, _ in pairs]}
     parquet.write_table(pyarrow.table(columns), sink, row_group_size=4)
-    monkeypatch.setattr("seq2seq.text.sources.BLOCK", 3)
+    monkeypatch.setattr("seq2seq.data.sources.BLOCK", 3)
     for name in ("a.parquet", "b.parquet.zst"):
         assert read(packed(tmp_path / name, sink.getvalue())) == pairs

@@ -23,17 +23,18 @@ import pytest
 import zstandard
 from conftest import Program, drawn, random_corpus
 
-from seq2seq.cli import load_config
-from seq2seq.commands.train import train
-from seq2seq.config import DataConfig
-from seq2seq.errors import UserError
-from seq2seq.text.batches import Batches, encode_training, mix_of, resampler
-from seq2seq.text.corpus import Corpora, open_corpora, store
-from seq2seq.text.doctor import examine, quick
-from seq2seq.text.sources import Pair, find_source, from_hub, parting
-from seq2seq.text.store import build_once
-from seq2seq.text.tokenizer import PAD, train_tokenizer
-from seq2seq.text.toy import splits
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import DataConfig
+from seq2seq.data.batching import Batches, mix_of
+from seq2seq.data.corpus import Corpora, open_corpora, store
+from seq2seq.data.doctor import examine, quick
+from seq2seq.data.encoding import encode_training, resampler
+from seq2seq.data.sources import Pair, find_source, from_hub, parting
+from seq2seq.data.tokenizer import PAD, train_tokenizer
+from seq2seq.data.toy import splits
+from seq2seq.training.pipeline import train
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import build_once
 
 PAIRS: list[Pair] = [(f"the {n} dogs, “{n}”", f'die {n} Hunde\u2028und\x0b{n} "Katzen"') for n in range(60)]
 ARCHIVES = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}

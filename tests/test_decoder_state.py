@@ -13,9 +13,9 @@ from conftest import random_sentences
 from small_models import FAMILIES, POSITIONS, matrix, small_model, variant
 from torch import Tensor
 
-from seq2seq.model.ensemble import Ensemble
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.model.state import State
+from seq2seq.inference.ensemble import Ensemble
+from seq2seq.model.decoder_state import State
+from seq2seq.model.interface import Seq2Seq
 
 SENTENCES = random_sentences([3, 0, 6, 1, 4], seed=7, vocabulary=17)
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from seq2seq import cli, evaluation
-from seq2seq.config import EvaluateConfig
-from seq2seq.errors import UserError
-from seq2seq.testsets import search_name
+from seq2seq.cli import main as cli
+from seq2seq.config.schema import EvaluateConfig
+from seq2seq.evaluation import diagnostics, significance
+from seq2seq.evaluation import metrics as evaluation
+from seq2seq.evaluation.testsets import search_name
+from seq2seq.utils.errors import UserError
 
 COMMAND_LINE = {
     "bleu": ["-m", "bleu", "--force"],
@@ -113,7 +115,7 @@ def test_p_values_are_those_of_sacrebleus_program(name: str, kind: str, flag: st
     systems, test = noisy_test(systems=3)
     # Its JSON cannot hold the intervals of chrF, so its table is read.
     told = sacrebleu(tmp_path, systems, test, *COMMAND_LINE[name], flag, "-f", "text", "-nc", "-w", "9")
-    ours = evaluation.paired_tests([name], systems, test)[name]
+    ours = significance.paired_tests([name], systems, test)[name]
     assert re.findall(r"p = (\d\.\d+)", told) == [f"{getattr(row, kind):.4f}" for row in ours[1:]]
     numbers = [float(number) for number in re.findall(r"\d+\.\d{9}", told)]
     expected = [n for row in ours for n in ((row.value, row.interval) if kind == "bootstrap" else (row.value,))]
@@ -123,20 +125,20 @@ def test_p_values_are_those_of_sacrebleus_program(name: str, kind: str, flag: st
 
 def test_groups_by_length_hold_every_sentence_once() -> None:
     _, test = noisy_test(sentences=57)
-    groups = evaluation.length_groups(test.source)
+    groups = diagnostics.length_groups(test.source)
     assert sorted(i for _, places in groups for i in places) == list(range(57))
     for label, places in groups:
         low, _, high = label.partition("–")
         sizes = [len(test.source[i].split()) for i in places]
         assert (min(sizes), max(sizes)) == (int(low), int(high or low))
-    assert evaluation.length_groups(["a b"] * 9) == [("2", list(range(9)))]
-    (everything,) = evaluation.grouped_score("bleu", test.references[1], test, [("all", range(57)), ("none", [])])
+    assert diagnostics.length_groups(["a b"] * 9) == [("2", list(range(9)))]
+    (everything,) = diagnostics.grouped_score("bleu", test.references[1], test, [("all", range(57)), ("none", [])])
     assert everything.value == evaluation.measure("bleu", test.references[1], test).value
 
 
 def test_words_are_counted_by_how_often_training_saw_them() -> None:
     counts = Counter({"often": 5000, "some": 50, "once": 1})
-    found = evaluation.by_target_frequency(["often some new often"], ["often some once new."], counts)
+    found = diagnostics.by_target_frequency(["often some new often"], ["often some once new."], counts)
     # "often" is said twice and meant once: one in common, F1 = 2·1 / (2 + 1).
     assert {group.label: (group.count, round(group.value, 3)) for group in found} == {
         "never": (1, 100.0),
@@ -144,15 +146,15 @@ def test_words_are_counted_by_how_often_training_saw_them() -> None:
         "10–99": (1, 100.0),
         "1,000 or more": (1, 66.667),
     }
-    groups = dict(evaluation.source_frequency_groups(["often some", "once often", "new", ""], counts))
+    groups = dict(diagnostics.source_frequency_groups(["often some", "once often", "new", ""], counts))
     assert groups["10–99"] == [0] and groups["1"] == [1] and groups["never"] == [2, 3]
 
 
 def test_repetition_and_breaking_off_are_seen() -> None:
-    assert evaluation.repetitions(["the", "the", "cat"]) == 1
-    assert evaluation.repetitions(["a", "b", "a", "b", "c"]) == 1
-    assert evaluation.repetitions(["a", "b", "c", "a", "d"]) == 0
-    assert [evaluation.repetitions([word]) for word in ("Prospprüsssss", "hahahaha", "Schifffahrt", "100000")] == [
+    assert diagnostics.repetitions(["the", "the", "cat"]) == 1
+    assert diagnostics.repetitions(["a", "b", "a", "b", "c"]) == 1
+    assert diagnostics.repetitions(["a", "b", "c", "a", "d"]) == 0
+    assert [diagnostics.repetitions([word]) for word in ("Prospprüsssss", "hahahaha", "Schifffahrt", "100000")] == [
         1,
         1,
         0,
@@ -160,7 +162,7 @@ def test_repetition_and_breaking_off_are_seen() -> None:
     ]
     references = [["so so it is now", "one two three four", "a b c d e f g h i j"]]
     test = evaluation.TestSet("t", references[0], references)
-    found = evaluation.lengths(["so so it is now", "one two two three four", "a b c d e f"], test)
+    found = diagnostics.lengths(["so so it is now", "one two two three four", "a b c d e f"], test)
     assert (found.repeating, found.short) == ([1], [2]), "a repetition of the reference is none"
     assert found.ratio == pytest.approx(16 / 19)
 

@@ -13,15 +13,16 @@ import pytest
 import torch
 from conftest import saved_run
 
-from seq2seq import export as exporting
-from seq2seq.cli import load_config
-from seq2seq.commands.export import export
-from seq2seq.config import TransformerConfig, search_preset
-from seq2seq.errors import UserError
-from seq2seq.export import Here, There, prove, save_ctranslate2, unsupported
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.run import Run
-from seq2seq.training.checkpoint import load_checkpoint
+from seq2seq.cli.commands.export import export
+from seq2seq.cli.main import load_config
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.inference import ctranslate2 as exporting
+from seq2seq.inference.checkpoint import load_checkpoint
+from seq2seq.inference.ctranslate2 import Here, There, prove, save_ctranslate2, unsupported
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
 
 needed = pytest.mark.skipif(
     not exporting.is_installed(), reason="CTranslate2 is not installed (pip install ctranslate2)"
@@ -133,7 +134,7 @@ def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: py
         save_ctranslate2(copy.deepcopy(model), *given)
         torch.nn.init.normal_(model.output.weight)
 
-    monkeypatch.setattr("seq2seq.commands.export.save_ctranslate2", save_another)
+    monkeypatch.setattr("seq2seq.cli.commands.export.save_ctranslate2", save_another)
     (run.folder / "old").mkdir()
     with pytest.raises(UserError, match="export refused, nothing is written"):
         export(load_config("export", "run=any", f"output={run.folder / 'old'}", "overwrite=true"))

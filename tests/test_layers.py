@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.model import layers
+from seq2seq.model.factory import parameter_table
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.layers import (
     FeedForward,
     Packing,
@@ -44,7 +46,6 @@ from seq2seq.model.layers import (
     embedding,
     initialise,
 )
-from seq2seq.model.seq2seq import Seq2Seq, parameter_table
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 

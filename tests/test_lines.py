@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.corpora import halved, sentence_ends
 
-from seq2seq.text import lines as module
-from seq2seq.text.lines import Arriving, Line, decoded, sentences
+from seq2seq.inference import streaming as module
+from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
 
 LAW = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 LETTERS = st.text("aabbBC1_. .  !?…\"')」。！ \t-é", max_size=30)

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import Clock, fast, make_trainer, share_of, small_tokenizer, varied
 
-from seq2seq.config import TrainConfig
-from seq2seq.model.seq2seq import build_model
-from seq2seq.run import Run
-from seq2seq.text.batches import Share
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import Share
+from seq2seq.model.factory import build_model
 from seq2seq.training import meter as meter_module
-from seq2seq.training.logbook import Logbook
+from seq2seq.training.logger import Logbook
 from seq2seq.training.meter import Meter, UpdateStats, clock, multiply_adds
 from seq2seq.training.trainer import Trainer
+from seq2seq.utils.run import Run
 
 __all__ = ["fast"]
 pytestmark = pytest.mark.usefixtures("fast")

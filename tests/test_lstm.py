@@ -32,8 +32,8 @@ from small_models import (
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from seq2seq.model.factory import build_model
 from seq2seq.model.lstm import BidirectionalLayer, Convolutions, Encoder, lstm_cell
-from seq2seq.model.seq2seq import build_model
 
 # Every score and every position, and between them every other option at least three times.
 HEADS, CONVOLUTIONS, STARTS, TIES = (

@@ -20,12 +20,12 @@ from conftest import (
     tiny_model,
 )
 
-from seq2seq import cli
-from seq2seq.config import CONFIGS
+from seq2seq.cli import main as cli
+from seq2seq.config.paths import CONFIGS
+from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model import layers
+from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.model.layers import PreparedLinear, dropout
-from seq2seq.model.seq2seq import build_model, parameter_table
-from seq2seq.text.tokenizer import Vocabulary
 
 OPTIONS = [
     ("transformer", []),

@@ -22,19 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from trainers import base_config, make_trainer, share_of, varied, weights
 
-from seq2seq.config import KindConfig, KindsConfig, OptimizerConfig
-from seq2seq.model.seq2seq import build_model
-from seq2seq.text.tokenizer import Vocabulary
-from seq2seq.training.average import LastCheckpoints, RunningMean, ScheduleFreeAverage, build_average
+from seq2seq.config.schema import KindConfig, KindsConfig, OptimizerConfig
+from seq2seq.data.tokenizer import Vocabulary
+from seq2seq.model.factory import build_model
+from seq2seq.training.averaging import LastCheckpoints, RunningMean, ScheduleFreeAverage, build_average
 from seq2seq.training.loss import loss_sum
-from seq2seq.training.optimizer import (
-    ScheduleFree,
-    WorkingCopy,
-    build_optimizer,
-    clip,
-    optimizer_table,
-    parameters_by_kind,
-)
+from seq2seq.training.mixed_precision import WorkingCopy
+from seq2seq.training.optimizers import ScheduleFree, build_optimizer, clip, optimizer_table, parameters_by_kind
 from seq2seq.training.schedule import rate_at
 
 LRS = [0.01, 0.02, 0.03, 0.02, 0.005]  # up and down again

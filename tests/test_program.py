@@ -19,8 +19,8 @@ import torch
 from conftest import FAMILIES, REPOSITORY, TINY, Program
 from safetensors.torch import load_file
 
-from seq2seq.run import Run
-from seq2seq.translator import Translator
+from seq2seq.inference.translator import Translator
+from seq2seq.utils.run import Run
 
 WORDS = {
     "cat": "Katze",

@@ -20,13 +20,13 @@ from conftest import FAMILIES, saved_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from seq2seq.cli import load_config
-from seq2seq.config import search_preset
-from seq2seq.pictures import attention_image, colours
-from seq2seq.prompt import COMMANDS, HELP, KEYS, Prompt, open_runs
-from seq2seq.run import Run
-from seq2seq.terminal import SHADES, width
-from seq2seq.translator import Translator
+from seq2seq.cli.main import load_config
+from seq2seq.config.loading import search_preset
+from seq2seq.inference.prompt import COMMANDS, HELP, KEYS, Prompt, open_runs
+from seq2seq.inference.translator import Translator
+from seq2seq.utils.console import SHADES, width
+from seq2seq.utils.images import attention_image, colours
+from seq2seq.utils.run import Run
 
 SHORT = ["model.max_length=16", "data.max_length=15"]
 SENTENCE = "Some dogs see cats."

@@ -14,10 +14,11 @@ from reference.losses import kl, r_drop, simcut, smoothed_cross_entropy
 from torch import Tensor, nn
 from trainers import base_config, varied
 
-from seq2seq.config import TrainingConfig
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.text.batches import Batch
-from seq2seq.text.tokenizer import PAD, Vocabulary
+from seq2seq.config.schema import TrainingConfig
+from seq2seq.data.encoding import Batch
+from seq2seq.data.tokenizer import PAD, Vocabulary
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import loss as loss_module
 from seq2seq.training.loss import divergence, loss_sum, training_loss
 

@@ -26,15 +26,17 @@ import torch
 from conftest import FAMILIES, Program, saved_run, tiny_model
 from test_program import train
 
-from seq2seq import alignment, environment, report, sweep
-from seq2seq.cli import load_config
-from seq2seq.commands.report import repeat
-from seq2seq.errors import UserError
-from seq2seq.run import Run
-from seq2seq.text import toy
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import Tokenizer, train_tokenizer
-from seq2seq.translator import Translator
+from seq2seq.cli.commands.report import repeat
+from seq2seq.cli.main import load_config
+from seq2seq.data import toy
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.evaluation import alignment
+from seq2seq.inference.translator import Translator
+from seq2seq.reporting import report, sweep
+from seq2seq.training import environment
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
 
 PAIRS = toy.splits()["validation"][:60]
 SHORT = ["training.updates=2", "training.validate_every=1"]
@@ -345,7 +347,7 @@ def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, ru
 
 
 def test_a_score_outside_the_interval_is_no_success() -> None:
-    from seq2seq.commands.reproduce import verdict
+    from seq2seq.cli.commands.reproduce import verdict
 
     verdict({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})
     with pytest.raises(UserError, match=r"not reproduced: BLEU 21.10, was 20.00; the 95 % interval is 19.00 to 21.00"):

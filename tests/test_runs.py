@@ -20,27 +20,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq import run as module
-from seq2seq import testsets
-from seq2seq.cli import load_config
-from seq2seq.config import (
-    CONFIGS,
-    DataConfig,
-    EvaluateConfig,
-    Range,
-    SearchConfig,
-    TrainConfig,
-    completed,
-    differences,
-    flat,
-    plain,
-    search_preset,
-    typed,
-)
-from seq2seq.errors import UserError
-from seq2seq.evaluation import TestSet as EvaluationSet
-from seq2seq.run import INDEX, Run, write_aside
-from seq2seq.translator import EMPTY, Translation
+from seq2seq.cli.main import load_config
+from seq2seq.config.loading import completed, differences, flat, plain, search_preset, typed
+from seq2seq.config.paths import CONFIGS
+from seq2seq.config.schema import DataConfig, EvaluateConfig, Range, SearchConfig, TrainConfig
+from seq2seq.evaluation import testsets
+from seq2seq.evaluation.metrics import TestSet as EvaluationSet
+from seq2seq.inference.translator import EMPTY, Translation
+from seq2seq.utils import io
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import write_aside
+from seq2seq.utils.run import INDEX, Run
 
 SAFE_LOAD = yaml.safe_load
 LAW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -134,7 +124,7 @@ def test_a_file_that_was_not_written_whole_keeps_its_old_text(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module if fails == "to_disk" else Path, fails, broken)
+        patch.setattr(io if fails == "to_disk" else Path, fails, broken)
         with pytest.raises(KeyboardInterrupt):
             write_aside(path, "new")
     assert path.read_text() == "old"

@@ -19,11 +19,12 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from table_model import BANNED, BEGIN, END, Table
 
-from seq2seq.config import SearchConfig, search_preset
-from seq2seq.search.constraints import Rules
-from seq2seq.search.mbr import expected_similarity
-from seq2seq.search.sampling import draw, mixed, sample, seeds, shape, uniform
-from seq2seq.search.scoring import Specials, Task
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.mbr import expected_similarity
+from seq2seq.decoding.sampling import draw, mixed, sample, seeds, shape, uniform
+from seq2seq.decoding.scoring import Specials, Task
 
 SPECIALS = Specials(BEGIN, END, BANNED)
 FAST = settings(

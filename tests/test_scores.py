@@ -22,13 +22,15 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-from seq2seq import alignment, evaluation
-from seq2seq.config import SearchConfig, search_preset
-from seq2seq.errors import UserError
-from seq2seq.evaluation import TestSet as EvaluationSet
-from seq2seq.text import toy
-from seq2seq.text.corpus import Corpus
-from seq2seq.translator import EMPTY, Translation, Translator
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data import toy
+from seq2seq.data.corpus import Corpus
+from seq2seq.evaluation import alignment, diagnostics, significance, testsets
+from seq2seq.evaluation import metrics as evaluation
+from seq2seq.evaluation.metrics import TestSet as EvaluationSet
+from seq2seq.inference.translator import EMPTY, Translation, Translator
+from seq2seq.utils.errors import UserError
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 METRICS: dict[str, Callable[[], Any]] = {
@@ -139,12 +141,12 @@ def test_the_language_of_the_references_decides_unless_a_tokenizer_is_named(monk
     assert evaluation.measure("bleu", said, test).value == pytest.approx(split["zh"])
     assert evaluation.measure("bleu", said, test, tokenize="13a").value == pytest.approx(split["13a"])
     assert evaluation.score(said, lines, "zh").bleu == pytest.approx(split["zh"])
-    (group,) = evaluation.grouped_score("bleu", said, test, [("all", [0, 1])])
+    (group,) = diagnostics.grouped_score("bleu", said, test, [("all", [0, 1])])
     assert group.value == pytest.approx(split["zh"])
-    (group,) = evaluation.grouped_score("bleu", said, test, [("all", [0, 1])], "13a")
+    (group,) = diagnostics.grouped_score("bleu", said, test, [("all", [0, 1])], "13a")
     assert group.value == pytest.approx(split["13a"])
     for tokenize, expected in ((None, "zh"), ("char", "char")):
-        first, _ = evaluation.paired_tests(["bleu"], [said, lines], test, tokenize)["bleu"]
+        first, _ = significance.paired_tests(["bleu"], [said, lines], test, tokenize)["bleu"]
         assert first.value == pytest.approx(split[expected]) and all(f"tok:{expected}" in s for s in first.signatures)
 
 
@@ -178,7 +180,7 @@ def test_paired_tests_compare_each_run_with_the_first(name: str, monkeypatch: py
     systems, test = noisy(sentences=10)
     for order in ((0, 1, 2), (2, 0, 1)):
         ordered = [systems[i] for i in order]
-        found = evaluation.paired_tests(["ter", name], ordered, test)[name]
+        found = significance.paired_tests(["ter", name], ordered, test)[name]
         expected = {}
         for kind in ("bs", "ar"):
             named: list[tuple[str, Sequence[str]]] = [(f"system {i}", bare(lines)) for i, lines in enumerate(ordered)]
@@ -246,7 +248,7 @@ def test_what_training_watches_is_the_best_translation_of_each_sentence_against_
     (hypotheses, other, _), test = noisy(references=1)
     translator = Said(list(zip(hypotheses, other, strict=True)))
     corpus, search = Corpus(test.source, test.references[0]), search_preset("greedy")
-    found, scores = evaluation.translate_and_score(cast(Translator, translator), corpus, search, "de", 40)
+    found, scores = testsets.translate_and_score(cast(Translator, translator), corpus, search, "de", 40)
     assert found == hypotheses and translator.asked == [(list(test.source), search)]
     for name, value, interval, signature in (
         ("bleu", scores.bleu, scores.bleu_interval, scores.bleu_signature),
@@ -287,7 +289,7 @@ def test_problems_of_length_are_those_of_plain_loops(lines: list[tuple[list[str]
     """Repetition beyond every reference, less than 70 % of the shortest, words left out and added to the first."""
     hypotheses, *references = ([" ".join(line[i]) for line in lines] for i in range(3))
     test = EvaluationSet("t", hypotheses, references[:count])
-    found = evaluation.lengths(hypotheses, test)
+    found = diagnostics.lengths(hypotheses, test)
     ratio, repeating, short, omitted, added = reference.length_problems(hypotheses, references[:count])
     assert (found.ratio, found.omitted, found.added) == pytest.approx((ratio, omitted, added), abs=1e-12)
     assert (found.repeating, found.short) == (repeating, short)
@@ -297,7 +299,7 @@ def test_problems_of_length_are_those_of_plain_loops(lines: list[tuple[list[str]
 @given(st.lists(st.sampled_from(["a", "b", "c", "ababababa", "zzzz", "abcdabcdabcdabcd", "123123123123"]), max_size=14))
 def test_repetitions_are_counted_at_every_position_and_length(words: list[str]) -> None:
     """One to four words right behind themselves, up to the last word, and stuttering inside each word once."""
-    assert evaluation.repetitions(words) == reference.repetitions(words)
+    assert diagnostics.repetitions(words) == reference.repetitions(words)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_repetitions_are_counted_at_every_position_and_length(words: list[str]) 
 )  # fmt: skip
 def test_repetitions_at_their_limits(text: str, count: int) -> None:
     """At the end of a sentence as at its beginning; letters count, digits do not."""
-    assert evaluation.repetitions(text.split()) == count
+    assert diagnostics.repetitions(text.split()) == count
 
 
 BREAKS = [
@@ -328,15 +330,15 @@ def test_a_translation_breaks_off_under_seventy_percent_of_the_shortest_referenc
     hypothesis, least, more = (" ".join(["w"] * n) for n in (words, of, of + 5))
     for several in ([least], [least, more], [more, least]):
         test = EvaluationSet("t", ["s"], [[text] for text in several])
-        assert evaluation.lengths([hypothesis], test).short == ([0] if short else [])
+        assert diagnostics.lengths([hypothesis], test).short == ([0] if short else [])
 
 
 def test_words_are_what_lies_between_spaces_and_punctuation() -> None:
     """Hyphens and apostrophes inside a word stay, others do not."""
     text = "Don't stop-it -- 'now' e-mail’s, x_1 (ja)! a- -b ''c"
     expected = ["Don't", "stop-it", "now", "e-mail’s", "x_1", "ja", "a", "b", "c"]
-    assert evaluation.words_of(text) == reference.words(text) == expected
-    assert evaluation.count_words([text, "now now"]) == Counter([*expected, "now", "now"])
+    assert diagnostics.words_of(text) == reference.words(text) == expected
+    assert diagnostics.count_words([text, "now now"]) == Counter([*expected, "now", "now"])
 
 
 COUNTS = (0, 1, 2, 9, 10, 99, 100, 999, 1000, 5000)
@@ -349,7 +351,7 @@ def test_words_are_grouped_by_their_frequency_in_training(lines: list[tuple[list
     sides = [[" ".join(f"w{count}." for count in line[i]) for line in lines] for i in (0, 1)]
     counts = Counter({f"w{count}": count for count in COUNTS})
     labels = ["never", "1", "2–9", "10–99", "100–999", "1,000 or more"]
-    found = evaluation.by_target_frequency(sides[0], sides[1], counts)
+    found = diagnostics.by_target_frequency(sides[0], sides[1], counts)
     expected = reference.word_f1(sides[0], sides[1], {word: n for word, n in counts.items() if n})
     assert [(g.label, g.count) for g in found] == [(labels[g], count) for g, (count, _) in expected.items()]
     assert [g.value for g in found] == pytest.approx([value for _, value in expected.values()])
@@ -359,7 +361,7 @@ def test_sentences_are_grouped_by_their_rarest_word() -> None:
     """Every sentence is in one group; one without words is in that of words never seen."""
     counts = Counter({f"w{count}": count for count in COUNTS})
     source = [f"w5000 w{count}, w1000" for count in COUNTS] + ["...", "w9 w99"]
-    groups = evaluation.source_frequency_groups(source, counts)
+    groups = diagnostics.source_frequency_groups(source, counts)
     assert [label for label, _ in groups] == ["never", "1", "2–9", "10–99", "100–999", "1,000 or more"]
     expected: list[list[int]] = [[] for _ in range(6)]
     for i, count in enumerate([*[min(count, 1000) for count in COUNTS], 0, 9]):
@@ -372,7 +374,7 @@ def test_sentences_are_grouped_by_their_rarest_word() -> None:
 def test_sentences_of_like_length_make_groups_between_quantiles(lengths: list[int], groups: int) -> None:
     """Every sentence once, the shortest first, named by the lengths that are in a group."""
     source = [" ".join(["w"] * n) for n in lengths]
-    found = evaluation.length_groups(source, groups)
+    found = diagnostics.length_groups(source, groups)
     expected = reference.quantile_groups(lengths, groups)
     assert [rows for _, rows in found] == expected
     for label, rows in found:
@@ -384,13 +386,13 @@ def test_a_group_is_scored_on_its_own_lines_of_every_side() -> None:
     """Hypotheses, and each reference; empty groups are left out, and order counts for nothing."""
     (hypotheses, *_), test = noisy()
     groups = [("odd", [9, 1, 3]), ("none", []), ("one", [4])]
-    found = evaluation.grouped_score("chrf", hypotheses, test, groups)
+    found = diagnostics.grouped_score("chrf", hypotheses, test, groups)
     assert [(group.label, group.count) for group in found] == [("odd", 3), ("one", 1)]
     for group, rows in zip(found, ([1, 3, 9], [4]), strict=True):
         lines = [[lines[i].rstrip() for i in rows] for lines in test.references]
         expected = CHRF().corpus_score([hypotheses[i].rstrip() for i in rows], lines)
         assert group.value == pytest.approx(expected.score, abs=1e-12)
-    part = evaluation.subset(EvaluationSet("n", test.source, test.references, "zh"), [5, 2])
+    part = diagnostics.subset(EvaluationSet("n", test.source, test.references, "zh"), [5, 2])
     assert (part.name, part.language, list(part.source)) == ("n", "zh", ["source 5", "source 2"])
     assert [list(lines) for lines in part.references] == [[lines[5], lines[2]] for lines in test.references]
 

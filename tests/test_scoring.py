@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from table_model import BANNED, BEGIN, END
 from torch import Tensor
 
-from seq2seq.config import SearchConfig, search_preset
-from seq2seq.search.constraints import Rules
-from seq2seq.search.scoring import (
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.scoring import (
     Candidates,
     Specials,
     Task,

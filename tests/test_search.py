@@ -15,16 +15,17 @@ from conftest import FAMILIES, padded, random_sentences, tiny_model
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from seq2seq.config import SearchConfig, Stop, search_preset
-from seq2seq.model.ensemble import Ensemble
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.model.state import State
-from seq2seq.search.beam import beam_search
-from seq2seq.search.constraints import Rules
-from seq2seq.search.mbr import expected_similarity
-from seq2seq.search.sampling import sample
-from seq2seq.search.scoring import Hypothesis, Specials, Task
-from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig, Stop
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.mbr import expected_similarity
+from seq2seq.decoding.sampling import sample
+from seq2seq.decoding.scoring import Hypothesis, Specials, Task
+from seq2seq.inference.ensemble import Ensemble
+from seq2seq.model.decoder_state import State
+from seq2seq.model.interface import Seq2Seq
 
 SPECIALS = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
 SMALL = Vocabulary(8, 8, joint=True)  # four words beside the specials

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.batches import matrix
 
-from seq2seq.text import store as module
-from seq2seq.text.store import Ragged, Texts, Writer, blocks, build_once, key_of, open_array
+from seq2seq.data import store as module
+from seq2seq.data.store import Ragged, Texts, Writer, blocks, key_of, open_array
+from seq2seq.utils import io
+from seq2seq.utils.io import build_once
 
 LAW = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 ROWS = st.lists(st.lists(st.integers(0, 60_000), max_size=5), max_size=8)
@@ -152,7 +154,7 @@ def test_a_folder_that_another_process_built_meanwhile_is_not_built_again(
         (tmp_path / "x").mkdir()
         yield
 
-    monkeypatch.setattr(module, "FileLock", lock)
+    monkeypatch.setattr(io, "FileLock", lock)
     assert build_once(tmp_path / "x", lambda _: pytest.fail("built twice")) is True
     assert taken == [f"{tmp_path}/x.lock"]
 

@@ -18,11 +18,12 @@ import sentencepiece
 import torch
 from conftest import drawn, random_corpus
 
-from seq2seq.cli import load_config
-from seq2seq.errors import UserError
-from seq2seq.text.batches import Batch, Batches, by_budget, encode_training, in_order
-from seq2seq.text.corpus import Corpus, open_corpora
-from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.data.batching import Batches, by_budget, in_order
+from seq2seq.data.corpus import Corpus, open_corpora
+from seq2seq.data.encoding import Batch, encode_training
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.utils.errors import UserError
 
 SENTENCES = Corpus(
     [
@@ -223,7 +224,7 @@ def test_sampled_segmentations_are_the_same_in_every_process(tmp_path: Path) -> 
     made, _ = tokenizer()
     made.save(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from seq2seq.text.tokenizer import Sampling, Tokenizer\n"
+        "import sys; from pathlib import Path; from seq2seq.data.tokenizer import Sampling, Tokenizer\n"
         "made = Tokenizer.load(Path(sys.argv[1])); print(made.encode_source(sys.argv[2:], Sampling(0.3, 5)))"
     )
     run = [sys.executable, "-c", code, str(tmp_path), *SENTENCES.source[:]]

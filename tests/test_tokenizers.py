@@ -15,11 +15,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq.cli import load_config
-from seq2seq.config import TokenizerConfig
-from seq2seq.errors import UserError
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import TokenizerConfig
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.utils.errors import UserError
 
 ADJECTIVES, NOUNS = ("big", "old", "red", "Ｗide"), ("dog", "cat", "cow")
 SOURCE = [f"the {a} {n} sees  {m} {i}" for i, (a, n, m) in enumerate(itertools.product(ADJECTIVES, NOUNS, NOUNS))]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from seq2seq.text import toy
+from seq2seq.data import toy
 
 Corpus = dict[str, list[toy.Pair]]
 

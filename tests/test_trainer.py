@@ -33,16 +33,17 @@ from trainers import (
     weights,
 )
 
-from seq2seq.errors import UserError
-from seq2seq.run import Run
-from seq2seq.text.batches import Batch, Share
-from seq2seq.text.corpus import Corpus
-from seq2seq.training import rehearsal as rehearsal_module
+from seq2seq.data.batching import Share
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch
+from seq2seq.training import memory_check as rehearsal_module
 from seq2seq.training.checkpoint import Checkpoints, Progress
 from seq2seq.training.distributed import ALONE, World, joined
+from seq2seq.training.memory_check import largest_budget, rehearse, rehearse_all, rehearse_search, survives
 from seq2seq.training.meter import Meter, UpdateStats
-from seq2seq.training.rehearsal import largest_budget, rehearse, rehearse_all, rehearse_search, survives
 from seq2seq.training.trainer import PATIENCE_WITH_NUMBERS, Trainer
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
 
 __all__ = ["fast"]
 pytestmark = pytest.mark.usefixtures("fast")

@@ -15,28 +15,33 @@ import torch
 from conftest import FAMILIES, random_corpus, tiny_batch, tiny_config, tiny_model
 from torch.nn import functional as F
 
-from seq2seq.cli import load_config
-from seq2seq.config import OptimizerConfig, TrainConfig
-from seq2seq.errors import UserError
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import OptimizerConfig, TrainConfig
+from seq2seq.data.batching import Batches, Share
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch
+from seq2seq.data.tokenizer import Tokenizer, Vocabulary, train_tokenizer
+from seq2seq.inference import checkpoint as checkpoint_module
+from seq2seq.inference.checkpoint import load_checkpoint
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.layers import drop_rows
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.run import Run
-from seq2seq.text.batches import Batch, Batches, Share
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import Tokenizer, Vocabulary, train_tokenizer
-from seq2seq.training import checkpoint as checkpoint_module
+from seq2seq.training import checkpoint as saving_module
 from seq2seq.training import loss as loss_module
-from seq2seq.training import rehearsal as rehearsal_module
-from seq2seq.training.average import build_average
-from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_checkpoint
-from seq2seq.training.logbook import Logbook
+from seq2seq.training import memory_check as rehearsal_module
+from seq2seq.training.averaging import build_average
+from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
+from seq2seq.training.logger import Logbook
 from seq2seq.training.loss import SmoothedCrossEntropy, divergence, loss_sum, training_loss
+from seq2seq.training.memory_check import rehearse, rehearse_all
 from seq2seq.training.meter import UpdateStats
-from seq2seq.training.optimizer import WorkingCopy, build_optimizer, clip
-from seq2seq.training.rehearsal import rehearse, rehearse_all
+from seq2seq.training.mixed_precision import WorkingCopy
+from seq2seq.training.optimizers import build_optimizer, clip
 from seq2seq.training.schedule import rate_at
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
 
 LENGTHS = [3, 5, 2, 7, 4, 6, 1, 8]
 
@@ -592,9 +597,9 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("save_file", "to_disk"):
+    for module, function in ((checkpoint_module, "save_file"), (saving_module, "to_disk")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_module, function, full)
+            patch.setattr(module, function, full)
             with pytest.raises(UserError, match=r"No space left.*update-0000000"):
                 made.checkpoints.save(made.state, best=True)
         assert made.checkpoints.run.index() == {"last": "update-0000000", "best": "update-0000000"}

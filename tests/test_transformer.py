@@ -25,7 +25,7 @@ from small_models import (
 )
 from torch import nn
 
-from seq2seq.model.seq2seq import build_model
+from seq2seq.model.factory import build_model
 from seq2seq.model.transformer import Input
 
 # Every score and every position, and between them every other option at least three times.

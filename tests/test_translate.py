@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import Program, forks, saved_run
 
-from seq2seq.cli import load_config
-from seq2seq.commands.translate import Filter, interrupts_wait, one_line, output_stream
-from seq2seq.errors import UserError
-from seq2seq.run import Run
-from seq2seq.text.lines import Arriving, Line, decoded, sentences
-from seq2seq.translator import Translator
+from seq2seq.cli.commands.translate import Filter, interrupts_wait, one_line
+from seq2seq.cli.main import load_config
+from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
+from seq2seq.inference.translator import Translator
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import output_stream
+from seq2seq.utils.run import Run
 
 SHORT = ["model.max_length=24"]  # what has learned nothing knows no end
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from conftest import FAMILIES, Program, forks, tiny_config, tiny_model
 
-from seq2seq.commands.score import tabbed
-from seq2seq.config import SearchConfig, search_preset, typed
-from seq2seq.errors import UserError
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import BEGIN, Tokenizer, train_tokenizer
-from seq2seq.training.checkpoint import write_config, write_weights
-from seq2seq.translator import Translation, Translator
-from seq2seq.workers import choose_processes
+from seq2seq.cli.commands.score import tabbed
+from seq2seq.config.loading import search_preset, typed
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.tokenizer import BEGIN, Tokenizer, train_tokenizer
+from seq2seq.inference.checkpoint import write_config, write_weights
+from seq2seq.inference.translator import Translation, Translator
+from seq2seq.inference.workers import choose_processes
+from seq2seq.utils.errors import UserError
 
 PAIRS = [
     ("A dog runs across the street.", "Ein Hund rennt über die Straße."),

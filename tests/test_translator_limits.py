@@ -24,11 +24,12 @@ from sacrebleu.metrics.chrf import CHRF
 from safetensors.torch import load_file, save_file
 from table_model import BANNED, END, Table, hashed, mean_of
 
-import seq2seq.translator
-from seq2seq.config import SearchConfig, search_preset
-from seq2seq.errors import UserError
-from seq2seq.search.scoring import Hypothesis
-from seq2seq.translator import EMPTY, SHARE, Translation, Translator, seed
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.scoring import Hypothesis
+from seq2seq.inference import translator as translator_module
+from seq2seq.inference.translator import EMPTY, SHARE, Translation, Translator, seed
+from seq2seq.utils.errors import UserError
 
 CPU = torch.device("cpu")
 UNKNOWN = 1
@@ -229,8 +230,8 @@ def test_a_translation_is_the_search_of_its_sentence_alone(kind: str, number: in
     prefixes = [random.choice(["", "", "a", "ab b", "c.c.c", "aé"]) if some else "" for _ in texts]
     search, attention = random_search(random, kind), random.random() < 0.4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seq2seq.translator, "READ_TOKENS", random.choice([1, 8, 20, 2048]))
-        patch.setattr(seq2seq.translator, "FORCED_TOKENS", random.choice([1, 8, 20, 2048]))
+        patch.setattr(translator_module, "READ_TOKENS", random.choice([1, 8, 20, 2048]))
+        patch.setattr(translator_module, "FORCED_TOKENS", random.choice([1, 8, 20, 2048]))
         given_prefixes = prefixes if some or random.random() < 0.5 else None
         found = model.translate(texts, search, prefixes=given_prefixes, attention=attention)
     assert_translations(found, plain, texts, plain.translate(texts, prefixes, search), attention)
@@ -250,8 +251,8 @@ def test_a_score_is_that_of_its_pair_alone(number: int) -> None:
     search = options(normalization=random.choice(["gnmt", "average"]), length_penalty=random.choice([0.0, 0.7, 1.0]))
     given_search, attention = random.choice([search, None]), random.random() < 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seq2seq.translator, "READ_TOKENS", random.choice([1, 8, 2048]))
-        patch.setattr(seq2seq.translator, "FORCED_TOKENS", random.choice([1, 5, 9, 2048]))
+        patch.setattr(translator_module, "READ_TOKENS", random.choice([1, 8, 2048]))
+        patch.setattr(translator_module, "FORCED_TOKENS", random.choice([1, 5, 9, 2048]))
         scored = model.score(texts, targets, given_search, attention=attention)
     paths = []
     for text, target in zip(texts, targets, strict=True):
@@ -367,7 +368,7 @@ def test_batches_hold_as_many_tokens_as_fit(tokens: int, rows: dict[str, int], w
 @pytest.mark.parametrize("widths", [[1], [2, 0]])
 def test_a_cpu_reads_few_sentences_together(widths: list[int], budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a batch as many source tokens as fit, of the model that reads most; another device reads all at once."""
-    monkeypatch.setattr(seq2seq.translator, "READ_TOKENS", budget)
+    monkeypatch.setattr(translator_module, "READ_TOKENS", budget)
     texts = ["ab", "a", "abc", "b", "c", "abcab", "bc"]
     tables = [Table(5, len(TARGET), 64) for _ in widths]
     model = translator(tables, widths)
@@ -387,7 +388,7 @@ def test_a_cpu_reads_few_sentences_together(widths: list[int], budget: int, monk
 @pytest.mark.parametrize("budget", [1, 6, 8, 100])
 def test_forced_targets_are_read_in_batches_that_fit(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short targets first, and equally long ones by their sources; each batch as large as fits with END and padding."""
-    monkeypatch.setattr(seq2seq.translator, "FORCED_TOKENS", budget)
+    monkeypatch.setattr(translator_module, "FORCED_TOKENS", budget)
     table = Table(6, len(TARGET), 64)
     texts, targets = ["ab", "a", "abc", "b", "c", "abcab"], ["a b", "c", "", "c.c.", "b", "a"]
     translator([table]).score(texts, targets)
@@ -498,7 +499,7 @@ def test_candidates_with_one_text_are_one_candidate_that_counts_twice(monkeypatc
     ids = [[6], [4, 5], [10], [6, 9], [8]]  # ab, ab, c, ab., b
     hypotheses = [Hypothesis(one, -float(i), -float(i), (-float(i),)) for i, one in enumerate(ids)]
     likeness = {"ab": 2.0, "c": 3.0, "ab.": 2.0, "b": 3.0}
-    monkeypatch.setattr(seq2seq.translator, "expected_similarity", lambda texts, _: [likeness[t] for t in texts])
+    monkeypatch.setattr(translator_module, "expected_similarity", lambda texts, _: [likeness[t] for t in texts])
     chosen = model._chosen(hypotheses, options(beam=5, n_best=5, choose="chrf"))
     assert [(one.ids, one.score, one.log_probability) for one in chosen] == [
         ([10], 3.0, -2.0),

@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainers import Threads, fast, make_trainer, varied, weights
 
-from seq2seq.cli import load_config
-from seq2seq.config import TrainConfig
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.pictures import attention_image
-from seq2seq.text.batches import encode_corpus
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import encode_corpus
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.inference.translator import Translator
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, samples, spread, validate
-from seq2seq.translator import Translator
+from seq2seq.utils.images import attention_image
 
 __all__ = ["fast"]
 

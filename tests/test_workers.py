@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import forks
 
-from seq2seq.errors import UserError
-from seq2seq.workers import Workers, choose_processes
+from seq2seq.inference.workers import Workers, choose_processes
+from seq2seq.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

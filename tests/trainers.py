@@ -15,21 +15,23 @@ import yaml
 from conftest import random_corpus, tiny_config
 from torch import Tensor, nn
 
-from seq2seq.cli import load_config
-from seq2seq.config import TrainConfig
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.run import Run
-from seq2seq.text.batches import Batch, Batches, EncodedCorpus, Share
-from seq2seq.text.corpus import Corpus
-from seq2seq.text.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.cli.main import load_config
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import Batches, Share
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch, EncodedCorpus
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import meter as meter_module
-from seq2seq.training.average import build_average
+from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
 from seq2seq.training.distributed import ALONE, World
-from seq2seq.training.logbook import Logbook
-from seq2seq.training.optimizer import build_optimizer
+from seq2seq.training.logger import Logbook
+from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation
+from seq2seq.utils.run import Run
 
 LENGTHS = [3, 5, 2, 7, 4, 6, 1, 8]
 SMALL = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seq2seq.config import LSTMConfig
+from seq2seq.config.schema import LSTMConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
+from seq2seq.model.decoder_state import State
+from seq2seq.model.interface import Decoded, Memory
 from seq2seq.model.layers import Packing, drop_rows, dropout, either, embedding, initialise
-from seq2seq.model.seq2seq import Decoded, Memory
-from seq2seq.model.state import State
 
 
 class Convolutions(nn.Module):

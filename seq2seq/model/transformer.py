@@ -9,11 +9,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from seq2seq.config import TransformerConfig
+from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
+from seq2seq.model.decoder_state import Continuation, Past, State
+from seq2seq.model.interface import Decoded, Memory
 from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dropout, either
-from seq2seq.model.seq2seq import Decoded, Memory
-from seq2seq.model.state import Continuation, Past, State
 
 
 class Input(nn.Module):

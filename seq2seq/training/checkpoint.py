@@ -1,34 +1,40 @@
-"""Checkpoints: folders that hold everything, written aside and renamed into place. Nothing is ever unpickled."""
+"""Training checkpoints: everything needed to resume, written to a temporary folder and renamed into its path."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seq2seq import config as configs
-from seq2seq.config import TrainConfig
-from seq2seq.errors import UserError
-from seq2seq.model.seq2seq import Seq2Seq, build_model
-from seq2seq.run import INDEX, Run, to_disk, write_aside
-from seq2seq.text.batches import Batches
-from seq2seq.text.tokenizer import Tokenizer
-from seq2seq.training.average import Average
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.batching import Batches
+from seq2seq.data.tokenizer import Tokenizer
+from seq2seq.inference.checkpoint import (
+    AVERAGED,
+    CONFIG,
+    TRAINING,
+    WEIGHTS,
+    damaged,
+    read_weights,
+    translating_weights,
+    write_config,
+    write_weights,
+)
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.training.averaging import Average
 from seq2seq.training.distributed import ALONE, World
-from seq2seq.training.optimizer import Optimizers
-
-WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
-CONFIG, TRAINING = "config.yaml", "training.pt"
+from seq2seq.training.optimizers import Optimizers
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import to_disk, write_aside
+from seq2seq.utils.run import INDEX, Run
 
 
 @dataclass
@@ -172,19 +178,6 @@ def _name(state: RunState) -> str:
     return f"update-{state.progress.update:07d}"
 
 
-def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
-    """What translating needs of a checkpoint, averaged weights where it has them; its own config rebuilds the model."""
-    config = read_config(folder / CONFIG)
-    tokenizer = Tokenizer.load(folder)
-    model = build_model(config.model, tokenizer.vocabulary)
-    read_weights(model, translating_weights(folder))
-    return config, tokenizer, model
-
-
-def translating_weights(folder: Path) -> Path:
-    return folder / AVERAGED if (folder / AVERAGED).exists() else folder / WEIGHTS
-
-
 def start_from(model: nn.Module, folder: Path) -> None:
     """Another run's weights into a new model; every parameter must be there, in the same shape."""
     path, own = translating_weights(folder), dict(model.named_parameters())
@@ -199,49 +192,3 @@ def start_from(model: nn.Module, folder: Path) -> None:
         more = [f"… and {len(different) - 4} more"] if len(different) > 4 else []
         raise UserError(*shown, *more, f"give this run the model of {folder / CONFIG}", code=2)
     read_weights(model, path)
-
-
-def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
-
-
-@torch.no_grad()
-def read_weights(model: nn.Module, path: Path) -> None:
-    try:
-        stored, own = load_file(path), dict(model.named_parameters())
-        if stored.keys() != own.keys():
-            raise RuntimeError(f"other parameters than the config's model: {min(stored.keys() ^ own.keys())}")
-        for name, parameter in own.items():
-            parameter.copy_(stored[name])
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise damaged(path, error) from None
-
-
-def write_config(config: TrainConfig, path: Path) -> None:
-    write_aside(path, yaml_of(config))
-
-
-def yaml_of(config: TrainConfig) -> str:
-    return str(yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
-
-
-def read_plain_config(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise damaged(path, error) from None
-    return values
-
-
-def read_config(path: Path) -> TrainConfig:
-    values = read_plain_config(path)
-    try:
-        return configs.typed(TrainConfig, configs.completed(values))
-    except UserError as error:
-        raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
-
-
-def damaged(path: Path, error: Exception) -> UserError:
-    told = (isinstance(error, OSError) and error.strerror) or str(error)
-    reason = " ".join(told.split())[:160] or type(error).__name__
-    return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")

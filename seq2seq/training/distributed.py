@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seq2seq.errors import UserError
+from seq2seq.utils.errors import UserError
 
 PATIENCE = timedelta(minutes=30)  # a rank may wait so long for another that tokenises, or validates
 

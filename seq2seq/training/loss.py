@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from seq2seq.config import TrainingConfig
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.text.batches import Batch
+from seq2seq.config.schema import TrainingConfig
+from seq2seq.data.encoding import Batch
+from seq2seq.model.interface import Seq2Seq
 
 CHUNK = {"cpu": 2**22}  # logits at once: what stays in a CPU's cache …
 LARGE_CHUNK = 2**26  # … and what keeps a GPU busy

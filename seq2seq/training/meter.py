@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from seq2seq.device import matrix_rate, peak_memory
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.text.batches import Share
+from seq2seq.data.batching import Share
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
+from seq2seq.utils.device import matrix_rate, peak_memory
 
 BAR = 16  # characters
 

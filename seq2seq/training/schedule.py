@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from seq2seq.config import OptimizerConfig
+from seq2seq.config.schema import OptimizerConfig
 
 
 def rate_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -> float:

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-from seq2seq.errors import UserError
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.text.batches import Batch, Share
-from seq2seq.text.tokenizer import Tokenizer
+from seq2seq.data.batching import Share
+from seq2seq.data.encoding import Batch
+from seq2seq.data.tokenizer import Tokenizer
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import Checkpoints, RunState
-from seq2seq.training.logbook import Logbook
+from seq2seq.training.logger import Logbook
 from seq2seq.training.loss import training_loss
 from seq2seq.training.meter import Meter, UpdateStats
-from seq2seq.training.optimizer import WorkingCopy, clip
+from seq2seq.training.mixed_precision import WorkingCopy
+from seq2seq.training.optimizers import clip
 from seq2seq.training.schedule import rate_at
 from seq2seq.training.validation import Validation
+from seq2seq.utils.errors import UserError
 
 PATIENCE_WITH_NUMBERS = 5  # updates in a row that are not finite end a run
 

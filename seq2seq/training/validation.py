@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from seq2seq.config import SearchConfig
-from seq2seq.evaluation import score
-from seq2seq.model.seq2seq import Seq2Seq
-from seq2seq.pictures import attention_image
-from seq2seq.text.batches import EncodedCorpus, in_order
-from seq2seq.text.corpus import Corpus
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data.batching import in_order
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import EncodedCorpus
+from seq2seq.evaluation.metrics import score
+from seq2seq.inference.translator import Translator
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
 from seq2seq.training.loss import loss_sum
-from seq2seq.translator import Translator
+from seq2seq.utils.images import attention_image
 
 Sample = tuple[str, str, str]  # source, reference, output
 

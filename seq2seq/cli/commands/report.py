@@ -1,0 +1,161 @@
+"""seq2seq report: one offline page on a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from seq2seq import __version__
+from seq2seq.config.loading import plain, search_preset
+from seq2seq.config.paths import CONFIGS
+from seq2seq.config.schema import ReportConfig, SearchConfig, TrainConfig
+from seq2seq.evaluation.alignment import alignment_of
+from seq2seq.evaluation.diagnostics import grouped_score, length_groups
+from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
+from seq2seq.evaluation.testsets import find_test_sets, search_told, stored_config, translated
+from seq2seq.inference.translator import Translator
+from seq2seq.model.factory import build_model, parameter_table
+from seq2seq.reporting import report as pages
+from seq2seq.training import environment
+from seq2seq.utils.console import hint, status
+from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import write_aside
+from seq2seq.utils.run import Run
+
+GROUPS = ("data", "search")  # which a preset names
+METRICS = ("bleu", "bleu_lc", "chrf", "chrf++", "ter")
+
+
+def report(config: ReportConfig) -> None:
+    """Measure a run, look into it, and write the page."""
+    run = Run.find(config.run, config.outputs)
+    tests = find_test_sets(config, run)
+    if len(tests) > 1:
+        raise UserError("split, source, public: a report has one test set; name one", code=2)
+    test = tests[0]
+    wrong = [place for place in config.show if place > len(test)]
+    if wrong:
+        raise UserError(f"show: there is no sentence {wrong[0]}; {test.name} has {len(test):,}", code=2)
+    print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
+    print(f"test set   {test.name}: {len(test):,} pairs")
+    require_tokenizer(config.tokenize)
+    tune_cpu()
+    output = Path(config.output) if config.output else run.folder / "report.html"
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
+    try:
+        write_aside(output, pages.page(gather(run, test, config)))
+    except OSError as error:
+        raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
+    status("")
+    print(f"written    {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
+    """Everything on the page."""
+    stored = stored_config(run, config)
+    hypotheses = translated(run, test, config)
+    status("measuring …")
+    scores = [measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS]
+    metrics = pages.read_metrics(run)
+    translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
+    told = pages.sentences(hypotheses, test, config.sentences)
+    status("reading attention …")
+    return {
+        "run": {
+            "name": stored.name,
+            "folder": str(run.folder),
+            "checkpoint": run.checkpoint(config.checkpoint).name,
+            "model": stored.model.name,
+            "family": stored.model.family,
+            "parameters": parameters(stored, translator),
+            "corpus": stored.data.name,
+            "languages": [stored.data.source, stored.data.target],
+            "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
+            "search": search_told(config.search),
+        },
+        "progress": progress(run),
+        "scores": [asdict(score) for score in scores],
+        "lengths": [
+            asdict(g) for g in grouped_score("bleu", hypotheses, test, length_groups(test.source), config.tokenize)
+        ],
+        "curves": pages.curves(metrics),
+        "time": pages.time_spent(metrics),
+        "sentences": told,
+        "attention": attention_of(translator, test, told["kinds"], config),
+        "alignment": pages.alignment_told(alignment_of(translator, test)),
+        "config": yaml.safe_dump(plain(stored), sort_keys=False, allow_unicode=True),
+        "environment": environment.read(run),
+        "repeat": repeat(run, config),
+        "version": __version__,
+    }
+
+
+def parameters(stored: TrainConfig, translator: Translator) -> int:
+    """Of the model as it was trained; the one that translates may hold them in another form."""
+    with torch.device("meta"):
+        model = build_model(stored.model, translator.tokenizer.vocabulary)
+    return sum(count for _, count in parameter_table(model))
+
+
+def progress(run: Run) -> dict[str, Any] | None:
+    """How far the run came; nothing for one that has not finished."""
+    try:
+        told: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return {name: told[name] for name in ("update", "best_update", "target_tokens", "seconds") if name in told}
+
+
+def attention_of(
+    translator: Translator, test: TestSet, kinds: dict[str, list[int]], config: ReportConfig
+) -> list[dict[str, Any]]:
+    """The sentences that were asked for, some of every length, and a few of the worst and best."""
+    places = [place - 1 for place in config.show]
+    places += [*pages.typical(test, 8), *kinds["worst"][:4], *kinds["best"][:2]]
+    # An empty sentence has nothing to look at.
+    places = [place for place in dict.fromkeys(places) if test.source[place].strip()]
+    found = translator.translate([test.source[place] for place in places], config.search, attention=True)
+    several = [lines for lines in zip(*test.references, strict=True)]
+    looked = []
+    for place, (best, *_) in zip(places, found, strict=True):
+        one = TestSet("", [test.source[place]], [[reference] for reference in several[place]])
+        score = sentence_scores([best.text], one)[0]
+        looked.append(pages.attention(place, best, test.source[place], several[place][0], score))
+    return looked
+
+
+def repeat(run: Run, config: ReportConfig) -> list[str]:
+    """Commands that make the run, its scores and this page again, with all that was asked for here."""
+    usual = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
+    asked = {key: value for key, value in vars(config).items() if key not in GROUPS and value != usual[key]}
+    if config.data:
+        asked["data"] = config.data.name
+    asked |= asked_of_search(config.search)
+    asked["run"] = run.folder.name if run.folder.parent == Path(config.outputs) else str(run.folder)
+    where: dict[str, Any] = {key: asked[key] for key in ("run", "outputs", "device", "data_path") if key in asked}
+    scores = {key: value for key, value in asked.items() if key not in ("output", "show", "sentences")}
+    commands: dict[str, dict[str, Any]] = {"reproduce": where, "evaluate": scores, "report": asked}
+    return [hint(command, **{key: typed(value) for key, value in said.items()}) for command, said in commands.items()]
+
+
+def asked_of_search(search: SearchConfig) -> dict[str, Any]:
+    """The preset that a search is, or what differs from the usual one."""
+    for preset in sorted((CONFIGS / "search").glob("*.yaml")):
+        if search == search_preset(preset.stem):
+            return {} if preset.stem == "beam" else {"search": preset.stem}
+    usual = vars(search_preset("beam"))
+    return {f"search.{key}": value for key, value in vars(search).items() if value != usual[key]}
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,100 @@
+"""seq2seq reproduce: train a run again from its stored config, and hold the scores side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from seq2seq.config.schema import ReproduceConfig, TrainConfig
+from seq2seq.data.corpus import load_split
+from seq2seq.evaluation.metrics import RESAMPLES
+from seq2seq.evaluation.testsets import moved, translate_and_score
+from seq2seq.inference.checkpoint import read_config
+from seq2seq.inference.translator import Translator
+from seq2seq.training import environment
+from seq2seq.training.pipeline import changes_of, train
+from seq2seq.utils.console import hint
+from seq2seq.utils.errors import STOPPED, UserError
+from seq2seq.utils.run import Run
+
+
+def reproduce(config: ReproduceConfig) -> None:
+    """A new run under a new name; its score must lie in the interval of the old one."""
+    old = Run.find(config.run, config.outputs)
+    again = config_of(old, config)
+    new = Run(Path(again.outputs) / again.name)
+    if new.exists and changes_of(new, again):
+        raise UserError(f"name: {new.folder} is another run; choose another name with name=…", code=2)
+    expected = expectation(old, again.data)
+    print(f"again      {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
+    try:
+        train(again)
+    except UserError as error:
+        if error.code != STOPPED:
+            raise
+        more = hint("reproduce", run=str(old.folder), **({"name": config.name} if config.name else {}))
+        raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
+    found = expectation(new, again.data)
+    print()
+    for change in changed_since(old, new):
+        print(f"changed    {change}")
+    print(f"metrics    {'the same at every step' if same_metrics(old, new) else 'not the same at every step'}")
+    verdict(expected, found)
+
+
+def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
+    """What the new run is trained with: all that the old one stored, in one go, beside it."""
+    stored = read_config(old.config)
+    return replace(
+        stored,
+        name=config.name or f"{old.folder.name}-again",
+        outputs=str(old.folder.parent),
+        overwrite=False,
+        device=config.device or stored.device,
+        data=moved(stored.data, config.data_path) if config.data_path else stored.data,
+        training=replace(stored.training, max_minutes=0.0),
+    )
+
+
+def expectation(run: Run, data: Any) -> dict[str, Any]:
+    """The test scores of a run with their interval; a run that did not keep one is measured now."""
+    try:
+        test: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["test"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{run.folder}: no test score to compare with; it has no test set, or did not finish") from None
+    if test.get("bleu_interval") is None:
+        stored = read_config(run.config)
+        corpus = load_split(data, "test", stored.seed)
+        assert corpus is not None  # it was scored
+        translator = Translator.from_checkpoint(run.checkpoint("best"), stored.device, stored.precision)
+        _, scores = translate_and_score(translator, corpus, stored.search, data.target, RESAMPLES)
+        test["bleu_interval"] = scores.bleu_interval
+    return test
+
+
+def changed_since(old: Run, new: Run) -> list[str]:
+    """What the two runs stood on, where it differs."""
+    before, after = environment.read(old), environment.read(new)
+    if not before:
+        return [f"unknown: {old.environment} is not there"]
+    return environment.changes(before[0], after[0])
+
+
+def same_metrics(old: Run, new: Run) -> bool:
+    """Whether loss and scores are equal wherever they were noted; times never are."""
+    return _noted(old) == _noted(new)
+
+
+def _noted(run: Run) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [{key: line.get(key) for key in ("kind", "update", "loss", "bleu", "chrf")} for line in lines]
+
+
+def verdict(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    low, high = (expected["bleu"] + sign * expected["bleu_interval"] for sign in (-1, 1))
+    told = f"BLEU {found['bleu']:.2f}, was {expected['bleu']:.2f}; the 95 % interval is {low:.2f} to {high:.2f}"
+    if not low <= found["bleu"] <= high:
+        raise UserError(f"not reproduced: {told}")
+    print(f"reproduced {told}")

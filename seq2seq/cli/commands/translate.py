@@ -1,0 +1,141 @@
+"""seq2seq translate: a prompt on a terminal, a filter everywhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from seq2seq.config.schema import TranslateConfig
+from seq2seq.data.sources import raw_lines
+from seq2seq.inference.prompt import converse, open_runs
+from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
+from seq2seq.inference.translator import EMPTY, Translation, Translator
+from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.errors import STOPPED, UserError
+from seq2seq.utils.io import output_stream, part_of
+
+FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
+
+
+def translate(config: TranslateConfig) -> None:
+    """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
+    if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
+        raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
+    if config.input and not Path(config.input).is_file():
+        raise UserError(f"input: {config.input} is no file here")
+    tune_cpu()
+    if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        converse(config)
+        return
+    opened = open_runs(config.run, config.checkpoint, config)
+    if config.run is None:
+        print(f"run        {opened.runs[0].folder} (the newest)", file=sys.stderr)
+    translator = opened.translator.share(config.processes)
+    lines = Arriving(decoded(raw_lines(Path(config.input))), pauses=False) if config.input else arriving_stdin()
+    work = Filter(translator, config)
+    try:
+        with output_stream(config.output) as out:
+            work.run(lines, out)
+    except KeyboardInterrupt:
+        where = f" are in {part_of(config.output)}" if config.output else ""
+        print(f"\nstopped: {work.done:,} complete lines{where}", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+
+
+class Filter:
+    """One output line for each input line, in order; with n_best > 1 several, each with its line's number and score."""
+
+    def __init__(self, translator: Translator, config: TranslateConfig) -> None:
+        self.translator, self.config = translator, config
+        self.done = 0  # lines read, translated, and written
+        self.began = time.perf_counter()
+        self.terminal = sys.stderr.isatty()
+        # Where translations and progress would share a terminal, the translations are progress enough.
+        own_screen = self.terminal and (config.output is not None or not sys.stdout.isatty())
+        self.progress = own_screen if config.progress is None else config.progress
+
+    def run(self, lines: Arriving, out: TextIO) -> None:
+        for chunk in lines.chunks(FIRST_LINES, MOST_LINES):
+            found = self.translated([line.text for line in chunk])
+            written = [self.written(self.done + i, translations) for i, translations in enumerate(found, 1)]
+            with interrupts_wait():
+                out.write("".join(written))
+                out.flush()
+                self.done += len(chunk)
+            self.tell(chunk, found)
+        if self.progress:
+            print(self.speed(), file=sys.stderr)
+
+    def translated(self, texts: list[str]) -> list[list[Translation]]:
+        if not self.config.split_lines:
+            return self.translator.translate(texts, self.config.search)
+        parts = [sentences(text, self.fits) for text in texts]
+        found = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
+        return [[joined([next(found)[0] for _ in line])] for line in parts]
+
+    def fits(self, text: str) -> bool:
+        return len(self.translator.tokenizer.encode_source([text])[0]) <= self.translator.max_length
+
+    def written(self, number: int, translations: list[Translation]) -> str:
+        if self.config.search.n_best == 1:
+            return f"{one_line(translations[0].text)}\n"
+        return "".join(f"{number}\t{t.score:.3f}\t{one_line(t.text)}\n" for t in translations)
+
+    def tell(self, chunk: list[Line], found: list[list[Translation]]) -> None:
+        """What there is to say about each line, then how fast it goes."""
+        clear = "\x1b[K" if self.terminal else ""
+        for number, (line, translations) in enumerate(zip(chunk, found, strict=True), self.done - len(chunk) + 1):
+            if line.broken:
+                print(f"line {number}: not UTF-8; the broken bytes are replaced{clear}", file=sys.stderr)
+            if translations[0].cut:
+                limit = f"over {self.translator.max_length} subwords; its end is left out, split_lines=true keeps it"
+                print(f"line {number}: {limit}{clear}", file=sys.stderr)
+        if self.progress:
+            # On a terminal each state takes the place of the one before.
+            print(self.speed() + clear, end="\r" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def speed(self) -> str:
+        seconds = time.perf_counter() - self.began
+        return f"{self.done:,} lines in {seconds:,.1f} s, {self.done / seconds:,.0f} sentences/s"
+
+
+def joined(parts: Sequence[Translation]) -> Translation:
+    """The translations of a line's sentences as that of the line."""
+    text = " ".join(part.text for part in parts if part.text)
+    return replace(EMPTY, text=text, cut=any(part.cut for part in parts))
+
+
+def one_line(text: str) -> str:
+    """Subwords made of bytes can spell any sign, the ends of a line too."""
+    return " ".join(text.splitlines())
+
+
+def arriving_stdin() -> Arriving:
+    """The pipe or the file at standard input."""
+    if sys.stdin is None:
+        return Arriving(iter(()), pauses=False)
+    descriptor = sys.stdin.fileno()
+    # A reader of our own: a thread that waits in sys.stdin would keep the program from ending.
+    lines = open(descriptor, "rb", closefd=False)  # noqa: SIM115 (it stays open as long as the program)
+    return Arriving(decoded(lines), pauses=not stat.S_ISREG(os.fstat(descriptor).st_mode))
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C is answered after the block, so that no line is left half-written."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

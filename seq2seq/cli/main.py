@@ -1,0 +1,510 @@
+"""Command line → checked, typed config → one call. Each command is a Hydra application."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from seq2seq import __version__
+from seq2seq.config import loading, schema
+from seq2seq.config.paths import CONFIGS
+from seq2seq.utils.errors import STOPPED, UserError, nearest
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (schema.TrainConfig, "from a parallel corpus to a translator"),
+    "doctor": (schema.DoctorConfig, "what is wrong with a corpus, before training on it"),
+    "evaluate": (schema.EvaluateConfig, "scores of trained runs, with error bars"),
+    "compare": (schema.CompareConfig, "is one run better than another, or was it luck"),
+    "report": (schema.ReportConfig, "one offline page on a run: curves, scores, attention, sentences"),
+    "reproduce": (schema.ReproduceConfig, "train a run again and compare the score"),
+    "translate": (schema.TranslateConfig, "a prompt, or a filter for files and pipes"),
+    "export": (schema.ExportConfig, "a CTranslate2 model, proven equal"),
+    "score": (schema.ScoreConfig, "the probability of given translations"),
+}
+
+EXAMPLES = {
+    "train": """\
+seq2seq train                                     the embedded corpus, a Transformer, a few minutes
+seq2seq train model=lstm name=my-lstm             another model, a name of its own
+seq2seq train data=multi30k data.path=FOLDER      a corpus on disk in the layout of the hub
+seq2seq train data.train=[a.en,a.de]              your own files; validation and test pairs are split off
+seq2seq train -m model=lstm,transformer seed=1,2  every combination, one run each""",
+    "doctor": """\
+seq2seq doctor                                    the embedded corpus
+seq2seq doctor data=multi30k data.path=FOLDER     a corpus on disk in the layout of the hub
+seq2seq doctor data.train=[a.en,a.de]             two plain files
+seq2seq doctor data.train=corpus.tsv data.source=en data.target=de
+seq2seq doctor data=multi30k json=true            the findings as JSON""",
+    "evaluate": """\
+seq2seq evaluate                                  the newest run on its test set, beam 5
+seq2seq evaluate my-lstm search=greedy            another run, greedily
+seq2seq evaluate my-lstm source=a.en reference=[a.de,b.de]   your own files, with two references
+seq2seq evaluate a b split=[validation,test] detail=true     two runs on two test sets, and where scores come from
+seq2seq evaluate my-lstm public=wmt14 metrics=[bleu,comet]   a public test set by sacreBLEU's name""",
+    "compare": """\
+seq2seq compare my-lstm my-transformer            the second against the first, on their test set
+seq2seq compare a b c search=greedy sentences=5   two against the first, greedily
+seq2seq compare a b source=a.en reference=a.de    on your own files
+seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
+seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
+    "report": """\
+seq2seq report                                    the newest run: outputs/<name>/report.html
+seq2seq report my-lstm output=page.html           another run, to a place of its own
+seq2seq report my-lstm show=[3,17]                with the attention of these sentences besides
+seq2seq report my-lstm source=a.en reference=a.de   on your own files
+seq2seq report my-lstm search=greedy              as greedy search translates""",
+    "reproduce": """\
+seq2seq reproduce                                 the newest run, trained again beside it
+seq2seq reproduce my-lstm                         another run, as my-lstm-again
+seq2seq reproduce my-lstm name=second             under a name of its own
+seq2seq reproduce my-lstm data_path=FOLDER        its corpus lies elsewhere now
+seq2seq reproduce my-lstm device=cpu              on another device""",
+    "translate": """\
+seq2seq translate                                 a prompt with the newest run
+seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
+seq2seq translate run=my-lstm input=a.en output=a.de      the same, with files
+seq2seq translate run=my-lstm search.beam=8 search.n_best=3
+echo "The dog sleeps." | seq2seq translate search=greedy""",
+    "export": """\
+seq2seq export                                    the newest run, in float32
+seq2seq export run=my-run quantization=int8       a quarter of the size; its agreement with float32 is told
+seq2seq export run=my-run output=FOLDER overwrite=true
+seq2seq export run=my-run sentences=1000          a longer proof
+seq2seq export run=my-run data_path=FOLDER        the run's corpus lies elsewhere by now""",
+    "score": """\
+seq2seq score source=a.en target=a.de             a line for each pair: log probability, subwords, perplexity
+seq2seq score source=a.en target=a.de summary=true        the perplexity of all
+seq2seq score run=my-lstm < pairs.tsv             lines of source, tab, target
+seq2seq score source=a.en target=a.de output=a.scores     into a file
+seq2seq score run=[my-lstm,my-transformer] source=a.en target=a.de   an ensemble""",
+}
+
+# A run keeps its own config, log and folder, so Hydra writes nothing and never changes the directory.
+QUIET = (
+    "hydra.job.chdir=false",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=${outputs}/sweeps/${now:%Y-%m-%d_%H-%M-%S}",
+    "hydra.sweep.subdir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+def main() -> None:
+    """The `seq2seq` program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without an arrow shows a question mark
+    # Leave as after an error, so that nothing half-made stays behind; training has its own way to stop.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        dispatch(sys.argv[1:])
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+    except BrokenPipeError:
+        reader_gone()
+
+
+def reader_gone() -> NoReturn:
+    """The reader of our output went away, as in `seq2seq translate | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(141)
+
+
+def dispatch(arguments: list[str]) -> None:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(overview())
+    elif command == "--version":
+        print(f"seq2seq {__version__}")
+    elif command not in COMMANDS:
+        possible = ", ".join(COMMANDS)
+        raise UserError(f"{command}: no such command; possible: {possible}{nearest(command, COMMANDS)}", code=2)
+    elif {"-h", "--help"} & set(arguments):
+        print(command_help(command, [a for a in arguments[1:] if not a.startswith("-")]))
+    else:
+        run_command(command, arguments[1:])
+    sys.stdout.flush()
+
+
+def fail(error: UserError) -> NoReturn:
+    """Each problem on a line of its own, then the error's exit code."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(error.code)
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def overview() -> str:
+    commands = "\n".join(f"  seq2seq {name:10} {purpose}" for name, (_, purpose) in COMMANDS.items())
+    return (
+        f"seq2seq {__version__}: train a translator from scratch, measure it, and use it.\n\n{commands}\n\n"
+        f"Examples\n{_indented(EXAMPLES['train'])}\n{_indented(EXAMPLES['evaluate'].splitlines()[0])}\n"
+        f"{_indented(EXAMPLES['translate'].splitlines()[0])}\n\n"
+        "seq2seq COMMAND --help shows every group, choice and key of a command."
+    )
+
+
+def command_help(command: str, topics: list[str]) -> str:
+    """What a command does, its groups with their choices, its own keys, and examples worth copying."""
+    if topics:
+        return "\n".join(group_help(topic) for topic in topics)
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    defaults = groups_of(command)
+    groups = "\n".join(
+        f"  {f'{group}={default}':22} {', '.join(choices(group))}" for group, default in defaults.items()
+    )
+    keys = "\n".join(line for line in text.splitlines() if re.match(r"\w+:.*#", line))
+    return (
+        f"seq2seq {command}: {COMMANDS[command][1]}\n\n"
+        f"Groups: default, then every choice\n{groups}\n\n"
+        f"Keys: default, then what it does\n{_indented(keys)}\n\n"
+        f"Examples\n{_indented(EXAMPLES[command])}\n\n"
+        f"More\n  seq2seq {command} --help GROUP=CHOICE  the keys of a group's choice, explained\n"
+        f"  seq2seq {command} --cfg job            the resolved config of a command line, without running it\n"
+        f"  seq2seq {command} --config-dir FOLDER  adds your own YAML files to the groups\n"
+        f"  seq2seq {command} -m KEY=A,B           a sweep: one run for each value"
+    )
+
+
+def groups_of(command: str) -> dict[str, str]:
+    """The config groups of a command, with their default choices."""
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))
+
+
+def group_help(topic: str) -> str:
+    """The commented YAML file of a group's choice and of what it builds on: `model=lstm`; `model` for all choices."""
+    group, _, choice = topic.partition("=")
+    group = group.partition(".")[0]
+    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    if group not in groups:
+        raise UserError(f"{group}: no such group; possible: {', '.join(groups)}{nearest(group, groups)}", code=2)
+    if choice and choice not in choices(group):
+        raise UserError(_no_choice(group, choice, choices(group)), code=2)
+    told = []
+    for name in [choice] if choice else choices(group):
+        text = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")
+        told.append(f"{group}={name}\n{_indented(text)}\n")
+        parents = re.findall(r"^  - (\w+)$", text, re.MULTILINE) if choice else []
+        told += [group_help(f"{group}={parent}") for parent in parents if parent != "_self_"]
+    return "\n".join(told)
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _no_choice(group: str, choice: object, possible: Iterable[str]) -> str:
+    possible = list(possible)
+    return f"{group}: {choice!r} is not a choice; possible: {', '.join(possible)}{nearest(str(choice), possible)}"
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Check every job of the command line, then let Hydra run them."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _usage_error  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(arguments)
+    if args.config_name or args.config_path:
+        raise UserError("--config-name, --config-path: the configs are fixed; add your own with --config-dir", code=2)
+    inspecting = args.cfg or args.info or args.hydra_help or args.shell_completion
+    given = set(args.overrides)
+    overrides, swept = check(
+        command, with_runs(command, args.overrides), args.multirun, args.config_dir, bool(inspecting)
+    )
+    flags = [argument for argument in arguments if argument not in given]
+    resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
+    sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    logging.raiseExceptions = False  # a reader that goes away, as in `--info | head`, is no error
+    done: list[Done] = []
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, done))()
+    finally:
+        if command == "train" and swept and done:
+            end_sweep(done)
+
+
+def _usage_error(message: str) -> NoReturn:
+    raise UserError(f"{message}; see seq2seq COMMAND --help", code=2)
+
+
+class Done(NamedTuple):
+    """A job of a sweep that is behind us: its run, what was swept, and the folder of the sweep."""
+
+    run: Path
+    swept: dict[str, str]
+    sweep: Path
+
+
+def end_sweep(done: list[Done]) -> None:
+    """What the finished runs of a sweep reached, side by side."""
+    from seq2seq.reporting.sweep import Job, finish
+    from seq2seq.utils.run import Run
+
+    print()
+    for line in finish([Job(Run(run), swept) for run, swept, _ in done], done[0].sweep):
+        print(line)
+
+
+def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], None]:
+    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart, `done` those behind."""
+
+    def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        try:
+            typed = list(HydraConfig.get().overrides.task)
+            run_job(command, composed, typed, swept)
+            if command == "train":
+                values = dict(text.split("=", 1) for text in typed if text.partition("=")[0] in swept)
+                run = Path(str(composed.outputs)) / str(composed.name)
+                done.append(Done(run, values, Path(HydraConfig.get().sweep.dir)))
+        except UserError as error:
+            fail(error)
+        except BrokenPipeError:
+            reader_gone()
+        except OSError as error:
+            fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
+        except (RuntimeError, MemoryError) as error:
+            from seq2seq.utils.device import out_of_memory
+
+            if not out_of_memory(error):
+                raise
+            fail(UserError("out of memory; lower training.tokens or search.tokens, or take a smaller model"))
+
+    return job
+
+
+def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> Any:
+    """Run one job: compose its config with a stored one where a run is resumed, check it, call the command."""
+    from omegaconf import OmegaConf
+
+    if command == "train":
+        if swept and "name" not in swept:
+            composed.name = sweep_name(str(composed.name), typed, swept)
+        composed = continued(composed, typed)
+    checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
+    module = importlib.import_module(f"seq2seq.cli.commands.{command}")
+    return getattr(module, command)(checked)
+
+
+def call(command: str, *overrides: str) -> Any:
+    """Run a command from Python, as its command line would → what the command returns."""
+    from hydra import compose, initialize_config_dir
+
+    texts, _ = check(command, list(overrides), False, None)
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        composed = compose(command, texts)
+    return run_job(command, composed, texts, [])
+
+
+def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:
+    """Two jobs of a sweep must not share a run folder; a model that names the run already needs no mention."""
+    for key, _, value in (text.partition("=") for text in typed):
+        if key in swept and not ("." not in key and value in name.split("-")):
+            name += "-" + re.sub(r"[^\w.+-]+", "-", f"{key.rpartition('.')[2]}-{value}").strip("-")
+    return name
+
+
+def continued(composed: Any, typed: list[str]) -> Any:
+    """The config of a run that is continued: as it was stored, under what was typed now."""
+    from omegaconf import OmegaConf
+
+    from seq2seq.inference.checkpoint import read_plain_config
+    from seq2seq.utils.run import Run
+
+    run = Run(Path(str(composed.outputs)) / str(composed.name))
+    keys = [text.lstrip("+~").partition("=")[0] for text in typed]
+    # A recipe is a whole config: it is compared with the stored one, not merged into it.
+    if composed.overwrite or not run.exists or "experiment" in keys:
+        return composed
+    try:
+        stored = run.checkpoint("last") / "config.yaml"
+        merged = OmegaConf.create(loading.completed(read_plain_config(stored)))
+        for key in [*keys, "name", "outputs", "overwrite"]:
+            if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
+                OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
+        typed_config("train", OmegaConf.to_container(merged, resolve=True))
+    except (OSError, ValueError, AttributeError, UserError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason}); restore it") from None
+    return merged
+
+
+# ------------------------------------------------------------------------------------------ checking
+
+
+def check(
+    command: str, texts: list[str], multirun: bool, config_dir: str | None, inspecting: bool = False
+) -> tuple[list[str], list[str]]:
+    """Every job of a command line checked before anything runs → (overrides for Hydra, swept keys)."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir: {config_dir} is not a folder", code=2)
+    search_path = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3", job_name="seq2seq"):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = parse(with_files(with_runs(command, texts)), loader)
+        several = [o for o in overrides if o.is_sweep_override()]
+        swept = [o.key_or_group for o in several] if multirun else []
+        # Without -m, `key=a,b` is a list: two files of a split, say.
+        lists = [] if multirun else several
+        texts = [_as_list(o.input_line) if o in lists else o.input_line for o in overrides]
+        problems: list[str] = []
+        for job in jobs(overrides) if multirun else [parse(texts, loader)]:
+            problems += (p for p in job_problems(command, job, loader, search_path) if p not in problems)
+    if problems and not inspecting:
+        raise UserError(*problems, code=2)
+    return texts, swept
+
+
+def parse(texts: list[str], loader: Any) -> list[Any]:
+    """Override texts as Hydra's override objects."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, parsed, problems = OverridesParser.create(config_loader=loader), [], []
+    for text in texts:
+        for attempt in (text, *([quoted(text)] if "=" in text else [])):
+            try:
+                parsed += parser.parse_overrides([attempt])
+                break
+            except HydraException:
+                continue
+        else:
+            problems.append(f"{text}: not understood; write key=value, as in training.updates=500")
+    if problems:
+        raise UserError(*problems, code=2)
+    return parsed
+
+
+def with_runs(command: str, texts: list[str]) -> list[str]:
+    """Bare words are the names of runs: `compare a b` says run=[a,b]."""
+    names = [text for text in texts if "=" not in text and not text.startswith("~")]
+    hints = typing.get_type_hints(COMMANDS[command][0])
+    if not names or "run" not in hints:
+        return texts
+    several = len(names) > 1 or hints["run"] == list[str] | None
+    return [
+        *(text for text in texts if text not in names),
+        f"run=[{','.join(names)}]" if several else f"run={names[0]}",
+    ]
+
+
+def with_files(texts: list[str]) -> list[str]:
+    """Whoever names training files means them, and not the validation pairs of the default corpus."""
+    names = any(text.startswith("data.train=") and set(text.partition("=")[2]) & set("[,./") for text in texts)
+    chosen = any(text.startswith(("data=", "data.path=", "experiment=")) for text in texts)
+    return ["data=files", *texts] if names and not chosen else texts
+
+
+def quoted(text: str) -> str:
+    """Hydra reads letters of other alphabets, spaces and signs only inside quotes, so they are put there."""
+    key, _, value = text.partition("=")
+    parts = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+    inside = ",".join('"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in parts)
+    return f"{key}=[{inside}]" if len(parts) > 1 or value.startswith("[") else f"{key}={inside}"
+
+
+def jobs(overrides: list[Any]) -> list[list[Any]]:
+    """The jobs of a sweep, each as a list of plain overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [parser.parse_overrides(list(job)) for batch in batches for job in batch]
+
+
+def job_problems(command: str, overrides: list[Any], loader: Any, search_path: list[str]) -> list[str]:
+    """All that is wrong with one job: unknown groups, choices and keys first, then types and contradictions."""
+    from hydra import compose
+    from hydra.core.object_type import ObjectType
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = groups_of(command)
+    problems: list[str] = []
+    accepted = list(search_path)
+    values = []
+    for override in overrides:
+        group = override.key_or_group.partition("@")[0]
+        if group not in groups or override.is_delete():
+            values.append(override)
+            continue
+        options = loader.get_group_options(group, ObjectType.CONFIG, command, search_path)
+        if isinstance(override.value(), list):
+            problems.append(f"{group}: {len(override.value())} choices given; to try each in turn, add -m")
+        elif str(override.value()) in options or override.value() is None:
+            accepted.append(override.input_line)
+        else:
+            problems.append(_no_choice(group, override.value(), options))
+    try:
+        known = _keys(OmegaConf.to_container(compose(command, accepted)))
+        for override in values:
+            key = override.key_or_group
+            if key in known or key.startswith("hydra") or override.is_add() or override.is_delete():
+                accepted.append(override.input_line)
+            else:
+                problems.append(f"{key}: no such key{nearest(key, [*known, *groups])}")
+        composed = OmegaConf.to_container(compose(command, accepted), resolve=True)
+        typed_config(command, composed)
+    except UserError as error:
+        problems += error.problems
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        problems.append(" ".join(str(error).split()))
+    return problems
+
+
+def typed_config(command: str, values: Any) -> Any:
+    return loading.typed(COMMANDS[command][0], values)
+
+
+def load_config(command: str, *overrides: str) -> Any:
+    """The typed config that a command line would run with."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return typed_config(command, OmegaConf.to_container(compose(command, list(overrides)), resolve=True))
+
+
+def _as_list(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{key}=[{value}]"
+
+
+def _keys(tree: Any, prefix: str = "") -> list[str]:
+    """Every dotted key of a nested config."""
+    if not isinstance(tree, dict):
+        return []
+    return [k for key, value in tree.items() for k in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]

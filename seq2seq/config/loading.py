@@ -1,0 +1,175 @@
+"""Plain values become typed config objects: types, ranges and contradictions are reported all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from seq2seq.config.paths import CONFIGS
+from seq2seq.config.schema import SearchConfig, _listed
+from seq2seq.utils.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def typed(cls: type[T], values: dict[str, Any]) -> T:
+    """Plain values as one checked object, or a UserError that names every problem at once."""
+    problems: list[str] = []
+    built = _build(cls, values, "", problems)
+    if problems:
+        raise UserError(*problems, code=2)
+    return typing.cast(T, built)
+
+
+def search_preset(choice: str) -> SearchConfig:
+    """configs/search/<choice>.yaml for those who translate from Python."""
+    return typed(SearchConfig, _preset("search", choice))
+
+
+def _preset(group: str, choice: str) -> dict[str, Any]:
+    import yaml
+
+    values = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    parents = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    for parent in parents:
+        values = _under(_preset(group, parent), values)
+    return values
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored train config in which the keys that are newer than it have their defaults of configs/."""
+    family = stored.get("model", {}).get("family", "transformer")
+    groups = {"data": "toy", "tokenizer": "unigram", "optimizer": "adamw", "training": "default", "search": "greedy"}
+    defaults = {**_preset("", "train"), "model": _preset("model", family)}
+    return _under({**defaults, **{group: _preset(group, choice) for group, choice in groups.items()}}, stored)
+
+
+def _under(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **values}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(merged[key], dict):
+            merged[key] = _under(default, merged[key])
+    return merged
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The values of a config object, as they are written to config.yaml."""
+    return dataclasses.asdict(config)
+
+
+def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """One value as the type its field asks for; what does not fit is added to `problems`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value == "???":
+        problems.append(f"{key}: no value yet; give one with {key}=…")
+    elif dataclasses.is_dataclass(hint):
+        return _build_dataclass(typing.cast(type, hint), value, key, problems)
+    elif origin is Annotated:
+        number = _build(arguments[0], value, key, problems)
+        if number is not None and number not in arguments[1]:
+            problems.append(f"{key}: {value} is out of range; it must be {arguments[1]}")
+        return number
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        problems.append(
+            f"{key}: {value!r} is not a choice; possible: {_listed(arguments)}{nearest(str(value), arguments)}"
+        )
+    elif origin in (Union, types.UnionType):
+        return _build_union(arguments, value, key, problems)
+    elif origin is list:
+        if isinstance(value, list):
+            return [_build(arguments[0], part, f"{key}[{i}]", problems) for i, part in enumerate(value)]
+        problems.append(f"{key}: {value!r} is not a list; write {key}=[a,b]")
+    else:
+        return _build_scalar(hint, value, key, problems)
+    return None
+
+
+def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[str]) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    if len(choices) == 1:
+        return _build(choices[0], value, key, problems)
+    if all(dataclasses.is_dataclass(choice) for choice in choices):
+        by_family = {typing.get_args(typing.get_type_hints(c)["family"])[0]: c for c in choices}
+        family = value.get("family") if isinstance(value, dict) else value
+        if family in by_family:
+            return _build_dataclass(by_family[family], value, key, problems)
+        problems.append(
+            f"{key}.family: {family!r} is not a choice; possible: {_listed(by_family)}{nearest(str(family), by_family)}"
+        )
+        return None
+    words = [word for choice in choices if typing.get_origin(choice) is Literal for word in typing.get_args(choice)]
+    if value in words:
+        return value
+    wants_list = [choice for choice in choices if typing.get_origin(choice) is list]
+    hint = wants_list[0] if isinstance(value, list) and wants_list else choices[0]
+    before = len(problems)
+    built = _build(hint, value, key, problems)
+    if words and typing.get_origin(hint) is not Literal and len(problems) > before:
+        problems[-1] += f"; possible too: {_listed(words)}"
+    return built
+
+
+def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        problems.append(f"{key}: {values!r} given where a group of values belongs")
+        return None
+    hints = typing.get_type_hints(cls, include_extras=True)
+    prefix = f"{key}." if key else ""
+    before = len(problems)
+    optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
+    for name in values:
+        if name not in hints:
+            problems.append(f"{prefix}{name}: no such key{nearest(prefix + name, (prefix + h for h in hints))}")
+    fields = {}
+    for name, hint in hints.items():
+        if name in values:
+            fields[name] = _build(hint, values[name], prefix + name, problems)
+        elif name not in optional:
+            problems.append(f"{prefix}{name}: missing; configs/ gives its default")
+    if len(problems) > before:
+        return None
+    built = cls(**fields)
+    if hasattr(built, "problems"):
+        problems.extend(f"{prefix}{name}: {problem}" for name, problem in built.problems())
+    return built
+
+
+def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint is str and (isinstance(value, str) or number):
+        return str(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    sweep = "; to try several values in turn, add -m" if isinstance(value, list) else ""
+    problems.append(f"{key}: {value!r} is not {wanted}{sweep}")
+    return None
+
+
+def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys and plain values."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
+    return leaves
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Each value that differs, as "key: old → new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in {**old, **new}
+            for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [f"{key}: {old} → {new}"]

@@ -1,0 +1,9 @@
+"""Where the package and its YAML files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries the configs inside the package; a checkout has them beside it.
+CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())

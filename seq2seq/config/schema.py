@@ -1,0 +1,552 @@
+"""Typed configuration: names, types and checks. The values and their explanation stand in configs/."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a field accepts."""
+
+    low: float
+    high: float = float("inf")
+    open: bool = False  # True: `low` itself is excluded
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.open and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high < float("inf"):
+            return f"between {self.low:g} and {self.high:g}"
+        return f"greater than {self.low:g}" if self.open else f"at least {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 0.999)]
+Positive = Annotated[float, Range(0, open=True)]
+NonNegative = Annotated[float, Range(0)]
+
+Score = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
+PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
+Stop = Literal["filled", "likely", "certain", "longest"]
+Tie = Literal["none", "output", "all"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Split = Literal["train", "validation", "test"]
+MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
+Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
+Problems = Iterator[tuple[str, str]]  # (key below this object, what contradicts what)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    score: Score
+    heads: Count
+    dropout: Share
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    family: Literal["transformer"]
+    name: str
+    width: Count
+    feed_forward: Count
+    encoder_layers: Count
+    decoder_layers: Count
+    attention: AttentionConfig
+    position: PositionKind
+    max_length: Count
+    norm: Literal["layer", "rms"]
+    norm_place: Literal["pre", "post"]
+    activation: Literal["relu", "gelu", "swiglu"]
+    dropout: Share
+    embedding_dropout: Share | None
+    activation_dropout: Share | None
+    word_dropout: Share
+    layer_dropout: Share
+    tie: Tie
+
+    def problems(self) -> Problems:
+        yield from _head_problems(self.width, self.attention.heads, self.position)
+        if self.position == "sinusoidal" and self.width % 2:
+            yield "width", f"{self.width} is odd, but sinusoidal positions come in pairs; make it even"
+
+
+@dataclass(frozen=True)
+class LSTMConfig:
+    family: Literal["lstm"]
+    name: str
+    embedding: Count
+    width: Count
+    encoder_layers: Count
+    decoder_layers: Count
+    attention: AttentionConfig
+    position: PositionKind
+    max_length: Count
+    convolutions: Natural
+    kernel: Count
+    start: Literal["backward", "pooled"]
+    dropout: Share
+    embedding_dropout: Share | None
+    word_dropout: Share
+    layer_dropout: Share
+    tie: Tie
+
+    def problems(self) -> Problems:
+        yield from _head_problems(self.width, self.attention.heads, self.position)
+        if self.position == "sinusoidal" and self.embedding % 2:
+            yield (
+                "embedding",
+                f"{self.embedding} is odd, but sinusoidal positions come in pairs; make it even",
+            )
+        if self.kernel % 2 == 0:
+            yield "kernel", f"{self.kernel} is even, but a convolution needs a middle; make it odd"
+
+
+ModelConfig = TransformerConfig | LSTMConfig
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    empty: bool
+    identical: bool
+    duplicate: bool
+    max_ratio: NonNegative
+    max_characters: Natural
+
+
+@dataclass(frozen=True)
+class MoreConfig:
+    """A further training corpus; written in a list, so what is left out has its default here."""
+
+    train: str | list[str]
+    path: str | None = None
+    subset: str | None = None
+    weight: Positive = 1.0
+
+    def within(self, config: DataConfig) -> DataConfig:
+        """The whole data config with this corpus in the place of the first."""
+        return dataclasses.replace(config, path=self.path, subset=self.subset, train=self.train, revision=None)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str
+    path: str | None
+    subset: str | None
+    revision: str | None
+    source: str
+    target: str
+    train: str | list[str] | None
+    validation: str | list[str] | None
+    test: str | list[str] | None
+    held_out: Count
+    max_length: Count
+    filters: FilterConfig
+    more: list[MoreConfig]
+    temperature: Positive
+    cache: str
+
+    def problems(self) -> Problems:
+        for side in ("source", "target"):
+            if not getattr(self, side).strip():
+                yield side, "is empty; name a column, or a language of the `translation` column"
+        if self.source == self.target:
+            yield "target", f"{self.target} is the source as well; name two different columns"
+        for split in ("train", "validation", "test"):
+            given = getattr(self, split)
+            if isinstance(given, list) and len(given) != 2:
+                yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    type: Literal["unigram", "bpe", "char", "word"]
+    vocabulary: Annotated[int, Range(8)]
+    joint: bool
+    coverage: Annotated[float, Range(0.9, 1)]
+    byte_fallback: bool
+    normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
+    symbols: list[str]
+    sentences: Count
+    sampling: Share
+    model: str | list[str] | None
+
+    def problems(self) -> Problems:
+        if self.sampling and self.type in ("char", "word"):
+            yield (
+                "sampling",
+                f"{self.sampling} asks for several segmentations, but type={self.type} has only one; set 0",
+            )
+        if isinstance(self.model, list) and len(self.model) != 2:
+            yield (
+                "model",
+                f"{self.model} names {len(self.model)} files; give one for both languages, or [source,target]",
+            )
+
+
+@dataclass(frozen=True)
+class KindConfig:
+    """How one kind of parameter is trained."""
+
+    rate: NonNegative
+    decay: NonNegative
+
+
+@dataclass(frozen=True)
+class KindsConfig:
+    embeddings: KindConfig
+    matrices: KindConfig
+    vectors: KindConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "muon", "schedule_free", "adafactor"]
+    rate: Positive
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
+    warmup: Natural
+    cooldown: Share
+    halve_after: Count
+    betas: list[float]
+    epsilon: Positive
+    kinds: KindsConfig
+    clip: NonNegative
+
+    def problems(self) -> Problems:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield "betas", f"{self.betas} must be two numbers from 0 to below 1, such as [0.9,0.98]"
+        if self.name == "schedule_free":
+            if self.schedule != "constant":
+                yield "schedule", f"{self.schedule} does not go with name=schedule_free; set it to constant"
+            if self.betas[:1] == [0]:
+                yield "betas", "the first is what schedule_free averages by; it must be greater than 0, such as 0.9"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    updates: Count
+    max_minutes: NonNegative
+    patience: Natural
+    tokens: Count | Literal["auto"]
+    update_tokens: Natural
+    packing: bool
+    label_smoothing: Share
+    r_drop: NonNegative
+    simcut: NonNegative
+    cutoff: Share
+    average: Literal["none", "ema", "last"]
+    ema_decay: Share
+    average_last: Count
+    log_every: Count
+    validate_every: Count
+    monitor: Literal["bleu", "chrf", "loss"]
+    samples: Natural
+
+    def problems(self) -> Problems:
+        if self.r_drop and self.simcut:
+            yield "simcut", "and r_drop are two answers to one question; set one of them to 0"
+
+    @property
+    def recent(self) -> int:
+        """Checkpoints of earlier validations that an average needs."""
+        return self.average_last - 1 if self.average == "last" else 0
+
+    @property
+    def budget(self) -> int:
+        """The token budget of a batch, once it is known."""
+        assert self.tokens != "auto"
+        return self.tokens
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    beam: Count
+    n_best: Count
+    normalization: Literal["gnmt", "average"]
+    length_penalty: NonNegative
+    coverage_penalty: NonNegative
+    stop: Stop
+    length_factor: NonNegative
+    length_extra: Count
+    min_length_factor: NonNegative
+    min_length_extra: Natural
+    groups: Count
+    diversity: NonNegative
+    require: list[str]
+    forbid: list[str]
+    no_repeat: Natural
+    samples: Natural
+    temperature: Positive
+    top_k: Natural
+    top_p: Annotated[float, Range(0, 1, open=True)]
+    min_p: Annotated[float, Range(0, 1)]
+    epsilon: Annotated[float, Range(0, 1)]
+    seed: Annotated[int, Range(0, 2**63 - 1)]
+    choose: Literal["score", "chrf", "bleu"]
+    tokens: Count
+
+    @property
+    def rows(self) -> int:
+        """Hypotheses of a sentence that are written at the same time."""
+        return self.samples or self.beam
+
+    def problems(self) -> Problems:
+        if self.n_best > self.rows:
+            source, more = ("samples", "draw more") if self.samples else ("beam", "widen it")
+            yield "n_best", f"{self.n_best} translations cannot come from a {source} of {self.rows}; {more}"
+        if self.min_length_factor > self.length_factor or (
+            self.min_length_factor + self.min_length_extra > self.length_factor + self.length_extra
+        ):
+            yield "min_length_factor", "asks for longer translations than length_factor and length_extra allow"
+        yield from self._beam_problems()
+        yield from self._sample_problems()
+        for key in ("require", "forbid"):
+            if any(not text.strip() for text in getattr(self, key)):
+                yield key, "has an empty entry; name words"
+        if both := set(self.require) & set(self.forbid):
+            yield "forbid", f"{sorted(both)[0]} is required as well; leave it out of one of them"
+
+    def _beam_problems(self) -> Problems:
+        if self.beam % self.groups:
+            yield "groups", f"{self.groups} groups do not share a beam of {self.beam} evenly; choose a divisor"
+        if self.diversity and self.groups == 1:
+            yield "diversity", f"{self.diversity:g} tells groups apart, but there is one; set groups, or 0 here"
+        if self.require and self.groups > 1:
+            yield "require", f"shares the beam among required words, groups={self.groups} among groups; use one of them"
+        if self.choose != "score" and self.rows == 1:
+            yield "choose", f"{self.choose} compares candidates, but there is one; set a beam or samples above 1"
+
+    def _sample_problems(self) -> Problems:
+        used = {"beam": self.beam > 1, "require": bool(self.require), "coverage_penalty": self.coverage_penalty > 0}
+        if self.samples:
+            for key in (key for key, value in used.items() if value):
+                yield (
+                    key,
+                    f"belongs to a beam, but samples={self.samples} are drawn at random; start from search=sample",
+                )
+            return
+        cuts = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": self.min_p > 0, "epsilon": self.epsilon > 0}
+        for key in (key for key, value in {"temperature": self.temperature != 1, **cuts}.items() if value):
+            yield key, "shapes what is drawn at random, but nothing is; set samples, or search=sample"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    name: str
+    outputs: str
+    overwrite: bool
+    device: str
+    precision: Precision
+    compile: bool
+    deterministic: bool
+    seed: Annotated[int, Range(0, 2**63 - 1)]
+    init_from: str | None
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        yield from _needs_training_pairs(self.data)
+        if self.optimizer.name == "schedule_free" and self.training.average != "none":
+            yield "training.average", f"{self.training.average}: schedule_free averages by itself; set it to none"
+        if self.training.packing and isinstance(self.model, TransformerConfig) and self.model.layer_dropout:
+            yield (
+                "training.packing",
+                "knows no sentences, which model.layer_dropout drops; set one of them to its default",
+            )
+        if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
+        if self.model.tie == "all" and not self.tokenizer.joint:
+            yield (
+                "model.tie",
+                "all shares one table between two languages; set tokenizer.joint=true or model.tie=output",
+            )
+        if self.model.position == "learned" and self.model.max_length <= self.data.max_length:
+            yield (
+                "model.max_length",
+                (
+                    f"{self.model.max_length} learned positions do not hold a sentence of data.max_length="
+                    f"{self.data.max_length} and its end mark; set it to at least {self.data.max_length + 1}"
+                ),
+            )
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """What runs are measured on, and how they translate it."""
+
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    split: Split | list[Split]
+    source: str | list[str] | None
+    reference: str | list[str | list[str]] | None
+    public: str | list[str] | None
+    data: DataConfig | None
+    data_path: str | None
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        if (self.source is None) != (self.reference is None):
+            missing = "source" if self.source is None else "reference"
+            yield missing, "is missing; source and reference go together, files of equal length"
+        elif isinstance(self.source, list) and (
+            not isinstance(self.reference, list) or len(self.reference) != len(self.source)
+        ):
+            yield "reference", f"{self.reference} must be a list like source, one file or list of files for each of it"
+        elif isinstance(self.source, str) and (
+            self.reference == [] or any(isinstance(file, list) for file in self.reference or "")
+        ):
+            yield "reference", f"{self.reference} must be a file, or a list of files, for the one source"
+        if self.source is not None and self.public is not None:
+            yield "public", "goes without source; name files or a public test set, not both"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(TestConfig):
+    run: str | list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    resamples: Natural
+    comet: str
+    detail: bool
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        yield from _needs_metrics(self.metrics)
+        if self.resamples == 1:
+            yield "resamples", "1 has no spread; take 0 for no interval, or many"
+
+
+@dataclass(frozen=True)
+class CompareConfig(TestConfig):
+    run: list[str] | None
+    metrics: list[MetricName]
+    tokenize: Tokenize | None
+    sentences: Natural
+
+    def problems(self) -> Problems:
+        yield from super().problems()
+        if self.run is not None and len(set(self.run)) < max(2, len(self.run)):
+            yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
+        yield from _needs_metrics(self.metrics)
+        if "comet" in self.metrics:
+            yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
+
+
+@dataclass(frozen=True)
+class ReportConfig(TestConfig):
+    run: str | None
+    output: str | None
+    tokenize: Tokenize | None
+    show: list[Count]
+    sentences: Count
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    run: str | None
+    name: str | None
+    outputs: str
+    device: str | None
+    data_path: str | None
+
+
+def _needs_metrics(metrics: list[MetricName]) -> Problems:
+    if not metrics:
+        yield "metrics", "is empty; name some, such as [bleu,chrf]"
+
+
+def _needs_training_pairs(data: DataConfig) -> Problems:
+    if data.train is None:
+        yield "data.train", "nothing to read yet; give two files, data.train=[file.source,file.target], or a table"
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    tokens: Count
+    seed: Annotated[int, Range(0, 2**63 - 1)]
+    json: bool
+
+    def problems(self) -> Problems:
+        yield from _needs_training_pairs(self.data)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    run: str | list[str] | None
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    source: str | None
+    target: str | None
+    output: str | None
+    summary: bool
+
+    def problems(self) -> Problems:
+        if (self.source is None) != (self.target is None):
+            missing = "source" if self.source is None else "target"
+            yield missing, "is missing; source and target go together, two files of equal length"
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    run: str | list[str] | None
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    processes: Count | Literal["auto"]
+    input: str | None
+    output: str | None
+    split_lines: bool
+    progress: bool | None
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.split_lines and self.search.n_best > 1:
+            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
+    quantization: Literal["float32", "float16", "int8", "int8_float16"]
+    output: str | None
+    overwrite: bool
+    sentences: Count
+    data_path: str | None
+
+
+def _head_problems(width: int, heads: int, position: str) -> Problems:
+    if width % heads:
+        fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 64]
+        yield "attention.heads", f"{heads} does not divide the width {width}; possible: {_listed(fitting)}"
+    elif position == "rotary" and (width // heads) % 2:
+        yield (
+            "attention.heads",
+            (
+                f"{heads} heads of a width {width} are {width // heads} wide each, but rotary positions turn pairs; "
+                "choose an even head width"
+            ),
+        )
+
+
+def _listed(choices: Any) -> str:
+    return ", ".join(str(choice) for choice in choices)

@@ -1,0 +1,186 @@
+"""Sentence pairs as ids → batches of a token budget, the same for the same seed and epoch.
+
+Shapes: B sentences, S source and T target positions. Masks are True for real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seq2seq.data.encoding import Batch, EncodedCorpus, Resample
+from seq2seq.data.store import Integers, key_of
+from seq2seq.data.tokenizer import UNKNOWN
+
+
+def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
+    """Cut rows whose widths rise into batches of at most `tokens` tokens, padding included."""
+    cuts, start = [], 0
+    while start < len(width):
+        # Batch sizes that still fit form a prefix, because widths rise.
+        candidates = width[start : start + tokens]
+        fit = int(np.searchsorted(candidates * np.arange(1, len(candidates) + 1), tokens, side="right"))
+        stop = start + max(fit, 1)
+        cuts.append(slice(start, stop))
+        start = stop
+    return cuts
+
+
+class Share(NamedTuple):
+    """What a process does of an update."""
+
+    batches: list[Batch]
+    target_tokens: int  # of the whole update, in all processes: known to each without asking
+
+
+class Batches:
+    """Endless training batches; their order is a pure function of (seed, epoch), their state a few integers.
+
+    An epoch is a permutation of the corpus, cut into pools; each pool is sorted by length, cut into batches of
+    a token budget, and shuffled. Only one pool is ever in memory.
+    """
+
+    POOL = 2**17  # pairs
+
+    def __init__(
+        self, encoded: EncodedCorpus, tokens: int, seed: int, mix: Mix | None = None, resample: Resample | None = None
+    ) -> None:
+        self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
+        self.epoch = self.pool = self.position = 0
+        self.rank, self.world, self.update_tokens = 0, 1, 0
+        self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
+        self._cut: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
+
+    def order(self, epoch: int) -> Integers:
+        """The pairs of an epoch, shuffled; kept until another epoch is asked for."""
+        if self._permutation[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            every = np.arange(len(self.encoded), dtype=np.int32)
+            rows: NDArray[Any] = self.mix.draw(random) if self.mix else every
+            random.shuffle(rows)
+            self._permutation = (epoch, rows)
+        return self._permutation[1]
+
+    def pools(self) -> int:
+        return -(-len(self.order(self.epoch)) // self.POOL)
+
+    def cut(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
+        """The batches of a pool, as rows of an encoded corpus."""
+        if self._cut is None or self._cut[0] != (epoch, pool):
+            shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
+            encoded = self.encoded
+            if self.resample:
+                encoded = self.resample(shuffled, key_of(self.seed, epoch, pool))
+                shuffled = np.arange(len(encoded))
+            lengths = [side.lengths(shuffled) for side in (encoded.source, encoded.target)]
+            width = np.maximum(*lengths)
+            # Only the longer side counts: a stricter order pads less, but the same sentences meet in every epoch.
+            order = np.argsort(width, kind="stable")
+            batches = [shuffled[order[part]] for part in by_budget(width[order], self.tokens)]
+            random = np.random.default_rng([self.seed, epoch, pool])
+            self._cut = ((epoch, pool), [batches[i] for i in random.permutation(len(batches))], encoded)
+        return self._cut[1], self._cut[2]
+
+    def rows(self, epoch: int) -> Iterator[Integers]:
+        """The places in the corpus of each batch of an epoch."""
+        for pool in range(-(-len(self.order(epoch)) // self.POOL)):
+            batches, encoded = self.cut(epoch, pool)
+            yield from (encoded.rows[batch] for batch in batches)
+
+    def waste(self) -> tuple[int, float]:
+        """About how many batches an epoch has, and the share of their places that is padding: from its first pool."""
+        batches, encoded = self.cut(self.epoch, 0)
+        sides = encoded.source.lengths(), encoded.target.lengths()
+        places = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
+        real = sum(int(side[rows].sum()) for rows in batches for side in sides)
+        pairs = len(self.order(self.epoch))
+        return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(places, 1)
+
+    def size(self) -> float:
+        """About how many batches an epoch has."""
+        return max(1, self.waste()[0])
+
+    def epoch_of(self, size: float) -> float:
+        """The epochs done so far, when each has `size` batches."""
+        pairs = len(self.order(self.epoch))
+        done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
+        return self.epoch + done
+
+    def __iter__(self) -> Iterator[Share]:
+        """This process's part of each update: of every `world` batches in a row the one of its `rank`."""
+        while True:
+            # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
+            own: list[tuple[Integers, EncodedCorpus]] = []
+            tokens = 0
+            while not own or tokens < self.update_tokens:
+                parts = [self._next() for _ in range(self.world)]
+                own.append(parts[self.rank])
+                tokens += sum(int(encoded.target.lengths(rows).sum()) for rows, encoded in parts)
+            yield Share([encoded.batch(rows) for rows, encoded in own], target_tokens=tokens)
+
+    def _next(self) -> tuple[Integers, EncodedCorpus]:
+        while True:
+            batches, encoded = self.cut(self.epoch, self.pool)
+            if self.position < len(batches):
+                self.position += 1
+                return batches[self.position - 1], encoded
+            self.pool, self.position = self.pool + 1, 0
+            if self.pool >= self.pools():
+                self.epoch, self.pool = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        place = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
+        return {"seed": self.seed, "pairs": len(self.encoded), **place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self.pool, self.position = state["pool"], state["position"]
+        if state["pairs"] != len(self.encoded):
+            # Another corpus, or another limit: a place in the old order means nothing, so the next epoch begins.
+            self.epoch, self.pool, self.position = self.epoch + 1, 0, 0
+        self._permutation, self._cut = (-1, np.zeros(0, np.int64)), None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several corpora in one: how many pairs an epoch draws from each."""
+
+    ends: tuple[int, ...]  # where each corpus ends among the encoded pairs
+    counts: tuple[int, ...]
+
+    def draw(self, random: np.random.Generator) -> Integers:
+        """An epoch's pairs; a corpus begins anew when it is exhausted."""
+        drawn = []
+        for start, end, count in zip((0, *self.ends), self.ends, self.counts, strict=False):
+            whole, rest = divmod(count, end - start) if end > start else (0, 0)
+            drawn += [np.arange(start, end)] * whole + [start + random.permutation(end - start)[:rest]]
+        return np.concatenate(drawn)
+
+
+def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
+    """Corpus i in proportion to (its pairs × weight) ^ (1 / temperature), all pairs together an epoch."""
+    sizes = np.diff([0, *ends])
+    logs = np.log(np.maximum(sizes * np.array(weights), 1e-300)) / temperature
+    shares = np.exp(logs - logs.max())
+    counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
+    return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
+
+
+def worst_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
+    """A batch of the budget that takes the most memory: the longest pair again and again, both sides at its width."""
+    width = int(encoded.width().max())
+    ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
+    return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
+
+
+def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:
+    """Every pair once, short ones first: for validation."""
+    width = corpus.width()
+    order = np.argsort(width, kind="stable")
+    for cut in by_budget(width[order], tokens):
+        yield corpus.batch(order[cut])

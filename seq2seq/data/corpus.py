@@ -1,0 +1,259 @@
+"""Sources → corpora: read once into a memory-mapped store, filtered, split, and encoded once for a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2seq.config.schema import DataConfig, FilterConfig
+from seq2seq.data.sources import Source, find_source
+from seq2seq.data.store import Integers, Ragged, Texts, Writer, blocks, key_of, open_array
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import build_once
+
+SIDES = ("source", "target")
+Status = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentence i of the source is translated by sentence i of the target."""
+
+    source: Sequence[str]
+    target: Sequence[str]
+    content: str = ""  # changes with any sentence
+    parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
+    stored: Stored | None = None
+    rows: Integers | None = None  # None: all that is stored
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def hashes(self) -> dict[str, NDArray[np.uint64]]:
+        """A number for each sentence of each side; equal sentences have equal ones."""
+        return self._told("hashes")
+
+    @property
+    def characters(self) -> dict[str, NDArray[np.int32]]:
+        """The length of each sentence of each side."""
+        return self._told("characters")
+
+    def _told(self, what: str) -> Any:
+        rows = slice(None) if self.rows is None else self.rows
+        return {side: array[rows] for side, array in getattr(self.stored, what).items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All pairs of a source as they stand, with the length in characters and the hash of each sentence."""
+
+    name: str  # of its folder
+    source: Ragged
+    target: Ragged
+    characters: dict[str, NDArray[np.int32]]
+    hashes: dict[str, NDArray[np.uint64]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def corpus(self, rows: Integers | None = None, content: str = "", parts: tuple[int, ...] = ()) -> Corpus:
+        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, self, rows)
+
+
+@dataclass(frozen=True)
+class Corpora:
+    train: Corpus
+    validation: Corpus
+    test: Corpus | None
+    notes: tuple[str, ...]  # what there is to say about how they came about
+
+
+def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
+    """Training, validation and test pairs; where no validation is named, both are split off the training pairs."""
+    stored, ends = store_training(config, status)
+    held = {}
+    for split in ("validation", "test"):
+        where = getattr(config, split)
+        held[split] = store(find_source(config, where), config.cache, status).corpus() if where else None
+    missing = [split for split in held if held[split] is None] if held["validation"] is None else []
+    folder = choose_rows(stored, config, missing, seed)
+    rows = {split: open_array(folder / f"{split}.int32") for split in ("train", *missing)}
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    held.update((split, stored.corpus(rows[split])) for split in missing)
+    if not len(rows["train"]):
+        raise UserError("data: no training pair is left; loosen data.filters, or lower data.held_out")
+    validation = held["validation"]
+    if validation is None or not len(validation):
+        raise UserError("data.validation: no pair in it; training needs some to choose its best checkpoint")
+    parts = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
+    train = stored.corpus(rows["train"], told["content"], parts)
+    return Corpora(train, validation, held["test"], tuple(told["notes"]))
+
+
+def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: int) -> Path:
+    """A folder with the rows of the training pairs, and of the splits that are missing: filtered and split off once."""
+    settings = (config.filters, missing, config.held_out if missing else 0, seed if missing else 0)
+    folder = Path(config.cache) / f"rows-{key_of(stored.name, *settings)}"
+
+    def build(aside: Path) -> None:
+        rows, notes = filtered(stored, config.filters)
+        if missing:
+            rows, off = split_off(stored, rows, config.held_out, len(missing), seed)
+            sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(missing, off, strict=True))
+            notes.append(f"{sizes} pairs split off the training pairs (seed {seed}, equal sources on one side)")
+            for split, part in zip(missing, off, strict=True):
+                part.astype(np.int32).tofile(aside / f"{split}.int32")
+        rows.astype(np.int32).tofile(aside / "train.int32")
+        content = key_of(*(np.ascontiguousarray(stored.hashes[side][rows]).tobytes() for side in SIDES))
+        told = json.dumps({"notes": notes, "content": content}, ensure_ascii=False)
+        (aside / "told.json").write_text(told, encoding="utf-8")
+
+    build_once(folder, build)
+    return folder
+
+
+def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
+    """One split alone; None where the config names none."""
+    where = getattr(config, split)
+    if where and split != "train":
+        return store(find_source(config, where), config.cache).corpus()
+    if config.train is None:
+        return None
+    corpora = open_corpora(config, seed)
+    return {"train": corpora.train, "validation": corpora.validation, "test": corpora.test}[split]
+
+
+def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int]]:
+    """The training pairs of `train` and of all `more` corpora, and where each of them ends."""
+    assert config.train is not None  # checked with the config
+    sources = [
+        find_source(config, config.train),
+        *(find_source(more.within(config), more.train) for more in config.more),
+    ]
+    if len(sources) == 1:
+        stored = store(sources[0], config.cache, status)
+        return stored, [len(stored)]
+    corpora = [store(source, config.cache, status).corpus() for source in sources]
+    ends = np.cumsum([len(corpus) for corpus in corpora])
+
+    def together() -> Iterator[tuple[str, str]]:
+        for corpus in corpora:
+            yield from zip(corpus.source, corpus.target, strict=True)
+
+    everything = Source(tuple(source.identity for source in sources), together)
+    return store(everything, config.cache, status), [int(end) for end in ends]
+
+
+def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored:
+    """A source's pairs in files of their own, read once for all runs and processes."""
+    folder = Path(cache) / f"pairs-{key_of(source.identity)}"
+
+    def build(aside: Path) -> None:
+        done = 0
+        with ExitStack() as files:
+            writers = {side: files.enter_context(SideWriter(aside, side)) for side in SIDES}
+            for block in blocks(source.pairs()):
+                for side, sentences in zip(SIDES, zip(*block, strict=True), strict=True):
+                    writers[side].extend(sentences)
+                done += len(block)
+                status(f"reading the corpus: {done:,} pairs …")
+        if not done:
+            raise UserError(f"{_shown(source)}: no pairs in it")
+
+    build_once(folder, build)
+    return Stored(
+        folder.name,
+        Ragged.open(folder, "source"),
+        Ragged.open(folder, "target"),
+        {side: open_array(folder / f"{side}.characters.int32") for side in SIDES},
+        {side: open_array(folder / f"{side}.hashes.uint64") for side in SIDES},
+    )
+
+
+class SideWriter:
+    """One language of a store, with the length and the hash of each sentence."""
+
+    def __init__(self, folder: Path, side: str) -> None:
+        self.texts = Writer(folder, side, np.uint8)
+        self.characters = open(folder / f"{side}.characters.int32", "wb")  # noqa: SIM115 (closed on exit)
+        self.hashes = open(folder / f"{side}.hashes.uint64", "wb")  # noqa: SIM115
+
+    def extend(self, sentences: Sequence[str]) -> None:
+        encoded = [sentence.encode("utf-8", "replace") for sentence in sentences]
+        self.texts.extend(encoded)
+        self.characters.write(np.array([len(sentence.strip()) for sentence in sentences], np.int32).tobytes())
+        self.hashes.write(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in encoded))
+
+    def __enter__(self) -> SideWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.texts, self.characters, self.hashes):
+            file.close()
+
+
+def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]:
+    """The pairs that every filter lets through, and how many each one left out."""
+    lengths = [stored.characters[side] for side in SIDES]
+    shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
+    kept = np.ones(len(stored), bool)
+    counts: Counter[str] = Counter()
+
+    def drop(name: str, unfit: NDArray[np.bool_]) -> None:
+        counts[name] = int((kept & unfit).sum())
+        kept[unfit] = False
+
+    if config.empty:
+        drop("with an empty side", shorter == 0)
+    if config.max_characters:
+        drop(f"over {config.max_characters:,} characters", longer > config.max_characters)
+    if config.max_ratio:
+        drop(f"with a length ratio over {config.max_ratio:g}", longer > config.max_ratio * np.maximum(shorter, 1))
+    if config.identical:
+        drop("with identical sides", stored.hashes["source"] == stored.hashes["target"])
+    if config.duplicate:
+        rows = np.flatnonzero(kept)
+        again = np.zeros(len(stored), bool)
+        again[rows] = repeated(*(stored.hashes[side][rows] for side in SIDES))
+        drop("that came before", again)
+    notes = [f"{count:,} pairs {name} left out" for name, count in counts.items() if count]
+    return np.flatnonzero(kept), notes
+
+
+def repeated(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which pairs came before, told by the hashes of their sides."""
+    again = np.ones(len(source), bool)
+    again[np.unique(source * np.uint64(0x9E3779B97F4A7C15) + target, return_index=True)[1]] = False
+    return again
+
+
+def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int) -> tuple[Integers, list[Integers]]:
+    """At most `count` pairs, and a twentieth of all, for each part; equal sources stay on one side."""
+    count = max(1, min(count, len(rows) // 20))
+    _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    # A sentence that comes again and again would fill a part by itself.
+    shuffled = shuffled[sizes[shuffled] <= count]
+    if len(shuffled) < parts:
+        raise UserError("data.validation: too few different sentences to split any off; name validation pairs")
+    reached = np.cumsum(sizes[shuffled])
+    part_of_group = np.full(len(sizes), parts)
+    for part in reversed(range(parts)):
+        part_of_group[shuffled[: max(part + 1, np.searchsorted(reached, count * (part + 1)) + 1)]] = part
+    part_of_row = part_of_group[group]
+    return rows[part_of_row == parts], [rows[part_of_row == part] for part in range(parts)]
+
+
+def _shown(source: Source) -> str:
+    first = source.identity[0]
+    return str(first[0] if isinstance(first, tuple) else first)

@@ -1,0 +1,249 @@
+"""What is wrong with a corpus, before an hour is spent on it: each finding counted, shown, and with what to do."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2seq.config.schema import DataConfig
+from seq2seq.data.corpus import SIDES, Corpora, Corpus, repeated
+
+Flags = NDArray[np.bool_]
+SAMPLE = 200_000  # sentences that word statistics are taken from
+BLOCK_OF_LINES = 250  # pairs whose lengths are compared when a shift is looked for
+BROKEN = re.compile("\ufffd|[ÃÂ][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]|â€")  # UTF-8 read as Latin-1 or Windows-1252
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    count: int
+    share: float  # of the pairs looked at
+    advice: str
+    examples: tuple[str, ...]
+    serious: bool  # enough to act on before training
+
+
+def sizes(data: DataConfig, corpora: Corpora, shown: Callable[[str, str], Any]) -> None:
+    """How many pairs each split has, and what was done to get them."""
+    splits = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
+    counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in splits.items() if corpus)
+    shown("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
+    for note in corpora.notes:
+        shown("", note)
+
+
+def quick(corpora: Corpora) -> list[Finding]:
+    """What stored lengths and hashes tell at once, without reading a sentence."""
+    train = corpora.train
+    return [
+        *_overlaps(corpora),
+        _finding(
+            train,
+            "duplicate pairs",
+            repeated(train.hashes["source"], train.hashes["target"]),
+            "data.filters.duplicate=true keeps one of each",
+            0.2,
+        ),
+        *_shift(train),
+    ]
+
+
+def examine(corpora: Corpora) -> list[Finding]:
+    """Every check there is, the training pairs first."""
+    train = corpora.train
+    lengths = [train.characters[side] for side in SIDES]
+    empty, identical = (np.minimum(*lengths) == 0), train.hashes["source"] == train.hashes["target"]
+    return [
+        _finding(train, "one-sided empty pairs", empty, "data.filters.empty=true leaves them out", 0.0),
+        _finding(train, "identical pairs", identical & ~empty, "data.filters.identical=true leaves them out", 0.01),
+        *quick(corpora),
+        *_normalised_overlaps(corpora),
+        _finding(train, "length-ratio outliers", _odd_ratio(*lengths), "look at them; data.filters.max_ratio=3", 0.01),
+        _finding(
+            train, "lines far longer than the rest", _far_longer(*lengths), "data.filters.max_characters=…", 0.001
+        ),
+        *(finding for side in SIDES for finding in _letters(train, side)),
+        *_wrong_language(train),
+    ]
+
+
+def _finding(corpus: Corpus, name: str, flags: Flags, advice: str, tolerated: float) -> Finding:
+    places = np.flatnonzero(flags)
+    share = len(places) / max(1, len(corpus))
+    examples = tuple(_shown(corpus, int(i)) for i in places[[0, len(places) // 2]]) if len(places) else ()
+    return Finding(name, len(places), share, advice, tuple(dict.fromkeys(examples)), share > tolerated)
+
+
+def _shown(corpus: Corpus, place: int) -> str:
+    sides = (_cut(corpus.source[place]), _cut(corpus.target[place]))
+    return f"pair {place + 1:,}: {sides[0]} ⇢ {sides[1]}"
+
+
+def _cut(text: str, width: int = 48) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------ overlaps
+
+
+def _held_out(corpora: Corpora) -> Iterator[tuple[str, Corpus]]:
+    yield from ((name, corpus) for name in ("validation", "test") if (corpus := getattr(corpora, name)) is not None)
+
+
+def _overlaps(corpora: Corpora) -> Iterator[Finding]:
+    """Held-out sources that stand in the training text letter for letter."""
+    for name, corpus in _held_out(corpora):
+        flags = np.isin(corpus.hashes["source"], corpora.train.hashes["source"])
+        yield _finding(corpus, f"{name} sources seen in training", flags, _LEAK, 0.02)
+
+
+def _normalised_overlaps(corpora: Corpora) -> Iterator[Finding]:
+    """The same after case, spacing and punctuation are evened out."""
+    held = {name: [_plain(text) for text in corpus.source] for name, corpus in _held_out(corpora)}
+    wanted = {text for texts in held.values() for text in texts}
+    seen = {plain for text in corpora.train.source if (plain := _plain(text)) in wanted}
+    for name, corpus in _held_out(corpora):
+        flags = np.array([text in seen for text in held[name]], bool)
+        yield _finding(corpus, f"{name} sources seen, but for case and signs", flags, _LEAK, 0.05)
+
+
+_LEAK = "take them out of the training text, or the score flatters"
+_SIGNS = re.compile(r"[\W_]+")
+
+
+def _plain(text: str) -> str:
+    return _SIGNS.sub(" ", text.lower()).strip()
+
+
+# ------------------------------------------------------------------------------------------- lengths
+
+
+def _odd_ratio(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
+    """Pairs whose log length ratio is far from the corpus's own, and at least threefold."""
+    full = np.minimum(source, target) > 0
+    ratio = np.log(np.maximum(target, 1) / np.maximum(source, 1))
+    middle = np.median(ratio[full]) if full.any() else 0.0
+    spread = np.median(np.abs(ratio[full] - middle)) if full.any() else 0.0
+    odd: Flags = full & (np.abs(ratio - middle) > max(6 * spread, math.log(3)))
+    return odd
+
+
+def _far_longer(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
+    longer = np.maximum(source, target)
+    far: Flags = longer > 4 * np.percentile(longer, 99)
+    return far
+
+
+def _shift(corpus: Corpus) -> list[Finding]:
+    """Stretches where the lengths of the two sides fit better when one side is moved by a few lines."""
+    name, advice = "pairs that seem shifted", "a line is missing or doubled on one side, just before the first of them"
+    source, target = (_standard(np.log1p(corpus.characters[side])) for side in SIDES)
+    blocks = len(corpus) // BLOCK_OF_LINES
+    if blocks == 0:
+        return [_finding(corpus, name, np.zeros(len(corpus), bool), advice, 0.0)]
+    offsets = (0, -3, -2, -1, 1, 2, 3)
+    fits = np.stack([_block_means(source * np.roll(target, -offset), blocks) for offset in offsets])
+    moved = (fits.argmax(0) > 0) & (fits.max(0) > fits[0] + 0.25)
+    # One block alone is chance; a shift goes on.
+    moved &= np.convolve(moved, [1, 1, 1])[1:-1] >= 2
+    flags = np.zeros(len(corpus), bool)
+    flags[: blocks * BLOCK_OF_LINES] = np.repeat(moved, BLOCK_OF_LINES)
+    return [_finding(corpus, name, flags, advice, 0.0)]
+
+
+def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (values - values.mean()) / max(values.std(), 1e-9)
+
+
+def _block_means(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64]:
+    return values[: blocks * BLOCK_OF_LINES].reshape(blocks, BLOCK_OF_LINES).mean(1)
+
+
+# ------------------------------------------------------------------------------- scripts and languages
+
+
+def _letters(corpus: Corpus, side: str) -> Iterator[Finding]:
+    """Sentences mostly in another script than the rest of their side, and text whose encoding was misread."""
+    texts: Sequence[str] = getattr(corpus, side)
+    scripts: dict[str, str] = {}
+
+    def script(letter: str) -> str:
+        if letter not in scripts:
+            scripts[letter] = unicodedata.name(letter, "?").split()[0] if letter.isalpha() else ""
+        return scripts[letter]
+
+    everything: Counter[str] = Counter()
+    for text in _sample(texts):
+        everything.update(text)
+    by_script: Counter[str] = Counter()
+    for letter, count in everything.items():
+        by_script[script(letter)] += count
+    del by_script[""]
+    expected = {name for name, count in by_script.items() if count > 0.05 * by_script.total()}
+    foreign, broken = np.zeros(len(texts), bool), np.zeros(len(texts), bool)
+    usual = {letter for letter in everything if script(letter) in expected or not script(letter)}
+    for place, text in enumerate(texts):
+        broken[place] = BROKEN.search(text) is not None
+        if not usual.issuperset(text):
+            letters = [script(letter) for letter in text if script(letter)]
+            foreign[place] = sum(name not in expected for name in letters) > 0.3 * len(letters)
+    shown = ", ".join(sorted(name.lower() for name in expected)) or "no letters"
+    yield _finding(corpus, f"{side} lines in another script than {shown}", foreign, "leave them out", 0.005)
+    yield _finding(
+        corpus, f"{side} lines with misread encoding (Ã¼, �)", broken, "decode the file as it was written", 0.0
+    )
+
+
+def _wrong_language(corpus: Corpus) -> Iterator[Finding]:
+    """Sentences whose words belong to the other side: log odds of words, learnt from the corpus itself."""
+    counts = [
+        Counter(word for text in _sample(getattr(corpus, side)) for word in text.lower().split()) for side in SIDES
+    ]
+    totals = [count.total() + 1 for count in counts]
+    odds: dict[str, float] = {}
+    for word in counts[0].keys() | counts[1].keys():
+        if counts[0][word] + counts[1][word] >= 5:
+            shares = [(count[word] + 0.5) / total for count, total in zip(counts, totals, strict=True)]
+            odds[word] = max(-4.0, min(4.0, math.log(shares[0] / shares[1])))
+    for side, sign in zip(SIDES, (-1, 1), strict=True):
+        flags = np.array([_belongs(text, odds, sign) for text in getattr(corpus, side)], bool)
+        yield _finding(corpus, f"{side} lines in the other language", flags, "leave them out: they teach copying", 0.01)
+
+
+def _belongs(text: str, odds: dict[str, float], sign: int) -> bool:
+    """Whether at least three words together, and on average clearly, speak for the other side."""
+    told = [sign * odds[word] for word in text.lower().split() if word in odds]
+    return len(told) >= 3 and sum(told) > 1.0 * len(told)
+
+
+def _sample(texts: Sequence[str]) -> Iterator[str]:
+    step = max(1, len(texts) // SAMPLE)
+    return (texts[i] for i in range(0, len(texts), step))
+
+
+# --------------------------------------------------------------------------------------------- page
+
+
+def page(findings: list[Finding], shown: Callable[[str, str], Any]) -> None:
+    """What was found first, each with two examples and what to do; then what was looked for in vain."""
+    for finding in sorted(findings, key=lambda finding: not finding.serious):
+        if finding.count:
+            name = "FOUND" if finding.serious else "few"
+            shown(name, f"{finding.name}: {finding.count:,} ({finding.share:.2%}); {finding.advice}")
+            for example in finding.examples:
+                shown("", f"  {example}")
+    absent = "; ".join(finding.name for finding in findings if not finding.count)
+    for i, line in enumerate(textwrap.wrap(absent, 100)):
+        shown("" if i else "none", line)

@@ -1,0 +1,133 @@
+"""Sentence pairs as token ids: encoded once per tokenizer, memory-mapped, and padded into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from seq2seq.data.corpus import Corpus, Status
+from seq2seq.data.store import BLOCK, Integers, Ragged, Writer, key_of, open_array
+from seq2seq.data.tokenizer import BEGIN, PAD, Sampling, Tokenizer
+from seq2seq.utils.io import build_once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded pairs; `target_in` begins with BEGIN, `target_out` is what the model must say at each place."""
+
+    source_BS: Tensor
+    source_mask_BS: Tensor
+    target_in_BT: Tensor
+    target_out_BT: Tensor
+    index_B: Tensor  # the pairs' places in the corpus
+    source_place_M: Tensor  # of each real token among all places: counted here, where no GPU must be waited for
+    target_place_M: Tensor
+    packed: bool = False  # whether the model is to skip the padding
+
+    @classmethod
+    def of(cls, source_BS: Tensor, target_BT: Tensor, index_B: Tensor) -> Batch:
+        """From ids with PAD behind them."""
+        # A sentence's END turns up in target_in where target_out holds only padding: nobody looks there.
+        target_in_BT = F.pad(target_BT[:, :-1], (1, 0), value=BEGIN)
+        source_mask_BS = source_BS != PAD
+        source_M, target_M = (mask.flatten().nonzero().squeeze(1) for mask in (source_mask_BS, target_BT != PAD))
+        return cls(source_BS, source_mask_BS, target_in_BT, target_BT, index_B, source_M, target_M)
+
+    @property
+    def target_mask_BT(self) -> Tensor:
+        return self.target_out_BT != PAD
+
+    @property
+    def target_tokens(self) -> int:
+        return len(self.target_place_M)
+
+    def to(self, device: torch.device) -> Batch:
+        moved: dict[str, Any] = {
+            name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """Pairs as ids, each side with its END; `dropped` counts the pairs left out as empty or too long."""
+
+    source: Ragged
+    target: Ragged
+    rows: Integers  # each pair's place in the corpus
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def width(self) -> NDArray[np.int32]:
+        """The length of the longer side of each pair."""
+        return np.maximum(self.source.lengths(), self.target.lengths())
+
+    def batch(self, rows: Integers) -> Batch:
+        arrays = (self.source.padded(rows, PAD), self.target.padded(rows, PAD), self.rows[rows].astype(np.int64))
+        return Batch.of(*map(torch.from_numpy, arrays))
+
+
+def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
+    """All pairs as ids, in memory: for validation."""
+    source, target = tokenizer.encode_source(corpus.source[:]), tokenizer.encode_target(corpus.target[:])
+    return EncodedCorpus(Ragged.of(source), Ragged.of(target), np.arange(len(source)))
+
+
+def encode_training(
+    corpus: Corpus, tokenizer: Tokenizer, max_length: int, cache: str, status: Status = lambda _: None
+) -> tuple[EncodedCorpus, bool]:
+    """Training pairs as memory-mapped ids, made once for a corpus, tokenizer and limit; True: they were there."""
+    folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
+    dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
+
+    def build(aside: Path) -> None:
+        writers = [Writer(aside, side, dtype) for side in ("source", "target")]
+        with open(aside / "rows.int32", "wb") as rows:
+            for start in range(0, len(corpus), BLOCK):
+                block = slice(start, start + BLOCK)
+                sides = tokenizer.encode_source(corpus.source[block]), tokenizer.encode_target(corpus.target[block])
+                kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
+                for writer, side in zip(writers, sides, strict=True):
+                    writer.extend([side[i] for i in kept])
+                rows.write((np.array(kept, np.int32) + start).astype(np.int32).tobytes())
+                status(f"encoding the corpus: {start + len(sides[0]):,} of {len(corpus):,} pairs …")
+        for writer in writers:
+            writer.close()
+
+    there = build_once(folder, build)
+    source, target = Ragged.open(folder, "source"), Ragged.open(folder, "target")
+    return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), there
+
+
+def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
+    """Neither side is empty nor longer than the limit; both carry an END."""
+    return all(1 < len(side) <= max_length + 1 for side in pair)
+
+
+Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, segmented anew
+
+
+def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int) -> Resample:
+    """Segment the pairs of a pool anew, each once an epoch, the same in every process."""
+
+    def resample(rows: Integers, key: str) -> EncodedCorpus:
+        places = encoded.rows[rows]
+        seed = int(key, 16) % 2**31
+        source = tokenizer.encode_source([corpus.source[int(i)] for i in places], Sampling(rate, seed))
+        target = tokenizer.encode_target([corpus.target[int(i)] for i in places], Sampling(rate, seed + 1))
+        for i, pair in enumerate(zip(source, target, strict=True)):
+            if not fits(pair, max_length):  # the plain segmentation does
+                source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
+        return EncodedCorpus(Ragged.of(source), Ragged.of(target), places)
+
+    return resample

@@ -1,0 +1,359 @@
+"""Parallel text wherever it lies: the toy grammar, the hub, folders, tables and plain files → streams of pairs."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from seq2seq.config.schema import DataConfig
+from seq2seq.data.store import BLOCK
+from seq2seq.utils.errors import UserError, nearest
+
+Pair = tuple[str, str]
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
+
+
+class Source(NamedTuple):
+    """A stream of pairs, and what identifies its content: paths, sizes, times, columns."""
+
+    identity: tuple[object, ...]
+    pairs: Callable[[], Iterator[Pair]]
+
+
+def find_source(config: DataConfig, where: str | list[str]) -> Source:
+    """What `data.train` and its siblings name: two files, one table, or a split of `data.path`."""
+    if isinstance(where, list):
+        source, target = (Path(file).expanduser() for file in where)
+        if kind_of(source) or kind_of(target):
+            raise UserError("data.train: two files are two plain texts; a second table goes into data.more")
+        return Source(_identity([source, target]), lambda: from_text(source, target))
+    if kind_of(Path(where)) or config.path is None:
+        return from_tables([Path(where).expanduser()], config)
+    if config.path == "toy":
+        return from_grammar(where, config)
+    folder = Path(config.path).expanduser()
+    if folder.is_dir():
+        return from_folder(folder, where, config)
+    if folder.exists():
+        raise UserError(f"data.path: {folder} is a file; name it with data.train={folder}")
+    if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
+        raise UserError(f"data.path: {config.path} is no folder here; give a folder, or a hub corpus by its name")
+    return from_hub(config.path, where, config)
+
+
+def from_grammar(split: str, config: DataConfig) -> Source:
+    """A split of the embedded English→German grammar."""
+    from seq2seq.data import toy
+
+    def pairs() -> Iterator[Pair]:
+        for pair in toy.splits()[split]:
+            yield (pair.source, pair.target) if config.source == "en" else (pair.target, pair.source)
+
+    if {config.source, config.target} != {"en", "de"}:
+        given = f"{config.source}→{config.target}"
+        raise UserError(f"data.source, data.target: {given} is not in the toy corpus; possible: en→de, de→en")
+    if split not in SPLITS:
+        raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+    return Source(("toy", split, config.source, *_identity([Path(toy.__file__)])), pairs)
+
+
+def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
+    """Data files sorted into splits by the words in their names below the folder.
+
+    The folder's own path does not count: below /home/me/test/ not every file is a test file.
+    """
+    below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
+    found: dict[str, list[Path]] = {}
+    for path in sorted(p for p in below.rglob("*") if p.is_file() and kind_of(p)):
+        words = set(re.split(r"[^a-z]+", str(path.relative_to(below)).lower()))
+        name = next((name for name, synonyms in SPLITS.items() if words & set(synonyms)), path.name.partition(".")[0])
+        found.setdefault(name, []).append(path)
+    if not found:
+        raise UserError(f"data.path: {below} holds no {', '.join(TABLES)} file; name plain files instead: data=files")
+    # `val`, `dev` and the like are names of the one validation split.
+    split = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
+    if split not in found:
+        raise UserError(f"{below} has no split {split}; possible: {', '.join(found)}{nearest(split, found)}")
+    twice = Counter(path.name.partition(".")[0] for path in found[split] if path.parent == found[split][0].parent)
+    if double := [name for name, count in twice.items() if count > 1]:
+        raise UserError(f"{below} holds {double[0]} in several formats; keep one of them")
+    return from_tables(found[split], config)
+
+
+def from_hub(name: str, split: str, config: DataConfig) -> Source:
+    """A split of a corpus on the Hugging Face hub; no code of its repository is ever run."""
+
+    def pairs() -> Iterator[Pair]:
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        try:
+            loaded = datasets.load_dataset(name, config.subset, revision=config.revision, cache_dir=config.cache)
+        except Exception as error:  # `datasets` raises whatever its readers raise
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            raise UserError(
+                f"data.path: the hub corpus {name} cannot be loaded: {reason}; "
+                "where there is no network, give a folder that holds its files: data.path=FOLDER"
+            ) from None
+        if split not in loaded:
+            raise UserError(f"{name} has no split {split}; possible: {', '.join(loaded)}{nearest(split, loaded)}")
+        for block in loaded[split].iter(BLOCK):
+            columns = _columns(block, f"the hub corpus {name}", config)
+            yield from zip(*columns, strict=True)
+
+    return Source(("hub", name, config.subset, config.revision, split, config.source, config.target), pairs)
+
+
+def from_tables(paths: list[Path], config: DataConfig) -> Source:
+    """Tables with a column for each language, one after the other."""
+    readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+    kinds = [kind_of(path) or "" for path in paths]
+    for path, kind in zip(paths, kinds, strict=True):
+        if not kind:
+            raise UserError(
+                f"{path}: one file must be a table ({', '.join(TABLES)}); plain text takes two files: [a,b]"
+            )
+
+    def pairs() -> Iterator[Pair]:
+        for path, kind in zip(paths, kinds, strict=True):
+            yield from readers[kind](path, config)
+
+    return Source((*_identity(paths), config.source, config.target), pairs)
+
+
+def from_text(source: Path, target: Path) -> Iterator[Pair]:
+    """Two plain files, one sentence a line; different lengths are an error, never a silent shift."""
+    lengths = (array("i"), array("i"))
+    for left, right in zip_longest(read_lines(source), read_lines(target)):
+        for side, line in zip(lengths, (left, right), strict=True):
+            if line is not None:
+                side.append(len(line))
+        if left is not None and right is not None:
+            yield left, right
+    if len(lengths[0]) != len(lengths[1]):
+        place = parting(*lengths)
+        raise UserError(
+            f"{source} has {len(lengths[0]):,} lines, {target} has {len(lengths[1]):,}; they seem to part "
+            f"at line {place:,}; each line of one must be the translation of the same line of the other"
+        )
+
+
+def parting(left: Sequence[int], right: Sequence[int]) -> int:
+    """Where a line is missing on one side: the shift from there on makes the lengths of pairs fit best."""
+    shorter, longer = sorted((np.log1p(np.array(side)) for side in (left, right)), key=len)
+    if not len(shorter):
+        return 1
+    shift = len(longer) - len(shorter)
+    unlike = [np.abs(shorter - part - np.median(shorter - part)) for part in (longer[: len(shorter)], longer[shift:])]
+    before = np.concatenate(([0.0], np.cumsum(unlike[0])))
+    after = np.concatenate((np.cumsum(unlike[1][::-1])[::-1], [0.0]))
+    return int(np.argmin(before + after)) + 1
+
+
+# -------------------------------------------------------------------------------------------- readers
+
+
+def kind_of(path: Path) -> str | None:
+    """The table format that a file's name ends in, before any archive's suffix."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in ARCHIVES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in TABLES else None
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file, unpacked on the way if its name says so."""
+    try:
+        if path.suffix.lower() == ".zst":
+            return io.BufferedReader(Zstandard(path), 2**17)
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower(), open)(path, "rb")  # type: ignore[operator]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+class Zstandard(io.RawIOBase):
+    """A .zst file, unpacked; unlike the library's own reader it notices when the file is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._packed = open(path, "rb")  # noqa: SIM115 (closed with this file)
+        self._begin, self._error = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+        self._frame, self._ready, self._in_frame = self._begin(), b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = self._begin()
+            packed = packed or self._packed.read(2**17)
+            if not packed:
+                if self._in_frame:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            try:
+                self._ready = self._frame.decompress(packed)
+            except self._error as error:
+                raise OSError(str(error)) from None
+            self._in_frame = not self._frame.eof
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file as bytes; only a line feed ends a line, so that both sides stay parallel."""
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            for line in file:
+                number += 1
+                yield line
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        _unreadable(path, number, error)
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> None:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    what = "the archive is cut off or damaged" if path.suffix.lower() in ARCHIVES else "cannot be read"
+    raise UserError(f"{path}: {what} after line {number:,} ({reason})") from None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file."""
+    for number, line in enumerate(raw_lines(path), 1):
+        try:
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            column = len(line[: error.start].decode("utf-8")) + 1
+            raise UserError(
+                f"{path}, line {number}, column {column}: not UTF-8 (byte 0x{line[error.start]:02x}); "
+                "convert the file, for instance with iconv -t UTF-8"
+            ) from None
+
+
+def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}, column {error.colno}: not a JSON object a line ({error.msg})"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with columns belongs")
+        yield _pair(row, f"{path}, line {number}", config)
+
+
+def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
+    csv.field_size_limit(2**30)
+    # A quoted field may hold a line's end, so the reader wants to see it; strict: a quote that never ends is an error.
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    begins = 1
+    try:
+        header = next(reader, [])
+        begins = reader.line_num + 1
+        for row in reader:
+            begins, number = reader.line_num + 1, begins
+            if row:
+                yield _row(row, header, path, number, config)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {begins}: no proper CSV ({error})") from None
+
+
+def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:
+    rows = (line.split("\t") for line in read_lines(path))
+    header = next(rows, [])
+    for number, row in enumerate(rows, 2):
+        if row != [""]:
+            yield _row(row, header, path, number, config)
+
+
+def _row(row: list[str], header: list[str], path: Path, number: int, config: DataConfig) -> Pair:
+    place = f"{path}, line {number}"
+    if len(row) != len(header):
+        raise UserError(f"{place}: {len(row)} columns where the header has {len(header)}: {', '.join(header)}")
+    return _pair(dict(zip(header, row, strict=True)), place, config)
+
+
+def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with open_bytes(path) as file:
+            # Its index stands at the end, where an archive cannot jump to.
+            seekable = io.BytesIO(file.read()) if path.suffix.lower() in ARCHIVES else file
+            for batch in parquet.ParquetFile(pyarrow.PythonFile(seekable, "r")).iter_batches(BLOCK):
+                for row in batch.to_pylist():
+                    yield _pair(row, str(path), config)
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path}: cut off or damaged ({' '.join(str(error).split())[:160]})") from None
+
+
+def _pair(row: dict[str, Any], place: str, config: DataConfig) -> Pair:
+    return _cell(row, config.source, place), _cell(row, config.target, place)
+
+
+def _cell(row: dict[str, Any], column: str, place: str) -> str:
+    """A language, whether it is a column of its own or an entry of a `translation` column."""
+    nested = row.get("translation")
+    cells = nested if column not in row and isinstance(nested, dict) else row
+    if column not in cells:
+        raise UserError(f"{place}: no column {column}; possible: {', '.join(cells)}{nearest(column, cells)}")
+    value = cells[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{place}, column {column}: {value!r} is not text")
+    return value.replace("\n", " ")
+
+
+def _columns(block: dict[str, list[Any]], place: str, config: DataConfig) -> list[list[str]]:
+    names = list(block)
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*block.values(), strict=True)]
+    return [[_cell(row, column, place) for row in rows] for column in (config.source, config.target)]
+
+
+def _identity(paths: list[Path]) -> tuple[object, ...]:
+    """Path, size and time of files, read without opening them."""
+    try:
+        stats = [path.stat() for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give a file, or a corpus folder with data.path={path}")
+    return tuple(
+        (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path, stat in zip(paths, stats, strict=True)
+    )

@@ -1,0 +1,136 @@
+"""Attention as word alignment, and how often it is wrong where the true alignment is known.
+
+Shapes: L layers, N heads, T target and S source pieces, W target and X source words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seq2seq.data import toy
+from seq2seq.evaluation.metrics import TestSet
+from seq2seq.inference.translator import Translation, Translator
+
+WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # as the grammar of the embedded corpus counts words
+Links = frozenset[tuple[int, int]]  # (source word, target word)
+
+
+def words_of(pieces: Sequence[str]) -> list[str]:
+    """The words and marks that subwords spell."""
+    return WORD.findall(_text(pieces))
+
+
+def _text(pieces: Sequence[str]) -> str:
+    return "".join(pieces).replace("▁", " ")
+
+
+def shares(pieces: Sequence[str]) -> Tensor:
+    """Which share of each piece's letters lies in each word: pieces × words."""
+    words = [match.span() for match in WORD.finditer(_text(pieces))]
+    share = torch.zeros(len(pieces), len(words))
+    begin = 0
+    for p, piece in enumerate(pieces):
+        letters = [begin + i for i, letter in enumerate(piece) if letter != "▁"]
+        for w, (first, last) in enumerate(words):
+            share[p, w] = sum(first <= place < last for place in letters) / max(1, len(letters))
+        begin += len(piece)
+    return share
+
+
+def word_weights(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces: Sequence[str]) -> Tensor:
+    """Attention between words: the sum over the pieces of a source word, the mean over those of a target word.
+
+    The rows of pieces come first; rows and columns behind them belong to the end marks and are left out.
+    """
+    source_SX, target_TW = shares(source_pieces), shares(target_pieces)
+    weights_TX = weights_TS[..., : len(target_pieces), : len(source_pieces)] @ source_SX
+    mean_WT = target_TW.T / target_TW.sum(0).clamp_min(1e-9)[:, None]
+    return mean_WT @ weights_TX
+
+
+def word_attention(translation: Translation) -> Tensor:
+    """The attention of every layer and head between words: L × N × W × X. The end mark of the source has no word."""
+    assert translation.weights_LNTS is not None
+    return word_weights(translation.weights_LNTS, translation.source_pieces[:-1], translation.pieces)
+
+
+def links_of(weights_WX: Tensor) -> Links:
+    """Each target word with the source word it looks at most."""
+    return frozenset((int(x), w) for w, x in enumerate(weights_WX.argmax(-1))) if weights_WX.numel() else frozenset()
+
+
+def error_rate(found: Iterable[Links], true: Iterable[Links]) -> float:
+    """The alignment error rate 1 − (|A∩S| + |A∩P|) / (|A| + |S|) of Och & Ney 2003; every true link is sure: S = P.
+
+    Then it is one minus the F1 of the links of all sentences together.
+    """
+    both = total = 0
+    for ours, theirs in zip(found, true, strict=True):
+        both += 2 * len(ours & theirs)
+        total += len(ours) + len(theirs)
+    return 1 - both / max(1, total)
+
+
+@dataclass(frozen=True)
+class AlignmentErrors:
+    """Error rates of each head, of the mean of each layer's heads, and of the mean of all."""
+
+    heads: list[list[float]]
+    layers: list[float]
+    mean: float
+
+    @property
+    def best(self) -> tuple[float, int, int]:
+        """The lowest rate of a head, with its layer and place from 0."""
+        return min((rate, i, j) for i, layer in enumerate(self.heads) for j, rate in enumerate(layer))
+
+    def __str__(self) -> str:
+        rate, layer, head = self.best
+        if len(self.heads) == len(self.heads[0]) == 1:
+            return f"{rate:.3f}"
+        return f"{rate:.3f} by layer {layer + 1}, head {head + 1}; {self.mean:.3f} by the mean of all heads"
+
+
+def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | None:
+    """The error rates of a model on a test set; None where nobody knows the true alignment."""
+    true = known_links(test.source, test.references[0]) if test.grammar else None
+    return alignment_errors(translator, test.source, test.references[0], true) if true else None
+
+
+def known_links(sources: Sequence[str], targets: Sequence[str]) -> list[Links] | None:
+    """The true links of pairs that the embedded grammar made, in either direction; None where it did not make them."""
+    known = _every_pair()
+    pairs = list(zip(sources, targets, strict=True))
+    if not all(pair in known for pair in pairs):
+        return None
+    return [known[pair] for pair in pairs]
+
+
+def _every_pair() -> dict[tuple[str, str], Links]:
+    found: dict[tuple[str, str], Links] = {}
+    for pair in (pair for split in toy.splits().values() for pair in split):
+        found[pair.source, pair.target] = frozenset(pair.links)
+        found[pair.target, pair.source] = frozenset((j, i) for i, j in pair.links)
+    return found
+
+
+def alignment_errors(
+    translator: Translator, sources: Sequence[str], targets: Sequence[str], true: Sequence[Links]
+) -> AlignmentErrors:
+    """How wrongly each head aligns the words of known pairs while the model is told the true translation."""
+    weights = [word_attention(told) for told in translator.score(sources, targets, attention=True)]
+    layers, heads = weights[0].shape[:2]
+
+    def rate(of_each: Iterable[Tensor]) -> float:
+        return error_rate(map(links_of, of_each), true)
+
+    return AlignmentErrors(
+        [[rate(w[layer, head] for w in weights) for head in range(heads)] for layer in range(layers)],
+        [rate(w[layer].mean(0) for w in weights) for layer in range(layers)],
+        rate(w.mean((0, 1)) for w in weights),
+    )

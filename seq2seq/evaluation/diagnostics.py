@@ -1,0 +1,140 @@
+"""Diagnostics beyond a corpus score: lengths, repetition, omissions, and groups of sentences and words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seq2seq.evaluation.metrics import TestSet, measure
+
+# -------------------------------------------------------------------------------- beyond the score
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some sentences or words of a test set that have something in common."""
+
+    label: str
+    count: int
+    value: float
+
+
+def words_of(text: str) -> list[str]:
+    """Words without punctuation; hyphens and apostrophes stay inside."""
+    return re.findall(r"\w+(?:[-'’]\w+)*", text)
+
+
+def subset(test: TestSet, places: Sequence[int]) -> TestSet:
+    picked = [[lines[i] for i in places] for lines in (test.source, *test.references)]
+    return TestSet(test.name, picked[0], picked[1:], test.language)
+
+
+def grouped_score(
+    name: str,
+    hypotheses: Sequence[str],
+    test: TestSet,
+    groups: Iterable[tuple[str, Sequence[int]]],
+    tokenize: str | None = None,
+) -> list[Group]:
+    """A corpus score of each group of sentences that has any."""
+    return [
+        Group(
+            label,
+            len(places),
+            measure(name, [hypotheses[i] for i in places], subset(test, places), tokenize=tokenize).value,
+        )
+        for label, places in groups
+        if len(places)
+    ]
+
+
+def length_groups(source: Sequence[str], groups: int = 5) -> list[tuple[str, list[int]]]:
+    """Sentences of like length in words, in groups of about the same size."""
+    lengths = np.array([len(text.split()) for text in source])
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="lower"))
+    group_of = np.searchsorted(edges, lengths)
+    found = []
+    for group in range(len(edges)):
+        places = np.flatnonzero(group_of == group)
+        least, most = lengths[places].min(), lengths[places].max()
+        found.append((f"{least}" if least == most else f"{least}–{most}", places.tolist()))
+    return found
+
+
+FREQUENCIES = (0, 1, 9, 99, 999)  # the most often that words of each group come in the training text
+
+
+def frequency_label(group: int) -> str:
+    if group == len(FREQUENCIES):
+        return f"{FREQUENCIES[-1] + 1:,} or more"
+    least, most = (FREQUENCIES[group - 1] + 1 if group else 0), FREQUENCIES[group]
+    return f"{least:,}–{most:,}" if least < most else f"{most:,}" if most else "never"
+
+
+def by_target_frequency(hypotheses: Sequence[str], references: Sequence[str], counts: Counter[str]) -> list[Group]:
+    """F1 of words, by how often training saw them: words in common, at most as often as each side has them."""
+    common, said, meant = (np.zeros(len(FREQUENCIES) + 1, int) for _ in range(3))
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        ours, theirs = Counter(words_of(hypothesis)), Counter(words_of(reference))
+        for total, words in ((common, ours & theirs), (said, ours), (meant, theirs)):
+            for word, times in words.items():
+                total[np.searchsorted(FREQUENCIES, counts[word])] += times
+    f1 = 200 * common / np.maximum(1, said + meant)
+    return [Group(frequency_label(g), int(meant[g]), float(f1[g])) for g in range(len(f1)) if meant[g]]
+
+
+def source_frequency_groups(source: Sequence[str], counts: Counter[str]) -> list[tuple[str, list[int]]]:
+    """Sentences by how often training saw the rarest of their words."""
+    rarest = np.array([min((counts[word] for word in words_of(text)), default=0) for text in source])
+    group_of = np.searchsorted(FREQUENCIES, rarest)
+    return [(frequency_label(g), np.flatnonzero(group_of == g).tolist()) for g in range(len(FREQUENCIES) + 1)]
+
+
+def count_words(sentences: Iterable[str]) -> Counter[str]:
+    return Counter(word for text in sentences for word in words_of(text))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What goes wrong with the length of translations."""
+
+    ratio: float  # words said over words of the first reference
+    repeating: list[int]  # sentences that say something twice in a row where no reference does
+    short: list[int]  # sentences with under 70 % of the words of the shortest reference
+    omitted: float  # share of the words of the first reference that are not said, each as often as it stands there
+    added: float  # share of the words said that do not stand in the first reference
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f} of the reference; {len(self.repeating):,} repeat, {len(self.short):,} break off"
+
+
+def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
+    said = [hypothesis.split() for hypothesis in hypotheses]
+    meant = [[text.split() for text in several] for several in zip(*test.references, strict=True)]
+    total = sum(len(several[0]) for several in meant)
+    common = sum(
+        sum((Counter(words_of(hypothesis)) & Counter(words_of(reference))).values())
+        for hypothesis, reference in zip(hypotheses, test.references[0], strict=True)
+    )
+    spoken, asked = (sum(len(words_of(text)) for text in side) for side in (hypotheses, test.references[0]))
+    return Lengths(
+        sum(map(len, said)) / max(1, total),
+        [i for i, words in enumerate(said) if repetitions(words) > max(map(repetitions, meant[i]))],
+        [i for i, words in enumerate(said) if len(words) < 0.7 * min(map(len, meant[i]))],
+        1 - common / max(1, asked),
+        1 - common / max(1, spoken),
+    )
+
+
+def repetitions(words: Sequence[str], longest: int = 4) -> int:
+    """How often one to four words come a second time right behind themselves, or letters inside a word four times."""
+    stuttered = sum(bool(re.search(r"([^\W\d_]{1,4})\1{3}", word)) for word in words)
+    return stuttered + sum(
+        words[i : i + n] == words[i + n : i + 2 * n]
+        for n in range(1, longest + 1)
+        for i in range(len(words) - 2 * n + 1)
+    )

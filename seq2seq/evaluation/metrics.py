@@ -1,0 +1,198 @@
+"""Scores of detokenised text through sacreBLEU, always with their signatures, and what a score alone does not tell."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from seq2seq.data.store import key_of
+from seq2seq.utils.errors import UserError
+
+RESAMPLES = 1000  # of the bootstrap that gives an interval, as sacreBLEU's command line draws
+TITLES: dict[str, str] = {
+    "bleu": "BLEU",
+    "bleu_lc": "BLEU lc",
+    "chrf": "chrF",
+    "chrf_lc": "chrF lc",
+    "chrf++": "chrF++",
+    "ter": "TER",
+    "comet": "COMET",
+}
+LOWER_IS_BETTER = ("ter",)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Sentences to translate, and one or several translations of each."""
+
+    name: str
+    source: Sequence[str]
+    references: Sequence[Sequence[str]]  # by translator, then by sentence
+    language: str = ""  # of the references, where it is known
+    grammar: bool = False  # the embedded grammar made it, and knows which words belong together
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @cached_property
+    def key(self) -> str:
+        """What tells it from other test sets of the same name."""
+        return key_of(*self.source, "", *(line for lines in self.references for line in lines))[:6]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus score; the mean of its resamples ± `interval` holds 95 % of them."""
+
+    name: str
+    value: float
+    signature: str
+    mean: float | None = None
+    interval: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" + ("" if self.interval is None else f" ± {self.interval:.2f}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What training watches."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    bleu_interval: float | None = None
+    chrf_interval: float | None = None
+
+    def __str__(self) -> str:
+        bleu = Score("BLEU", self.bleu, "", None, self.bleu_interval)
+        return f"BLEU {bleu}  chrF {Score('chrF', self.chrf, '', None, self.chrf_interval)}"
+
+
+# ------------------------------------------------------------------------------------------- metrics
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0) -> Scores:
+    """BLEU and chrF from 0 to 100."""
+    test = TestSet("", hypotheses, [references], language)
+    bleu, chrf = (measure(name, hypotheses, test, resamples=resamples) for name in ("bleu", "chrf"))
+    return Scores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
+
+
+def measure(
+    name: str, hypotheses: Sequence[str], test: TestSet, *, tokenize: str | None = None, resamples: int = 0
+) -> Score:
+    """One metric by its name in the config."""
+    metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
+    references = [stripped(lines) for lines in test.references]
+    found = metric.corpus_score(stripped(hypotheses), references)
+    mean, interval = estimate(metric, stripped(hypotheses), references, resamples) if resamples > 1 else (None, None)
+    return Score(TITLES[name], found.score, str(metric.get_signature()), mean, interval)
+
+
+def estimate(
+    metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]], resamples: int
+) -> tuple[float, float]:
+    """The mean of a metric's resamples and half of what holds 95 % of them, as sacreBLEU's `corpus_score` has them.
+
+    It stops at a mix of float types, which it makes where a resample matches nothing and others do.
+    """
+    from sacrebleu.metrics.base import Score as Resampled
+    from sacrebleu.significance import _bootstrap_resample
+
+    stats = metric._extract_corpus_statistics(hypotheses, references)
+    metric.n_bootstrap = resamples
+    metric.seed, drawn = _bootstrap_resample(stats, metric, resamples)
+    if len({type(one.score) for one in drawn}) > 1:
+        drawn = [Resampled(one.name, float(one.score)) for one in drawn]
+    told = Resampled("", 0.0)
+    told.estimate_ci(drawn)
+    return float(told._mean), float(told._ci)
+
+
+def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
+
+    makers: dict[str, Callable[[], Any]] = {
+        # `force` silences the guess that text ending in " ." must be tokenised.
+        "bleu": lambda: BLEU(force=True, tokenize=tokenize),
+        "bleu_lc": lambda: BLEU(force=True, tokenize=tokenize, lowercase=True),
+        "chrf": CHRF,
+        "chrf_lc": lambda: CHRF(lowercase=True),
+        "chrf++": lambda: CHRF(word_order=2),
+        "ter": TER,
+    }
+    try:
+        return makers[name]()
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"tokenize: {tokenize} cannot be used here ({reason}); choose another, such as char") from None
+
+
+def require_tokenizer(tokenize: str | None) -> None:
+    """What a way to find words lacks here is told before any work."""
+    sacrebleu_metric("bleu", tokenize or "13a")
+
+
+def tokenizer_of(language: str) -> str:
+    """How sacreBLEU splits a language, or its characters where what that takes is not installed."""
+    codes = set(re.split(r"[^a-z]+", language.lower()))
+    if codes & {"zh", "zho", "cmn"}:
+        return "zh"
+    for module, tokenize, of in (("MeCab", "ja-mecab", {"ja", "jpn"}), ("mecab_ko", "ko-mecab", {"ko", "kor"})):
+        if codes & of:
+            return tokenize if importlib.util.find_spec(module) else "char"
+    return "13a"
+
+
+def stripped(lines: Sequence[str]) -> list[str]:
+    """Lines as sacreBLEU's command line reads them."""
+    return [line.rstrip() for line in lines]
+
+
+def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, gpus: int = 0) -> Score:
+    """COMET × 100 against the first reference, by the package that its authors publish."""
+    require_comet()
+    from comet import download_model, load_from_checkpoint
+
+    try:
+        path = model if model.endswith(".ckpt") else download_model(model)
+        rows = [
+            {"src": source, "mt": hypothesis, "ref": reference}
+            for source, hypothesis, reference in zip(test.source, hypotheses, test.references[0], strict=True)
+        ]
+        found = load_from_checkpoint(path).predict(rows, batch_size=32, gpus=gpus, progress_bar=False)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"comet: {model} cannot be used ({' '.join(str(error).split())[:160]})") from None
+    segments = 100 * np.array(found.scores)
+    mean, interval = None, None
+    if resamples > 1:
+        from sacrebleu.significance import estimate_ci
+
+        drawn = np.random.default_rng(12345).choice(len(segments), (resamples, len(segments)))
+        mean, interval = map(float, estimate_ci(segments[drawn].mean(1)))
+    return Score(TITLES["comet"], float(segments.mean()), f"model:{model}|nrefs:1", mean, interval)
+
+
+def require_comet() -> None:
+    if importlib.util.find_spec("comet") is None:
+        raise UserError("metrics: comet is not installed here; pip install unbabel-comet, or leave it out")
+
+
+def sentence_scores(hypotheses: Sequence[str], test: TestSet) -> list[float]:
+    """chrF of each sentence: unlike BLEU it says something about few words."""
+    metric = sacrebleu_metric("chrf")
+    references = zip(*(stripped(lines) for lines in test.references), strict=True)
+    return [
+        float(metric.sentence_score(hypothesis.rstrip(), list(several)).score)
+        for hypothesis, several in zip(hypotheses, references, strict=True)
+    ]

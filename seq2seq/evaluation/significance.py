@@ -1,0 +1,44 @@
+"""Paired significance tests between runs, computed by sacreBLEU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seq2seq.evaluation.metrics import TestSet, sacrebleu_metric, stripped, tokenizer_of
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A run's score, and how likely equal runs differ as much as it and the first one do."""
+
+    value: float
+    interval: float
+    bootstrap: float = 1.0
+    randomised: float = 1.0
+    signatures: tuple[str, ...] = ()
+
+
+def paired_tests(
+    names: Sequence[str], hypotheses: Sequence[Sequence[str]], test: TestSet, tokenize: str | None = None
+) -> dict[str, list[Paired]]:
+    """sacreBLEU's paired bootstrap and approximate randomisation of all runs against the first, for each metric."""
+    from sacrebleu.significance import PairedTest
+
+    references = [stripped(lines) for lines in test.references]
+    systems: list[tuple[str, Sequence[str]]] = [(str(i), stripped(lines)) for i, lines in enumerate(hypotheses)]
+    found = {}
+    for name in names:
+        results: list[Any] = []
+        signatures: list[str] = []
+        for kind in ("bs", "ar"):
+            metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
+            signature, scores = PairedTest(systems, {name: metric}, references, kind)()
+            signatures += map(str, signature.values())
+            results.append(next(rows for title, rows in scores.items() if title != "System"))
+        found[name] = [
+            Paired(bs.score, float(bs.ci), bs.p_value or 1.0, ar.p_value or 1.0, tuple(signatures))
+            for bs, ar in zip(*results, strict=True)
+        ]
+    return found

@@ -1,0 +1,182 @@
+"""Which sentences a run is measured on, its own splits, files or public sets, and what it made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from seq2seq.config.loading import plain, search_preset
+from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainConfig
+from seq2seq.data.corpus import Corpus, load_split
+from seq2seq.data.sources import from_text, read_lines
+from seq2seq.data.store import key_of
+from seq2seq.evaluation.metrics import Scores, TestSet, score
+from seq2seq.inference.checkpoint import CONFIG, read_config
+from seq2seq.inference.translator import Translator
+from seq2seq.utils.console import status
+from seq2seq.utils.errors import UserError, nearest
+from seq2seq.utils.io import write_aside
+from seq2seq.utils.run import Run
+
+
+def translate_and_score(
+    translator: Translator, corpus: Corpus, search: SearchConfig, language: str = "", resamples: int = 0
+) -> tuple[list[str], Scores]:
+    """The best translation of every source sentence, and how they compare with the targets."""
+    hypotheses = [translations[0].text for translations in translator.translate(corpus.source, search)]
+    return hypotheses, score(hypotheses, corpus.target, language, resamples)
+
+
+def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
+    """All that a command line names, for one run."""
+    stored = stored_config(run, config)
+    if config.source is not None:
+        sources, references = as_list(config.source), config.reference or []
+        # Several files beside one source are several translations of it.
+        by_source = [references] if isinstance(config.source, str) else as_list(references)
+        return [
+            of_files(source, as_list(several), stored.data.target)
+            for source, several in zip(sources, by_source, strict=True)
+        ]
+    if config.public is not None:
+        return [of_sacrebleu(name, stored.data) for name in as_list(config.public)]
+    return [of_split(split, stored, config.data) for split in as_list(config.split)]
+
+
+def stored_config(run: Run, config: TestConfig) -> TrainConfig:
+    """What a run was trained with; its corpus may have moved."""
+    stored = read_config(run.checkpoint(config.checkpoint) / CONFIG)
+    return replace(stored, data=moved(stored.data, config.data_path)) if config.data_path else stored
+
+
+def of_files(source: str, references: list[str], language: str) -> TestSet:
+    """Files with one sentence a line."""
+    several = [list(from_text(Path(source), Path(reference))) for reference in references]
+    if not several[0]:
+        raise UserError(f"{source} is empty; it must hold one sentence a line")
+    return TestSet(
+        Path(source).name, [s for s, _ in several[0]], [[t for _, t in pairs] for pairs in several], language
+    )
+
+
+def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
+    """A split of the run's own corpus, or of another."""
+    data = other or stored.data
+    corpus: Corpus | None = load_split(data, split, stored.seed)
+    if corpus is None:
+        raise UserError(f"split: {data.name} has no {split} set; name two files: source=… reference=…")
+    return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target, data.path == "toy")
+
+
+def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
+    """A public test set, which sacreBLEU fetches once and keeps in the folder that $SACREBLEU names."""
+    from sacrebleu.dataset import DATASETS
+
+    pair = f"{data.source}-{data.target}"
+    if name not in DATASETS:
+        raise UserError(f"public: {name!r} is not a test set of sacreBLEU{nearest(name, DATASETS)}")
+    dataset = DATASETS[name]
+    if pair not in dataset.langpairs:
+        known = ", ".join(sorted(dataset.langpairs)[:12])
+        raise UserError(f"public: {name} has no pair {pair}; possible: {known}")
+    try:
+        with redirect_stderr(StringIO()):
+            files = [dataset.get_source_file(pair), *dataset.get_reference_files(pair)]  # type: ignore[no-untyped-call]
+    except (Exception, SystemExit) as error:  # whatever its downloads and readers raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"public: {name} cannot be fetched ({reason}); name files: source=… reference=…") from None
+    source, *references = [list(read_lines(Path(file))) for file in files]
+    return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target)
+
+
+def moved(data: DataConfig, folder: str) -> DataConfig:
+    """The same corpus at another place: its folder, or the folder of its files."""
+    if not Path(folder).is_dir():
+        raise UserError(f"data_path: {folder} is no folder here; name the one that holds the run's corpus")
+
+    def place(where: str | list[str] | None) -> str | list[str] | None:
+        if data.path is not None or where is None:
+            return where
+        files = [str(Path(folder) / Path(file).name) for file in ([where] if isinstance(where, str) else where)]
+        return files[0] if isinstance(where, str) else files
+
+    splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
+    return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- translations
+
+
+def translated(run: Run, test: TestSet, config: TestConfig) -> list[str]:
+    """A run's translations of a test set: as they were written by the same checkpoint and search, or made now."""
+    path, made_by = written_at(run, test, config), made_with(run, test, config)
+    try:
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if {name: told.get(name) for name in made_by} == made_by:
+            return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError, AttributeError):
+        pass
+    status(f"translating {len(test):,} sentences with {run.folder.name} …")
+    translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
+    hypotheses = translate(translator, test, config.search)
+    write_translations(run, test, hypotheses, config, {})
+    status("")
+    return hypotheses
+
+
+def translate(translator: Translator, test: TestSet, search: SearchConfig) -> list[str]:
+    """The best translation of each sentence, on one line."""
+    return [" ".join(best[0].text.splitlines()) for best in translator.translate(test.source, search)]
+
+
+def write_translations(
+    run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any]
+) -> Path:
+    """The hypotheses, a line each, and beside them what made them and what was measured."""
+    path = written_at(run, test, config)
+    path.parent.mkdir(exist_ok=True)
+    write_aside(path, "".join(f"{line}\n" for line in hypotheses))
+    told = {**made_with(run, test, config), "test": test.name, "sentences": len(hypotheses), **measured}
+    write_aside(path.with_suffix(".json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
+    """A name that another test set, checkpoint, search or precision does not have."""
+    parts = [test.name, test.key, Path(config.checkpoint).name, search_name(config.search)]
+    parts += [config.precision] if config.precision != "auto" else []
+    return run.evaluation / f"{'.'.join(parts)}.txt"
+
+
+def search_name(search: SearchConfig) -> str:
+    """Beam and length penalty, and whatever else is not as usual."""
+    usual = plain(search_preset("greedy"))
+    named = ("beam", "length_penalty", "n_best", "tokens")
+    unusual = {key: value for key, value in plain(search).items() if key not in named and value != usual[key]}
+    parts = [f"beam{search.beam}", f"penalty{search.length_penalty:g}", *(f"{k}{v}" for k, v in unusual.items())]
+    return ".".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-") for part in parts)
+
+
+def search_told(search: SearchConfig) -> str:
+    """How translations are found, in words."""
+    how = f"{search.samples} samples" if search.samples else f"beam {search.beam}" if search.beam > 1 else "greedy"
+    return how if search.choose == "score" else f"{how} chosen by {search.choose}"
+
+
+def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:
+    """All that translations depend on."""
+    return {
+        "checkpoint": run.checkpoint(config.checkpoint).name,
+        "sources": key_of(*test.source),
+        "search": plain(config.search),
+        "precision": config.precision,
+    }
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,83 @@
+"""Checkpoints: folders that hold everything, written aside and renamed into place. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seq2seq.config import loading as configs
+from seq2seq.config.schema import TrainConfig
+from seq2seq.data.tokenizer import Tokenizer
+from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import write_aside
+
+WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
+CONFIG, TRAINING = "config.yaml", "training.pt"
+
+
+def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
+    """What translating needs of a checkpoint, averaged weights where it has them; its own config rebuilds the model."""
+    config = read_config(folder / CONFIG)
+    tokenizer = Tokenizer.load(folder)
+    model = build_model(config.model, tokenizer.vocabulary)
+    read_weights(model, translating_weights(folder))
+    return config, tokenizer, model
+
+
+def translating_weights(folder: Path) -> Path:
+    return folder / AVERAGED if (folder / AVERAGED).exists() else folder / WEIGHTS
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+
+
+@torch.no_grad()
+def read_weights(model: nn.Module, path: Path) -> None:
+    try:
+        stored, own = load_file(path), dict(model.named_parameters())
+        if stored.keys() != own.keys():
+            raise RuntimeError(f"other parameters than the config's model: {min(stored.keys() ^ own.keys())}")
+        for name, parameter in own.items():
+            parameter.copy_(stored[name])
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise damaged(path, error) from None
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    write_aside(path, yaml_of(config))
+
+
+def yaml_of(config: TrainConfig) -> str:
+    return str(yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
+
+
+def read_plain_config(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise damaged(path, error) from None
+    return values
+
+
+def read_config(path: Path) -> TrainConfig:
+    values = read_plain_config(path)
+    try:
+        return configs.typed(TrainConfig, configs.completed(values))
+    except UserError as error:
+        raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    told = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = " ".join(told.split())[:160] or type(error).__name__
+    return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")

@@ -1,0 +1,102 @@
+"""The contracts of an encoder and a decoder, the model around them, and the one place that names both families.
+
+Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.config.schema import ModelConfig
+from seq2seq.data.encoding import Batch
+from seq2seq.data.tokenizer import Vocabulary
+from seq2seq.model.decoder_state import State
+from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows, either, embedding
+
+
+class Memory(NamedTuple):
+    """What an encoder made of its sentences."""
+
+    states_BSD: Tensor
+    mask_BS: Tensor
+
+
+class Decoded(NamedTuple):
+    features_RTD: Tensor
+    state: State
+    weights: tuple[Tensor, ...]  # of the attention to the source, RNTS for each layer, on request
+
+
+class Encoder(Protocol):
+    def __call__(self, source_BSD: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory: ...
+
+
+class Decoder(Protocol):
+    """The same call serves training, with all positions at once, and search, with one.
+
+    Features of packed targets come packed, as M rows.
+    """
+
+    def start(self, memory: Memory) -> State: ...
+
+    def __call__(
+        self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
+    ) -> Decoded: ...
+
+
+class Seq2Seq(nn.Module):
+    """Embeddings, encoder, decoder and output table."""
+
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, vocabulary: Vocabulary, width: int, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        tie, self.word_dropout = config.tie, config.word_dropout
+        self.source_embedding = embedding(vocabulary.source, width)
+        self.encoder = encoder
+        self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
+        self.decoder = decoder
+        self.output = self.target_embedding if tie != "none" else embedding(vocabulary.target, width)
+        self.readout: PreparedLinear | None = None
+
+    def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
+        """Sentences read, no word of their translations written."""
+        return self.decoder.start(self.encoder(self.source_embedding(source_BS), mask_BS))
+
+    def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
+        return self.decoder(self.target_embedding(target_RT), state, weights)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.readout(features) if self.readout else F.linear(features, self.output.weight)
+
+    def prepare(self) -> Seq2Seq:
+        """This model, for translating only: on a CPU its linear maps are laid out once."""
+        if PreparedLinear.possible(self.output.weight):
+            self.readout = PreparedLinear(self.output.weight, None)
+            for part in [*self.modules()]:
+                if isinstance(part, FeedForward):
+                    part.prepare()
+                for name, child in part.named_children():
+                    if isinstance(child, nn.Linear):
+                        setattr(part, name, PreparedLinear(child.weight, child.bias))
+        return self
+
+    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
+        """More target tokens → the logits that follow each of them, and the state after them."""
+        features_RTD, state, _ = self.decode(target_RT, state)
+        return self.logits(features_RTD), state
+
+    def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
+        """Features_MD at every real target token of a batch, ready for `logits` or the loss."""
+        p = either(word_dropout, self.word_dropout)
+        source = Packing(batch.source_place_M, *batch.source_BS.shape)
+        target = Packing(batch.target_place_M, *batch.target_in_BT.shape)
+        source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
+        memory = self.encoder(source_BSD, batch.source_mask_BS, source if batch.packed else None)
+        target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)
+        packing = target if batch.packed else None
+        features = self.decoder(target_BTD, self.decoder.start(memory), packing=packing).features_RTD
+        return features if batch.packed else target.pack(features)

@@ -1,0 +1,156 @@
+"""One page on a run: what it learned, how well it translates, where it looks, and how to make it again.
+
+The page is report.html with the data of a run inside; it asks nothing of the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seq2seq.evaluation.alignment import AlignmentErrors, shares, words_of
+from seq2seq.evaluation.diagnostics import lengths as lengths_of
+from seq2seq.evaluation.metrics import TestSet, sentence_scores
+from seq2seq.inference.translator import Translation
+from seq2seq.utils.run import Run
+
+TEMPLATE = Path(__file__).with_name("report.html")
+PLACE = "/*DATA*/"
+# Counters that only grow say nothing as a curve.
+COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "graphs")
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page with its data; nothing in a sentence can end the script that holds it."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, text.replace("<", "\\u003c"), 1)
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def read_metrics(run: Run) -> list[dict[str, Any]]:
+    """What a run noted while it was trained."""
+    try:
+        lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Every number that was noted, by its name and by the kind of line it stood on: points of update and value."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if name not in COUNTERS and isinstance(value, (int, float)) and math.isfinite(value):
+                found.setdefault(name, {}).setdefault(line["kind"], []).append((line["update"], value))
+    return found
+
+
+def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by what they went into, from the tokens and shares that training noted."""
+    seconds = {"real tokens": 0.0, "padding": 0.0, "waiting for batches": 0.0, "validation and checkpoints": 0.0}
+    before = 0.0
+    for line in metrics:
+        if line["kind"] == "validation":
+            seconds["validation and checkpoints"] += line.get("seconds", 0.0)
+        elif line.get("tokens_per_second") and "target_tokens" in line:
+            spent = (line["target_tokens"] - before) / line["tokens_per_second"]
+            before = line["target_tokens"]
+            waiting, padding = line.get("waiting", 0.0), line.get("padding", 0.0)
+            seconds["waiting for batches"] += spent * waiting
+            seconds["padding"] += spent * (1 - waiting) * padding
+            seconds["real tokens"] += spent * (1 - waiting) * (1 - padding)
+    return {name: spent for name, spent in seconds.items() if spent > 0}
+
+
+# ------------------------------------------------------------------------------------------ sentences
+
+
+def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> dict[str, Any]:
+    """The worst and the best sentences, and those that repeat themselves or break off."""
+    scores, found = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
+    order = sorted(range(len(test)), key=lambda i: scores[i])
+    kinds = {
+        "worst": order[:count],
+        "best": order[: -count - 1 : -1],
+        "repeating": found.repeating[:count],
+        "breaking off": found.short[:count],
+    }
+    chosen = sorted({i for places in kinds.values() for i in places})
+    return {
+        "kinds": kinds,
+        "texts": {i: sentence(i, hypotheses[i], test, scores[i]) for i in chosen},
+        "counts": {
+            "sentences": len(test),
+            "repeating": len(found.repeating),
+            "breaking off": len(found.short),
+            "ratio": found.ratio,
+            "omitted": found.omitted,
+            "added": found.added,
+        },
+        "histogram": np.histogram(scores, bins=20, range=(0, 100))[0].tolist(),
+    }
+
+
+def sentence(place: int, hypothesis: str, test: TestSet, score: float) -> dict[str, Any]:
+    references = [lines[place] for lines in test.references]
+    return {"source": test.source[place], "references": references, "output": hypothesis, "score": score}
+
+
+def typical(test: TestSet, count: int) -> list[int]:
+    """Sentences of all lengths, spread evenly, the shortest first."""
+    order = sorted(range(len(test)), key=lambda i: len(test.source[i].split()))
+    return [order[round((i + 0.5) * len(order) / count - 0.5)] for i in range(min(count, len(order)))]
+
+
+# ------------------------------------------------------------------------------------------ attention
+
+
+def attention(place: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
+    """What a picture of a sentence needs: pieces, words, and the weights of every layer and head."""
+    assert translation.weights_LNTS is not None
+    # The rows say the pieces and the end, the columns read the pieces and the end mark of the source.
+    sources, targets = list(translation.source_pieces[:-1]), list(translation.pieces)
+    return {
+        "place": place,
+        "text": [source, translation.text],
+        "source": [*sources, "⏎"],
+        "target": [*targets, "⏎"],
+        "source_words": words_of(sources),
+        "target_words": words_of(targets),
+        "source_shares": rounded(shares(sources)),
+        "target_shares": rounded(shares(targets)),
+        "shape": list(translation.weights_LNTS.shape),
+        "weights": packed(translation.weights_LNTS.float().numpy()),
+        "reference": reference,
+        "score": score,
+    }
+
+
+def packed(weights: np.ndarray[Any, Any]) -> str:
+    """Weights from 0 to 1 in steps of 1/65535, as base64."""
+    return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
+
+
+def rounded(shares_PW: Any) -> list[list[float]]:
+    return [[round(float(share), 3) for share in row] for row in shares_PW]
+
+
+def alignment_told(errors: AlignmentErrors | None) -> dict[str, Any] | None:
+    if errors is None:
+        return None
+    rate, layer, head = errors.best
+    return {
+        "heads": errors.heads,
+        "layers": errors.layers,
+        "mean": errors.mean,
+        "best": {"rate": rate, "layer": layer, "head": head},
+    }

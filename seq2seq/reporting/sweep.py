@@ -1,0 +1,178 @@
+"""The end of a sweep: every setting with the mean and the deviation of its seeds, as a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import mean, stdev
+
+from seq2seq.utils.run import Run
+
+SEED = "seed"  # what only repeats a setting
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, with what was swept, such as {"model": "lstm", "seed": "1"}."""
+
+    run: Run
+    swept: dict[str, str]
+
+    def scores(self) -> dict[str, float]:
+        """Its test scores; without a test set, the best score of its validations; nothing if it did not finish."""
+        try:
+            result = json.loads(self.run.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if "test" in result:
+            return {name: result["test"][name] for name in ("bleu", "chrf")}
+        return {"validation": result["progress"]["best_score"]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs with the same values reached, whatever their seeds."""
+
+    values: dict[str, str]
+    scores: dict[str, list[float]]  # by metric, one for each run
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.values.items()) or "all"
+
+
+def settings_of(jobs: list[Job]) -> list[Setting]:
+    """The jobs of a sweep by what was swept besides the seed, in the order of the command line."""
+    grouped: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
+    for job in jobs:
+        values = tuple((key, value) for key, value in job.swept.items() if key != SEED)
+        grouped.setdefault(values, []).append(job.scores())
+    names = list(dict.fromkeys(name for found in grouped.values() for scores in found for name in scores))
+    return [
+        Setting(dict(values), {name: [scores[name] for scores in found if name in scores] for name in names})
+        for values, found in grouped.items()
+    ]
+
+
+def finish(jobs: list[Job], folder: Path) -> list[str]:
+    """Write table.csv, runs.csv and table.svg into a folder; the lines of the table to print."""
+    settings = settings_of(jobs)
+    metrics = list(settings[0].scores)
+    if not metrics:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.csv").write_text(settings_csv(settings), encoding="utf-8")
+    (folder / "runs.csv").write_text(runs_csv(jobs), encoding="utf-8")
+    (folder / "table.svg").write_text(picture(settings, metrics[0]), encoding="utf-8")
+    return [*table(settings), f"written    {folder}: table.csv, runs.csv, table.svg"]
+
+
+def table(settings: list[Setting]) -> list[str]:
+    """Mean ± standard deviation of each setting, the best of each metric starred."""
+    metrics = list(settings[0].scores)
+    top = {name: max((mean(s.scores[name]) for s in settings if s.scores[name]), default=0.0) for name in metrics}
+    keys = list(settings[0].values) or [SEED]
+    rows = [[*keys, "runs", *(TITLES[name] for name in metrics)]]
+    for setting in settings:
+        cells = [told(scores, mean(scores) == top[name]) if scores else "–" for name, scores in setting.scores.items()]
+        runs = str(len(setting.scores[metrics[0]]))
+        rows.append([*(list(setting.values.values()) or ["any"]), runs, *cells])
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
+    return ["".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+TITLES = {"bleu": "BLEU", "chrf": "chrF", "validation": "validation"}
+
+
+def told(scores: list[float], best: bool) -> str:
+    deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+    return f"{mean(scores):.2f}{deviation}{' *' if best else ''}"
+
+
+def settings_csv(settings: list[Setting]) -> str:
+    """A row for each setting."""
+    metrics = list(settings[0].scores)
+    header = [*settings[0].values, "runs", *(f"{m}_{what}" for m in metrics for what in ("mean", "deviation"))]
+    rows = []
+    for setting in settings:
+        numbers = [
+            number
+            for scores in setting.scores.values()
+            for number in (mean(scores) if scores else "", stdev(scores) if len(scores) > 1 else "")
+        ]
+        rows.append([*setting.values.values(), len(setting.scores[metrics[0]]), *numbers])
+    return as_csv([header, *rows])
+
+
+def runs_csv(jobs: list[Job]) -> str:
+    """A row for each run."""
+    metrics = list(dict.fromkeys(name for job in jobs for name in job.scores()))
+    rows = [[job.run.folder.name, *job.swept.values(), *(job.scores().get(m, "") for m in metrics)] for job in jobs]
+    return as_csv([["run", *jobs[0].swept, *metrics], *rows])
+
+
+def as_csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.soft{fill:#66717d}.grid{stroke:#d9dee3}
+.mean{stroke:#1b5fa8;stroke-width:3}.spread{stroke:#1b5fa8;stroke-width:8;stroke-opacity:.25}
+.dot{fill:#1b5fa8;fill-opacity:.75}.best{font-weight:600}
+@media(prefers-color-scheme:dark){svg{background:#14181d}text{fill:#e3e8ed}.soft{fill:#93a0ad}.grid{stroke:#313943}
+.mean,.spread{stroke:#6db1f2}.dot{fill:#6db1f2}}"""
+
+
+def band(scores: list[float]) -> tuple[float, float]:
+    """A deviation to both sides of the mean; of scores that cannot be negative, not below zero."""
+    middle, spread = mean(scores), stdev(scores) if len(scores) > 1 else 0.0
+    low = middle - spread
+    return max(0.0, low) if min(scores) >= 0 else low, middle + spread
+
+
+def axis(points: list[float]) -> tuple[float, float, list[float]]:
+    """The ends of an axis that holds all points, and round numbers on it."""
+    low, high = min(points), max(points)
+    length = max(high - low, 0.05)
+    step = 10.0 ** math.floor(math.log10(length))
+    step *= next(share for share in (0.2, 0.5, 1, 2) if length / (step * share) <= 5)
+    first = math.floor(low / step)
+    ticks = [round(i * step, 6) for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
+    return ticks[0], ticks[-1], ticks
+
+
+def picture(settings: list[Setting], metric: str) -> str:
+    """A row for each setting: every run a dot, their mean a stroke, their deviation a band."""
+    shown = [setting for setting in settings if setting.scores[metric]]
+    every = [setting.scores[metric] for setting in shown]
+    low, high, ticks = axis([point for scores in every for point in (*scores, *band(scores))])
+    left = 24 + 7.5 * max(len(setting.name) for setting in shown)
+    width, height = left + 570, 62 + 34 * len(shown)
+
+    def x(score: float) -> float:
+        return round(left + 430 * (score - low) / (high - low), 1)
+
+    best = max(mean(setting.scores[metric]) for setting in shown)
+    parts = [f'<text class="soft" x="{left}" y="20">{TITLES[metric]}</text>']
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="30" y2="{height - 28}"/>')
+        parts.append(f'<text class="soft" x="{x(tick)}" y="{height - 10}" text-anchor="middle">{tick:g}</text>')
+    for i, setting in enumerate(shown):
+        scores, y = setting.scores[metric], 50 + 34 * i
+        middle = mean(scores)
+        name_class = ' class="best"' if middle == best else ""
+        parts.append(f'<text{name_class} x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(setting.name)}</text>')
+        first, last = map(x, band(scores))
+        parts.append(f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>')
+        parts += [f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores]
+        parts.append(f'<line class="mean" x1="{x(middle)}" x2="{x(middle)}" y1="{y - 9}" y2="{y + 9}"/>')
+        parts.append(f'<text{name_class} x="{left + 440}" y="{y + 4}">{told(scores, middle == best)}</text>')
+    size = f'width="{width:g}" height="{height}" viewBox="0 0 {width:g} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(parts)}</svg>\n'

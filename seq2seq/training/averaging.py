@@ -1,0 +1,96 @@
+"""Averaged weights: kept, evaluated and saved beside the live ones, never instead of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seq2seq.config.schema import TrainConfig
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.training.optimizers import Optimizers, ScheduleFree
+
+Weights = dict[str, Tensor]
+
+
+class Average(Protocol):
+    def update(self, update: int) -> None:
+        """Called after each update of the live weights, with its number."""
+
+    def weights(self) -> Weights:
+        """The averages of now, by parameter name."""
+
+    def load(self, weights: Weights) -> None:
+        """Go on from the averages of a checkpoint."""
+
+
+class RunningMean:
+    """An exponential moving average; the first updates, which know little, are forgotten faster."""
+
+    def __init__(self, model: Seq2Seq, decay: float) -> None:
+        self.live = dict(model.named_parameters())
+        self.mean = {name: p.detach().clone() for name, p in self.live.items()}
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, update: int) -> None:
+        decay = min(self.decay, update / (update + 9))
+        torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
+
+    def weights(self) -> Weights:
+        return self.mean
+
+    def load(self, weights: Weights) -> None:
+        for name, mean in self.mean.items():
+            mean.copy_(weights[name])
+
+
+class LastCheckpoints:
+    """The mean of the live weights and of the checkpoints that validations left before (Vaswani et al. 2017, §6.1)."""
+
+    def __init__(self, model: Seq2Seq, earlier: Callable[[], list[Path]]) -> None:
+        self.live, self.earlier = dict(model.named_parameters()), earlier
+
+    def update(self, update: int) -> None: ...
+
+    @torch.no_grad()
+    def weights(self) -> Weights:
+        mean = {name: p.detach().clone() for name, p in self.live.items()}
+        files = self.earlier()
+        for file in files:
+            for name, weight in load_file(file).items():
+                mean[name] += weight.to(mean[name].device)
+        return {name: weight / (1 + len(files)) for name, weight in mean.items()}
+
+    def load(self, weights: Weights) -> None: ...
+
+
+class ScheduleFreeAverage:
+    """What schedule-free AdamW averages by itself."""
+
+    def __init__(self, model: Seq2Seq, optimizer: ScheduleFree) -> None:
+        self.model, self.optimizer = model, optimizer
+
+    def update(self, update: int) -> None: ...
+
+    def weights(self) -> Weights:
+        return {name: self.optimizer.average(p) for name, p in self.model.named_parameters()}
+
+    def load(self, weights: Weights) -> None: ...
+
+
+def build_average(
+    config: TrainConfig, model: Seq2Seq, optimizers: Optimizers, earlier: Callable[[], list[Path]]
+) -> Average | None:
+    """The average a config asks for; `earlier` lists the weight files of the last validations."""
+    if isinstance(optimizers.parts[0], ScheduleFree):
+        return ScheduleFreeAverage(model, optimizers.parts[0])
+    if config.training.average == "ema":
+        return RunningMean(model, config.training.ema_decay)
+    if config.training.average == "last":
+        return LastCheckpoints(model, earlier)
+    return None

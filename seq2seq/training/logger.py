@@ -1,0 +1,112 @@
+"""What a run tells: lines on the terminal and in train.log, everything in TensorBoard, metrics as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import numpy as np
+
+from seq2seq.utils.console import status
+from seq2seq.utils.run import Run
+
+
+class Logbook:
+    """Speaks from the start; from `open` on it writes as well, beginning with what was said before."""
+
+    def __init__(self, silent: bool = False) -> None:
+        self.silent = silent  # of several processes, one speaks
+        self._said: list[str] = []
+        self._files: tuple[Any, TextIO, TextIO] | None = None
+
+    def open(self, run: Run, update: int) -> None:
+        """Write into a run's folder, going on after an update."""
+        if self.silent:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(run.tensorboard), purge_step=update + 1)
+        log, metrics = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
+        self._files = (board, log, metrics)
+        log.write("".join(f"{line}\n" for line in self._said))
+
+    def say(self, text: str = "") -> None:
+        """A line that stays."""
+        if self.silent:
+            return
+        status("")
+        print(text, flush=True)
+        if self._files is None:
+            self._said.append(text)
+        else:
+            self._files[1].write(text + "\n")
+            self._files[1].flush()
+
+    def fact(self, name: str, value: str) -> None:
+        """One line of the page that a run begins with."""
+        self.say(f"{name:10} {value}")
+
+    def status(self, text: str) -> None:
+        """A line that the next one replaces, on a terminal only."""
+        if not self.silent:
+            status(text)
+
+    def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        """Numbers of an update, on the board and among the metrics."""
+        self.board(kind, update, values)
+        if self._files is not None:
+            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+            self._files[2].write(json.dumps({"kind": kind, "update": update, **rounded}) + "\n")
+            self._files[2].flush()
+
+    def board(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+        """Numbers for the board alone."""
+        if self._files is not None:
+            for name, value in values.items():
+                self._files[0].add_scalar(f"{kind}/{name}", value, update)
+
+    def text(self, name: str, update: int, text: str) -> None:
+        if self._files is not None:
+            self._files[0].add_text(name, text, update)
+
+    def validation(
+        self,
+        update: int,
+        scores: Mapping[str, float],
+        samples: list[tuple[str, str, str]],
+        pictures: Mapping[str, Any],
+        note: str,
+    ) -> None:
+        """Scores, sentences beside what was meant, and pictures of how they were read."""
+        shown = f"loss {scores['loss']:.3f}  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
+        self.say(f"validation after update {update:,}: {shown}  ({note})")
+        for sample in samples:
+            self.sample(*sample)
+        self.scalars("validation", update, scores)
+        rows = "\n".join("|".join(["", *(text.replace("|", "\\|") for text in sample), ""]) for sample in samples)
+        self.text("samples", update, f"|source|reference|output|\n|---|---|---|\n{rows}")
+        for name, picture in pictures.items():
+            if self._files is not None:
+                self._files[0].add_image(name, np.asarray(picture), update, dataformats="HWC")
+
+    def sample(self, source: str, reference: str, output: str) -> None:
+        for name, text in (("source", source), ("reference", reference), ("output", output)):
+            self.say(f"    {name:10} {text}")
+
+    def result(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """What was chosen and what came of it, for the board's table of all runs."""
+        if self._files is not None:
+            values = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+            self._files[0].add_hparams(values, dict(scores), run_name=".")
+
+    def close(self) -> None:
+        self.status("")
+        for file in self._files or ():
+            file.close()
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,54 @@
+"""A copy of the model that computes in lower precision than its float32 master."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from seq2seq.model.interface import Seq2Seq
+
+
+class WorkingCopy:
+    """The model that runs forward and backward: the master itself in float32, else a copy in lower precision.
+
+    Weights are cast once an update, not at each use; the master and its optimizer stay in float32.
+    """
+
+    def __init__(self, master: Seq2Seq, precision: torch.dtype) -> None:
+        same = precision == torch.float32
+        self.model = master if same else copy.deepcopy(master).to(precision)
+        self._pairs = [] if same else list(zip(master.parameters(), self.model.parameters(), strict=True))
+
+    @torch.no_grad()
+    def hand_over_gradients(self) -> None:
+        """The copy's gradients added to the master's: in lower precision a sum of many would lose the small ones."""
+        for master, working in self._pairs:
+            if working.grad is not None:
+                gradient, working.grad = working.grad.float(), None
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """The master's weights, after it changed."""
+        if self._pairs:
+            masters, workings = map(list, zip(*self._pairs, strict=True))
+            torch._foreach_copy_(workings, masters)
+
+    @contextmanager
+    def holding(self, weights: dict[str, Tensor] | None) -> Iterator[Seq2Seq]:
+        """The model that computes, for a while with other weights than the master's."""
+        own = dict(self.model.named_parameters())
+        kept = {name: p.detach().clone() for name, p in own.items()} if weights else {}
+        with torch.no_grad():
+            for name, weight in (weights or {}).items():
+                own[name].copy_(weight)
+        try:
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for name, weight in kept.items():
+                    own[name].copy_(weight)

@@ -1,0 +1,155 @@
+"""Optimizers over float32 parameters, and the copy of these that computes in another precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.schema import OptimizerConfig
+from seq2seq.utils.errors import UserError
+
+Group = dict[str, Any]
+
+
+class Optimizers:
+    """One optimizer, or several that share the parameters among them, as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, rate: float) -> None:
+        """An update at a rate, which each kind of parameter takes a multiple of."""
+        for group in self.groups:
+            group["lr"] = rate * group["multiple"]
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Moments as they were; rates, decay and the like as they are configured now."""
+        for part, state in zip(self.parts, states, strict=True):
+            configured = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
+            part.load_state_dict(state)
+            for group, values in zip(part.param_groups, configured, strict=True):
+                group.update(values)
+
+    def clear(self) -> None:
+        """Forget all moments."""
+        for part in self.parts:
+            part.state.clear()
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """Every trained parameter in a group of its kind."""
+    members = parameters_by_kind(model)
+    groups = {
+        kind: {"params": members[kind], "kind": kind, "multiple": chosen["rate"], "weight_decay": chosen["decay"]}
+        for kind, chosen in asdict(config.kinds).items()
+        if members[kind]
+    }
+    beta1, beta2 = config.betas
+
+    def adamw(parts: Iterable[Group]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(list(parts), lr=config.rate, betas=(beta1, beta2), eps=config.epsilon, fused=True)
+
+    if config.name == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"optimizer: muon comes with torch 2.9; here is {torch.__version__}; take adamw", code=2)
+        flat = [p for p in members["matrices"] if p.dim() == 2]
+        solid = [p for p in members["matrices"] if p.dim() != 2]  # stacks of matrices and convolutions
+        rest = [group for kind, group in groups.items() if kind != "matrices"]
+        rest += [{**groups["matrices"], "params": solid}] if solid else []
+        muon = torch.optim.Muon(
+            [{**groups["matrices"], "params": flat}], lr=config.rate, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
+        return Optimizers([muon, adamw(rest)])
+    if config.name == "schedule_free":
+        return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.epsilon)])
+    if config.name == "adafactor":
+        return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=config.rate)])
+    return Optimizers([adamw(groups.values())])
+
+
+def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Embedding tables, matrices, and vectors: gains and biases, which have no direction to forget."""
+    tables = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    members: dict[str, list[nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "embeddings" if id(parameter) in tables else "matrices" if parameter.dim() >= 2 else "vectors"
+            members[kind].append(parameter)
+    return members
+
+
+def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tuple[str, str]]:
+    """Each group of parameters, and how it is trained."""
+    return [
+        (
+            f"{group['kind']:17}",
+            f"{sum(p.numel() for p in group['params']):>12,}  {type(part).__name__}, "
+            f"rate {config.rate * group['multiple']:.2g}, decay {group['weight_decay']:g}",
+        )
+        for part in optimizers.parts
+        for group in part.param_groups
+    ]
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-free AdamW (Defazio et al. 2024, algorithm 1).
+
+    The parameters are y, where gradients are taken; z makes the steps, and x averages z by squared rates. Since
+    y = (1 − β₁) z + β₁ x, only z is stored.
+    """
+
+    def __init__(self, groups: Iterable[Group], betas: tuple[float, float], epsilon: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": epsilon, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            ys = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in ys if p.grad is not None]
+            for p in ys:
+                if not self.state[p]:
+                    self.state[p] = {"z": p.clone(), "square": torch.zeros_like(p), "step": 0, "weight": 0.0}
+                self.state[p]["step"] += 1
+                self.state[p]["weight"] += group["lr"] ** 2
+            zs, squares = [self.state[p]["z"] for p in ys], [self.state[p]["square"] for p in ys]
+            step = self.state[ys[0]]["step"]
+            share = group["lr"] ** 2 / max(self.state[ys[0]]["weight"], 1e-30)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+            sizes = torch._foreach_sqrt(torch._foreach_div(squares, 1 - beta2**step))
+            torch._foreach_add_(sizes, group["eps"])
+            moves = torch._foreach_div(gradients, sizes)
+            torch._foreach_add_(moves, ys, alpha=group["weight_decay"])
+            # x' = (1 − c) x + c z' and y' = (1 − β₁) z' + β₁ x', written in y and z alone.
+            torch._foreach_lerp_(ys, zs, share)
+            torch._foreach_add_(ys, moves, alpha=group["lr"] * (beta1 * (1 - share) - 1))
+            torch._foreach_add_(zs, moves, alpha=-group["lr"])
+
+    @torch.no_grad()
+    def average(self, y: Tensor) -> Tensor:
+        """x of a parameter: what translates."""
+        beta1 = self.param_groups[0]["betas"][0]
+        z = self.state[y].get("z", y)
+        return z + (y - z) / beta1
+
+
+def clip(gradients: list[Tensor], highest: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `highest` (0: no limit) → the norm before."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if highest:
+        torch._foreach_mul_(gradients, (highest / norm).clamp(max=1.0))
+    return norm

@@ -1,0 +1,96 @@
+"""What a terminal shows of a translation: subwords with their probabilities, and attention as a heat map."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import TextIO
+
+from torch import Tensor
+
+# From improbable to certain, in a terminal's 256 colours: red, orange, yellow, green.
+PROBABILITIES = ((0.1, 196), (0.3, 208), (0.6, 220), (1.01, 76))
+SHADES = ((0.6, "█", 33), (0.35, "▓", 33), (0.15, "▒", 39), (0.05, "░", 117), (0.0, " ", 117))
+
+
+class Screen:
+    """Where lines are printed, and whether colour is welcome there (no-color.org)."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.colours = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def print(self, text: str = "") -> None:
+        print(text, file=self.out, flush=True)
+
+    def paint(self, text: str, colour: int) -> str:
+        return f"\x1b[38;5;{colour}m{text}\x1b[0m" if self.colours else text
+
+    def dim(self, text: str) -> str:
+        return f"\x1b[2m{text}\x1b[0m" if self.colours else text
+
+    def wrapped(self, entries: Sequence[str]) -> None:
+        """Entries in columns, as many as the screen has room for."""
+        wide = max(map(width, entries)) + 2
+        fitting = max(1, shutil.get_terminal_size().columns // wide)
+        for start in range(0, len(entries), fitting):
+            self.print("".join(padded(entry, wide) for entry in entries[start : start + fitting]).rstrip())
+
+    def tokens(self, pieces: Sequence[str], log_probabilities: Sequence[float]) -> None:
+        """Each subword above its probability, in as many rows as the screen needs."""
+        room = shutil.get_terminal_size().columns
+        above, below, used = "", "", 0
+        for piece, log in zip([*pieces, "</s>"], log_probabilities, strict=True):
+            probability = math.exp(log)
+            wide = max(width(piece), 4) + 2
+            if used and used + wide > room:
+                self.print(above.rstrip() + "\n" + below.rstrip())
+                above, below, used = "", "", 0
+            colour = next(colour for limit, colour in PROBABILITIES if probability < limit)
+            above += self.paint(padded(piece, wide), colour)
+            below += self.dim(padded(f"{probability:.2f}", wide))
+            used += wide
+        self.print(above.rstrip() + "\n" + below.rstrip())
+
+    def heat_map(self, weights_TS: Tensor, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """A row for each target subword, two columns for each source subword; their names read downwards."""
+        left = max(map(width, targets)) + 1
+        names = [piece.removeprefix("▁") for piece in sources]
+        tall = max(map(len, names))
+        for row in range(tall):
+            signs = (name.rjust(tall)[row] for name in names)
+            self.print((" " * left + "".join(padded(sign, 2) for sign in signs)).rstrip())
+        for name, weights in zip(targets, weights_TS.tolist(), strict=True):
+            self.print(" " * (left - 1 - width(name)) + name + " " + "".join(map(self._cell, weights)))
+        legend = "  ".join(f"{sign * 2} over {limit:.0%}" for limit, sign, _ in reversed(SHADES[:-1]))
+        self.print(self.dim(" " * left + legend))
+
+    def _cell(self, weight: float) -> str:
+        _, sign, colour = next(shade for shade in SHADES if not weight < shade[0])
+        return self.paint(sign * 2, colour)
+
+
+def width(text: str) -> int:
+    """Columns that a terminal gives a text."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def padded(text: str, columns: int) -> str:
+    return text + " " * (columns - width(text))
+
+
+def status(text: str) -> None:
+    """A line that the next one replaces, on a terminal only."""
+    if sys.stdout.isatty():
+        print("\r\033[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+
+def hint(command: str, **values: str) -> str:
+    """A command line to copy; keys at their defaults are left out."""
+    words = [f"{key}={value}" for key, value in values.items() if (key, value) != ("outputs", "outputs")]
+    return shlex.join(["seq2seq", command, *words])

@@ -1,0 +1,117 @@
+"""Where the model runs and in what precision: chosen once, said aloud, never silently different."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import time
+
+import torch
+
+from seq2seq.utils.errors import UserError
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device a config names, and why; a device that is not there is an error."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = torch.backends.mps.is_available()
+    present = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if apple else [])]
+    if name == "auto":
+        if gpus:
+            # Of several processes on a machine each takes a GPU of its own.
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+            return device, f"auto: {torch.cuda.get_device_name(device)}"
+        if apple:
+            return torch.device("mps"), "auto: the GPU of this Apple computer"
+        return torch.device("cpu"), "auto: no GPU found"
+    if name not in (*present, *(["cuda"] if gpus else [])):
+        raise UserError(f"device: {name} is not there; this machine has {', '.join(present)}", code=2)
+    return torch.device(name), "as configured"
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the numbers that weights and activations have inside the model, and why."""
+    if name == "tf32":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            raise UserError(f"precision: tf32 is for NVIDIA GPUs since Ampere, not for {device}; take float32", code=2)
+        torch.set_float32_matmul_precision("high")
+        return torch.float32, "as configured: tf32 products"
+    if name != "auto":
+        return getattr(torch, name), "as configured"
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        return (torch.bfloat16, "auto: native here") if fast else (torch.float32, "auto: bfloat16 is slow here")
+    if device.type == "cpu" and _cpu_multiplies_bfloat16():
+        return torch.bfloat16, "auto: this CPU multiplies it natively"
+    return torch.float32, "auto: bfloat16 is slow here"
+
+
+def tune_cpu() -> None:
+    """Let the allocator keep freed memory: giving it back costs a page fault for every large tensor.
+
+    And bound oneDNN's caches of kernels, one for each shape of a batch: they grow to gigabytes, and save no time.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")  # read when the first kernel is made
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+        except (OSError, AttributeError):
+            return  # another C library, such as musl
+        trim_threshold, mmap_threshold, never = -1, -3, 2**31 - 1
+        mallopt(trim_threshold, never)
+        mallopt(mmap_threshold, never)
+
+
+def deterministic() -> None:
+    """Only algorithms that give the same bits every time; on a CPU all do."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product runs
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product here: what utilisation is measured against."""
+    size = 8192 if device.type == "cuda" else 1024
+    # A generator of its own: measuring must not change what a run draws.
+    a = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), device=device).to(precision)
+    seconds = []
+    for _ in range(6):
+        _wait(device)
+        began = time.perf_counter()
+        a @ a
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: by tensors on a GPU, by the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error means; torch has a type of its own for it on GPUs only."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
+        re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
+    )
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities:
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,0 +1,71 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from filelock import FileLock
+
+from seq2seq.utils.errors import UserError
+
+
+def write_aside(path: Path, text: str) -> None:
+    """A file with this text, whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, encoding="utf-8")
+    to_disk(aside)
+    aside.replace(path)
+
+
+def to_disk(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Make a folder, whole or not at all, once for all processes → whether it was there already."""
+    if folder.is_dir():
+        return True
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            return True
+        aside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed build has left
+        aside.mkdir()
+        try:
+            build(aside)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return False
+
+
+def part_of(path: str) -> Path:
+    return Path(f"{path}.part")
+
+
+@contextmanager
+def output_stream(path: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file that appears when it is complete; Ctrl-C leaves its part beside it."""
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
+    aside = part_of(path)
+    try:
+        with open(aside, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        aside.replace(path)
+    except Exception as error:
+        with suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise

@@ -1,0 +1,98 @@
+"""The folder of a run: what lies where, and how a run is found by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from seq2seq.utils.errors import UserError, nearest
+from seq2seq.utils.io import write_aside
+
+# Read by the command line before torch is needed, so nothing here imports it.
+
+
+INDEX = "index.json"
+
+
+class Run:
+    """outputs/<name>/: config, checkpoints, tensorboard, log and metrics."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.checkpoints = folder / "checkpoints"
+        self.tensorboard = folder / "tensorboard"
+        self.log = folder / "train.log"
+        self.metrics = folder / "metrics.jsonl"
+        self.result = folder / "result.json"
+        self.evaluation = folder / "evaluation"
+        self.environment = folder / "environment.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is something to continue or to translate with."""
+        return bool(self.index())
+
+    def index(self) -> dict[str, Any]:
+        """The names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
+        try:
+            return {**json.loads((self.checkpoints / INDEX).read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError):
+            complete = sorted(path.name for path in self.checkpoints.glob("update-*"))
+            return {"last": complete[-1]} if complete else {}
+
+    def checkpoint(self, which: str) -> Path:
+        """The folder of "last", "best", or of a path."""
+        index = self.index()
+        if which in ("last", "best"):
+            if "last" not in index:
+                raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
+            # A score that never was a number makes no checkpoint the best.
+            return self.checkpoints / str(index.get(which, index["last"]))
+        for folder in (Path(which), self.checkpoints / which):
+            if (folder / "config.yaml").is_file():
+                return folder
+        raise UserError(f"checkpoint: {which} is no checkpoint; possible: best, last, or a checkpoint's folder")
+
+    def clear(self) -> None:
+        """Remove what a run made, and nothing else that may lie in its folder."""
+        for path in (self.checkpoints, self.tensorboard, self.evaluation):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.config, self.log, self.metrics, self.result, self.environment):
+            path.unlink(missing_ok=True)
+
+    def forget_after(self, update: int) -> None:
+        """Drop the metrics of updates that a killed run made after its last checkpoint: they come again."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            write_aside(self.metrics, "".join(kept))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_aside(self.result, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def all(cls, outputs: str) -> list[Run]:
+        """Every run in a folder that has a checkpoint, the newest last."""
+        indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
+        return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
+
+    @classmethod
+    def find(cls, name: str | None, outputs: str) -> Run:
+        """A run by its name or folder; without a name the newest one."""
+        found = cls.all(outputs)
+        if name is None:
+            if found:
+                return found[-1]
+            raise UserError(f"{outputs}: no run here yet; make one with seq2seq train, or name its folder: run=FOLDER")
+        for run in (cls(Path(outputs) / name), cls(Path(name))):
+            if run.exists:
+                return run
+            if run.config.is_file():
+                raise UserError(f"run: {run.folder} has no checkpoint yet; the run saves one at each validation")
+        names = [str(run.folder.relative_to(outputs)) for run in found]
+        newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
+        known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
+        raise UserError(f"run: no run {name} in {outputs}{known}")
