@@ -26,7 +26,7 @@ VARIANTS = {
     "R-Drop 5": ["training.r_drop=5"],
     "SimCut 3": ["training.simcut=3"],
     "running mean": ["training.average=ema", "training.ema_decay=0.99"],
-    "last checkpoints": ["training.average=last", "training.average_last=3"],
+    "last checkpoints": ["training.average=last", "training.average_checkpoints=3"],
     "muon": ["optimizer=muon"],
     "schedule-free": ["optimizer=schedule_free"],
     "adafactor": ["optimizer=adafactor"],

@@ -78,13 +78,13 @@ def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, tokenizer: T
     layers = (config.encoder_layers, config.decoder_layers)
     size = sizes(config.width, config.feed_forward, layers, config.attention.heads, config.activation)
     described = {"vocab_size": len(own["source_embedding.weight"]), **size}
-    (folder / "model.json").write_text(json.dumps({"norm_place": config.norm_place, "settings": described}))
+    (folder / "model.json").write_text(json.dumps({"norm_position": config.norm_position, "settings": described}))
     for side in FILES:
         (folder / f"{side}.model").write_bytes(tokenizer.models[side])
 
 
 def pre(config: TransformerConfig) -> bool:
-    return config.norm_place == "pre"
+    return config.norm_position == "pre"
 
 
 @torch.no_grad()
@@ -97,8 +97,10 @@ def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus
     checkpoint = Run.find(run, outputs).checkpoint("best")
     stored, tokenizer, model = load_checkpoint(checkpoint)
     config = stored.model
-    if not isinstance(config, TransformerConfig) or config.tie != "all" or config.position != "sinusoidal":
-        raise SystemExit("--run: the copy into Hugging Face needs a Transformer, tie=all and position=sinusoidal")
+    if not isinstance(config, TransformerConfig) or config.tie_embeddings != "all" or config.position != "sinusoidal":
+        raise SystemExit(
+            "--run: the copy into Hugging Face needs a Transformer, tie_embeddings=all and position=sinusoidal"
+        )
     # First, because int8 scales the weights in place.
     copy_to_hugging_face(model, config, tokenizer, work / "huggingface")
     for quantization in ("float32", "int8"):

@@ -29,7 +29,7 @@ from seq2seq.utils.run import Run
 SETTINGS = [
     *("model.width=32", "model.feed_forward=64", "model.encoder_layers=1", "model.decoder_layers=1"),
     *("tokenizer.vocabulary=200", "tokenizer.sampling=0.1", "training.tokens=400", "training.average=ema"),
-    *("training.validate_every=20", "training.log_every=5", "training.samples=0"),
+    *("training.validate_every=20", "training.log_every=5", "training.examples=0"),
     *("data.held_out=20", "search.length_extra=2", "search.length_factor=1", "optimizer.warmup=50"),
 ]
 

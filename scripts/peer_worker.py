@@ -18,11 +18,11 @@ BATCH = 64  # sentences; larger batches are no faster for either on a CPU
 Translate = Callable[[Sequence[str]], list[str]]
 
 
-def build(norm_place: str, **settings: Any) -> Any:
+def build(norm_position: str, **settings: Any) -> Any:
     """A model whose parts are this project's: Marian's layers are post-norm; Pegasus's are the same, pre-norm."""
     import transformers
 
-    family = {"post": "Marian", "pre": "Pegasus"}[norm_place]
+    family = {"post": "Marian", "pre": "Pegasus"}[norm_position]
     config = getattr(transformers, f"{family}Config")(
         pad_token_id=PAD,
         bos_token_id=BEGIN,
@@ -33,7 +33,7 @@ def build(norm_place: str, **settings: Any) -> Any:
         max_position_embeddings=512,
         **settings,
     )
-    model = {"post": "MarianMTModel", "pre": "PegasusForConditionalGeneration"}[norm_place]
+    model = {"post": "MarianMTModel", "pre": "PegasusForConditionalGeneration"}[norm_position]
     return getattr(transformers, model)(config)
 
 
@@ -91,7 +91,7 @@ def hugging_face(folder: Path, beam: int) -> Translate:
     from safetensors.torch import load_file
 
     described = json.loads((folder / "model.json").read_text())
-    model = build(described["norm_place"], **described["settings"]).eval()
+    model = build(described["norm_position"], **described["settings"]).eval()
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     tied = ("embed_tokens.weight", "lm_head.weight", "final_logits_bias")
     assert not unexpected and all(name.endswith(tied) for name in missing), (missing, unexpected)

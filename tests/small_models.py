@@ -43,14 +43,14 @@ TRANSFORMER = TransformerConfig(
     position="sinusoidal",
     max_length=64,
     norm="layer",
-    norm_place="pre",
+    norm_position="pre",
     activation="relu",
     dropout=0.0,
     embedding_dropout=None,
     activation_dropout=None,
     word_dropout=0.0,
     layer_dropout=0.0,
-    tie="all",
+    tie_embeddings="all",
 )
 LSTM = LSTMConfig(
     family="lstm",
@@ -63,13 +63,13 @@ LSTM = LSTMConfig(
     position="none",
     max_length=64,
     convolutions=0,
-    kernel=3,
-    start="backward",
+    kernel_size=3,
+    decoder_init="backward",
     dropout=0.0,
     embedding_dropout=None,
     word_dropout=0.0,
     layer_dropout=0.0,
-    tie="output",
+    tie_embeddings="output",
 )
 SMALL: dict[str, ModelConfig] = {"transformer": TRANSFORMER, "lstm": LSTM}
 JOINT, APART = Vocabulary(17, 17, joint=True), Vocabulary(17, 19, joint=False)
@@ -88,7 +88,7 @@ def variant(family: str, **options: Any) -> Any:
 def small_model(config: ModelConfig, seed: int = 0) -> Seq2Seq:
     """In float64 for sharp comparisons, and with no parameter at the value that it starts from."""
     torch.manual_seed(seed)
-    model = build_model(config, JOINT if config.tie == "all" else APART).double().eval()
+    model = build_model(config, JOINT if config.tie_embeddings == "all" else APART).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

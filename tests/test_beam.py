@@ -113,11 +113,11 @@ def cases(draw: st.DrawFn, stop: Stop, vocabularies: tuple[int, ...], constraine
         groups=groups,
         n_best=random.randint(1, beam),
         diversity=pick([0.0, 0.7, 3.0]) if groups > 1 else 0.0,
-        normalization=pick(["gnmt", "average"]),
+        length_normalization=pick(["gnmt", "average"]),
         length_penalty=pick([0.0, 0.6, 1.0, 1.7]),
         coverage_penalty=pick([0.0, 0.3, 1.5]),
         stop=stop,
-        choose=pick(["score", "score", "chrf"]) if beam > 1 else "score",
+        select_by=pick(["score", "score", "chrf"]) if beam > 1 else "score",
     )
     sizes = [pick([1, 2, 4, 5, 12 // groups]) for _ in range(pick([1, 2, 3]))]
     count, words = sum(sizes), [i for i in range(1, vocabulary) if i not in (BEGIN, END)]

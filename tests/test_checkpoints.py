@@ -167,7 +167,7 @@ def test_a_gpu_has_random_numbers_of_its_own(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_translates_has_the_averaged_weights(family: str, average: str, tmp_path: Path) -> None:
     """Where there are any; the live ones go on being trained."""
-    made = trained(tmp_path, 3, family, training__average=average, model__tie="output")
+    made = trained(tmp_path, 3, family, training__average=average, model__tie_embeddings="output")
     made.save(best=True, validated=True)
     [share] = updates_of(made, 1)
     made.update(share)
@@ -260,7 +260,7 @@ def test_a_damaged_file_has_a_reason_in_one_short_line(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fast")
 def test_the_index_turns_to_what_is_saved_and_the_rest_is_deleted(tmp_path: Path) -> None:
     """The last, the best, and as many validations as are averaged; a save between validations is none of these."""
-    config = varied("lstm", training__average="last", training__average_last=3)
+    config = varied("lstm", training__average="last", training__average_checkpoints=3)
     made = make_trainer(config, tmp_path)
     saves = [(True, True), (False, True), (False, False), (True, True), (False, True), (False, False)]
     recent: list[str] = []
@@ -361,7 +361,7 @@ def disk(error: BaseException | None = None, at: int = -1) -> Iterator[Disk]:
 @pytest.mark.usefixtures("fast")
 def test_a_run_killed_at_any_step_of_a_save_goes_on(tmp_path: Path) -> None:
     """Before or after it the last checkpoint is whole, the best one too, and the same save works again."""
-    made = trained(tmp_path / "run", 1, training__average="last", training__average_last=2)
+    made = trained(tmp_path / "run", 1, training__average="last", training__average_checkpoints=2)
     made.save(best=True, validated=True)
     states = {1: weights(made.state.model)}
     shutil.copytree(tmp_path / "run", tmp_path / "first")

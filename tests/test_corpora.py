@@ -271,14 +271,14 @@ def test_parts_end_where_each_corpus_ends_after_filters_and_splits(tmp_path: Pat
     sides = [write(tmp_path / f"c.{i}", [pair[i] for pair in lists[2]]) for i in (0, 1)]
     more = [MoreConfig(names[1], weight=3), MoreConfig(sides)]
     filters = dataclasses.replace(NONE, empty=True)
-    data = data_of(tmp_path / "cache", train=names[0], more=more, filters=filters, held_out=3)
+    data = data_of(tmp_path / "cache", train=names[0], extra=more, filters=filters, held_out=3)
     corpora = open_corpora(data, 1)
     kept = [pair for part in lists for pair in part if pair[0]]
     held = {*pairs_of(corpora.validation), *pairs_of(corpora.test)}
     assert len(held) == 6 and pairs_of(corpora.train) == [pair for pair in kept if pair not in held]
     count = [sum(source.startswith(name) for source in corpora.train.source) for name in "abc"]
     assert corpora.train.parts == tuple(itertools.accumulate(count)) and corpora.train.parts[-1] == len(corpora.train)
-    alone = open_corpora(dataclasses.replace(data, more=[]), 1)
+    alone = open_corpora(dataclasses.replace(data, extra=[]), 1)
     assert alone.train.parts == (len(alone.train),)
 
 
@@ -294,7 +294,7 @@ def test_further_corpora_lie_where_their_own_entry_says(tmp_path: Path) -> None:
     table(first / "validation.tsv", numbered(2))
     more = [MoreConfig("train", path=str(folder), subset="sub")]
     data = data_of(
-        tmp_path / "c", path=str(first), train="train", validation="validation", more=more, source="de", target="en"
+        tmp_path / "c", path=str(first), train="train", validation="validation", extra=more, source="de", target="en"
     )
     expected = [(t, s) for s, t in numbered(4, "first") + numbered(4, "sub")]
     assert pairs_of(open_corpora(data, 1).train) == expected
@@ -368,10 +368,10 @@ def variants(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
         "another file": ({"train": b}, 1),
         "plain files": ({"train": plain}, 1),
         "plain files turned": ({"train": plain[::-1]}, 1),
-        "more": ({"train": a, "more": [MoreConfig(b)]}, 1),
-        "more and more": ({"train": a, "more": [MoreConfig(b), MoreConfig(v)]}, 1),
-        "in another order": ({"train": a, "more": [MoreConfig(v), MoreConfig(b)]}, 1),
-        "the other first": ({"train": b, "more": [MoreConfig(a)]}, 1),
+        "more": ({"train": a, "extra": [MoreConfig(b)]}, 1),
+        "more and more": ({"train": a, "extra": [MoreConfig(b), MoreConfig(v)]}, 1),
+        "in another order": ({"train": a, "extra": [MoreConfig(v), MoreConfig(b)]}, 1),
+        "the other first": ({"train": b, "extra": [MoreConfig(a)]}, 1),
         "folder": ({"path": str(folder / "tree"), "train": "train"}, 1),
         "subset": ({"path": str(folder / "tree"), "train": "train", "subset": "sub"}, 1),
     }
@@ -421,14 +421,14 @@ def test_what_changes_no_pair_makes_nothing_anew(tmp_path: Path) -> None:
     chosen = variants(tmp_path)
     cache = tmp_path / "cache"
     train = chosen["base"][0]["train"]
-    more = chosen["more"][0]["more"]
+    more = chosen["more"][0]["extra"]
     named = chosen["both"][0]
-    for changes in ({"train": train}, {"train": train, "more": more}, named):
+    for changes in ({"train": train}, {"train": train, "extra": more}, named):
         open_corpora(data_of(cache, **changes), 1)
     made = folders(cache)
     for changes in ({"max_length": 7}, {"temperature": 5.0}, {"name": "other"}, {"revision": "r"}):
         open_corpora(data_of(cache, train=train, **changes), 1)
-    open_corpora(data_of(cache, train=train, more=[dataclasses.replace(more[0], weight=9.0)]), 1)
+    open_corpora(data_of(cache, train=train, extra=[dataclasses.replace(more[0], weight=9.0)]), 1)
     open_corpora(data_of(cache, **{**named, "held_out": 1}), 7)
     relative = os.path.relpath(train)
     open_corpora(data_of(cache, train=relative), 1)
@@ -448,7 +448,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again_when_it_was_written(kind
             write(paths[1], [letter] * 3)
             return {"train": [write(tmp_path / "a.en", "xyz"), str(paths[1])]}
         table(paths[0], [("x", letter)])
-        other = {"train": table(tmp_path / "o.tsv", [("o", "o")]), "more": [MoreConfig(str(paths[0]))]}
+        other = {"train": table(tmp_path / "o.tsv", [("o", "o")]), "extra": [MoreConfig(str(paths[0]))]}
         return other if kind == "mixed" else {"train": str(paths[0])}
 
     path = paths[kind == "plain"]

@@ -221,7 +221,7 @@ def test_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
 
 
 def test_two_tables_are_not_two_sides(tmp_path: Path) -> None:
-    assert "a second table goes into data.more" in refused(tmp_path, "data.train=[a.tsv,b.tsv]")
+    assert "a second table goes into data.extra" in refused(tmp_path, "data.train=[a.tsv,b.tsv]")
     (tmp_path / "x.tsv").write_text("en\tde\na\tb\n")
     assert "is a file; name it with data.train=" in refused(tmp_path, f"data.path={tmp_path}/x.tsv", "data.train=train")
 
@@ -324,7 +324,7 @@ def test_corpora_mix_by_weight_and_temperature(temperature: float, counts: tuple
 def test_several_corpora_train_as_one(program: Program, tmp_path: Path) -> None:
     for name, part in (("a", PAIRS[:40]), ("b", PAIRS[40:])):
         (tmp_path / f"{name}.tsv").write_bytes(text_of("tsv", part))
-    more = "data.more=[{train: b.tsv, weight: 6}]"
+    more = "data.extra=[{train: b.tsv, weight: 6}]"
     result = program("train", "data=files", "data.train=a.tsv", "data.held_out=2", more, *SMALL)
     assert result.returncode == 0, result.stderr
     train, other = (int(n) for n in re.findall(r"an epoch draws (\d+), (\d+) pairs", result.stdout)[0])

@@ -238,7 +238,7 @@ def ensemble(*families: str) -> Ensemble:
     options = ({"position": "alibi"}, {"position": "sinusoidal"}, {"position": "rotary"})
     models = []
     for seed, (family, option) in enumerate(zip(families, options, strict=False)):
-        models.append(small_model(variant(family, tie="output", **option), seed=seed))
+        models.append(small_model(variant(family, tie_embeddings="output", **option), seed=seed))
     return Ensemble(models)
 
 

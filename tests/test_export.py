@@ -31,10 +31,10 @@ needed = pytest.mark.skipif(
 # Every value that CTranslate2 has a part for is in one of them.
 PARTS = [
     ["model.position=sinusoidal"],
-    ["model.position=learned", "model.norm_place=post", "model.activation=gelu", "model.tie=none"],
-    ["model.position=rotary", "model.norm=rms", "model.activation=swiglu", "model.tie=output"],
-    ["model.position=none", "model.attention.score=general", "tokenizer.joint=false", "model.tie=none"],
-    ["model.position=rotary", "model.attention.score=general", "model.norm=rms", "model.norm_place=post"],
+    ["model.position=learned", "model.norm_position=post", "model.activation=gelu", "model.tie_embeddings=none"],
+    ["model.position=rotary", "model.norm=rms", "model.activation=swiglu", "model.tie_embeddings=output"],
+    ["model.position=none", "model.attention.score=general", "tokenizer.joint=false", "model.tie_embeddings=none"],
+    ["model.position=rotary", "model.attention.score=general", "model.norm=rms", "model.norm_position=post"],
     ["model.attention.score=dot", "model.activation=swiglu", "model.encoder_layers=1"],
 ]
 LONGEST = 24

@@ -227,7 +227,7 @@ def test_a_residual_normalises_before_or_after(
         nn.init.normal_(parameter)
     x_RTD = torch.randn(2, 3, 6, dtype=torch.float64)
     found = module.leave(x_RTD, module.enter(x_RTD).sin())
-    config = variant("transformer", norm=kind, norm_place=place, dropout=0.3, layer_dropout=0.2)
+    config = variant("transformer", norm=kind, norm_position=place, dropout=0.3, layer_dropout=0.2)
     weights = weights_of(module)
     for x_TD, y_TD in zip(x_RTD, found, strict=True):
         expected = reference.sublayer(weights, config, x_TD, torch.sin, ON if training else OFF)
@@ -334,11 +334,11 @@ def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "family,options",
     [
-        ("transformer", {"activation": "relu", "tie": "none"}),
-        ("transformer", {"activation": "swiglu", "score": "general", "norm_place": "post"}),
+        ("transformer", {"activation": "relu", "tie_embeddings": "none"}),
+        ("transformer", {"activation": "swiglu", "score": "general", "norm_position": "post"}),
         ("transformer", {"activation": "gelu", "score": "additive", "heads": 4}),
-        ("lstm", {"start": "pooled", "convolutions": 1, "decoder_layers": 3}),
-        ("lstm", {"heads": 2, "score": "cosine", "tie": "none"}),
+        ("lstm", {"decoder_init": "pooled", "convolutions": 1, "decoder_layers": 3}),
+        ("lstm", {"heads": 2, "score": "cosine", "tie_embeddings": "none"}),
     ],
     ids=str,
 )
@@ -372,7 +372,7 @@ def test_a_prepared_model_is_the_papers(family: str, options: dict[str, Any]) ->
 @pytest.mark.parametrize("tie", ["none", "output", "all"])
 def test_the_parameter_table_counts_each_parameter_once(family: str, tie: str) -> None:
     """By part, in order; a shared table is counted where it comes first."""
-    model = small_model(variant(family, tie=tie))
+    model = small_model(variant(family, tie_embeddings=tie))
     width, V, W = model.output.weight.shape[1], 17, 17 if tie == "all" else 19
     sides = [sum(p.numel() for p in model.get_submodule(name).parameters()) for name in ("encoder", "decoder")]
     expected = [("source embedding", V * width), ("encoder", sides[0])]
@@ -390,7 +390,7 @@ def test_the_parameter_table_counts_each_parameter_once(family: str, tie: str) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tables_have_the_sizes_of_their_vocabularies(family: str) -> None:
     """Source and target apart; target embedding and output are of the target's."""
-    model = small_model(variant(family, tie="none"))
+    model = small_model(variant(family, tie_embeddings="none"))
     tables = (model.source_embedding, model.target_embedding, model.output)
     assert [table.num_embeddings for table in tables] == [APART.source, APART.target, APART.target]
     assert len({id(table.weight) for table in tables}) == 3

@@ -401,7 +401,7 @@ def test_a_clock_shows_hours_only_where_there_are_any(seconds: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_work_of_a_token_is_the_weights_it_meets(family: str, tie: str) -> None:
     """Each multiply-add once: no table that is only read from, no gains or biases; the output table by the decoder."""
-    config = varied(family, model__tie=tie, model__encoder_layers=2, model__decoder_layers=3)
+    config = varied(family, model__tie_embeddings=tie, model__encoder_layers=2, model__decoder_layers=3)
     model = build_model(config.model, small_tokenizer().vocabulary)
     width, words = 8, small_tokenizer().vocabulary.target
     if family == "transformer":

@@ -48,9 +48,9 @@ VARIANTS: list[dict[str, Any]] = [
         "position": position,
         "heads": HEADS[(i + j) % 3],
         "convolutions": CONVOLUTIONS[(i + 2 * j) % 3][0],
-        "kernel": CONVOLUTIONS[(i + 2 * j) % 3][1],
-        "start": STARTS[(i + j) % 2],
-        "tie": TIES[(2 * i + j) % 3],
+        "kernel_size": CONVOLUTIONS[(i + 2 * j) % 3][1],
+        "decoder_init": STARTS[(i + j) % 2],
+        "tie_embeddings": TIES[(2 * i + j) % 3],
         "encoder_layers": (2, 1, 3)[(i + j) % 3],
         "decoder_layers": (2, 3, 1)[(i + 2 * j) % 3],
         "max_length": 4 if j % 2 else 64,
@@ -214,12 +214,21 @@ def test_convolutions_see_zeros_beyond_both_ends_of_each_sentence(kernel: int, c
         torch.testing.assert_close(found_BSE[i, :length], expected_SE, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "pooled", "heads": 4, "convolutions": 2, "kernel": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"decoder_init": "pooled", "heads": 4, "convolutions": 2, "kernel_size": 5}], ids=str
+)
 def test_every_parameter_starts_as_documented(options: dict[str, Any]) -> None:
     """Xavier into the gates, orthogonal between the steps (Saxe et al. 2014), forget gates open, the rest at zero."""
     D, E = 64, 48
     config = variant(
-        "lstm", width=D, embedding=E, score="general", position="learned", decoder_layers=3, tie="none", **options
+        "lstm",
+        width=D,
+        embedding=E,
+        score="general",
+        position="learned",
+        decoder_layers=3,
+        tie_embeddings="none",
+        **options,
     )
     torch.manual_seed(0)
     seen = set()
@@ -260,7 +269,7 @@ def test_layers_and_projections_are_only_those_of_the_config() -> None:
     base = V * E + 2 * 4 * D * (E + D + 2) + (D + 1) * D + (E + 1) * 4 * D
 
     def count(**options: Any) -> int:
-        config = variant("lstm", encoder_layers=1, decoder_layers=1, tie="all", score="dot", **options)
+        config = variant("lstm", encoder_layers=1, decoder_layers=1, tie_embeddings="all", score="dot", **options)
         return sum(p.numel() for p in build_model(config, JOINT).parameters())
 
     def readout(context: int) -> int:
@@ -271,8 +280,8 @@ def test_layers_and_projections_are_only_those_of_the_config() -> None:
     assert count() == one
     projections = (2 * D + 1) * D + (D + 1) * D
     assert count(heads=2) == base + attention + projections + 4 * D * (D + D) + readout(D)
-    assert count(start="pooled") == one + D * D + 2 * D * D + D + D * D
-    assert count(convolutions=2, kernel=5) == one + 2 * E * (5 * E + 1)
+    assert count(decoder_init="pooled") == one + D * D + 2 * D * D + D + D * D
+    assert count(convolutions=2, kernel_size=5) == one + 2 * E * (5 * E + 1)
 
 
 def test_the_first_state_comes_from_the_first_word_of_the_backward_encoder() -> None:

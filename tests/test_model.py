@@ -29,12 +29,21 @@ from seq2seq.model.layers import PreparedLinear, dropout
 
 OPTIONS = [
     ("transformer", []),
-    ("transformer", ["model.norm=rms", "model.norm_place=post", "model.activation=swiglu", "model.tie=none"]),
-    ("transformer", ["model.activation=gelu", "model.tie=output", "model.encoder_layers=1", "model.decoder_layers=3"]),
+    (
+        "transformer",
+        ["model.norm=rms", "model.norm_position=post", "model.activation=swiglu", "model.tie_embeddings=none"],
+    ),
+    (
+        "transformer",
+        ["model.activation=gelu", "model.tie_embeddings=output", "model.encoder_layers=1", "model.decoder_layers=3"],
+    ),
     ("lstm", []),
-    ("lstm", ["model.encoder_layers=1", "model.decoder_layers=1", "model.tie=all"]),
-    ("lstm", ["model.convolutions=2", "model.start=pooled", "model.tie=none", "model.decoder_layers=3"]),
-    ("lstm", ["model.attention.heads=1", "model.convolutions=1", "model.kernel=5"]),
+    ("lstm", ["model.encoder_layers=1", "model.decoder_layers=1", "model.tie_embeddings=all"]),
+    (
+        "lstm",
+        ["model.convolutions=2", "model.decoder_init=pooled", "model.tie_embeddings=none", "model.decoder_layers=3"],
+    ),
+    ("lstm", ["model.attention.heads=1", "model.convolutions=1", "model.kernel_size=5"]),
 ]
 both_families_with_options = pytest.mark.parametrize("family,options", OPTIONS, ids=str)
 
@@ -165,7 +174,8 @@ def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tied_tables_are_one(family: str) -> None:
     tied, half, free = (
-        build_model(tiny_config(family, f"model.tie={tie}").model, VOCABULARY) for tie in ("all", "output", "none")
+        build_model(tiny_config(family, f"model.tie_embeddings={tie}").model, VOCABULARY)
+        for tie in ("all", "output", "none")
     )
     assert tied.source_embedding.weight is tied.target_embedding.weight is tied.output.weight
     assert half.source_embedding.weight is not half.target_embedding.weight is half.output.weight

@@ -56,7 +56,7 @@ def parts(seed: int = 0) -> Parts:
 
 
 def settings_of(name: Any, **changes: Any) -> OptimizerConfig:
-    config = replace(base_config("transformer").optimizer, name=name, betas=[0.7, 0.9], epsilon=1e-3, kinds=KINDS)
+    config = replace(base_config("transformer").optimizer, name=name, betas=[0.7, 0.9], eps=1e-3, param_groups=KINDS)
     return replace(config, **changes)
 
 
@@ -157,7 +157,7 @@ def test_schedule_free_at_a_rate_of_zero_stays_where_it_is() -> None:
 def test_a_restored_optimizer_takes_its_moments_from_the_past_and_its_settings_from_now(name: str) -> None:
     """Stored settings give way to those that are configured when a run continues."""
     changed = KindsConfig(KindConfig(1.5, 0.01), KindConfig(0.25, 0.4), KindConfig(0.75, 0.6))
-    later = settings_of(name, kinds=changed, betas=[0.8, 0.95], epsilon=1e-2)
+    later = settings_of(name, param_groups=changed, betas=[0.8, 0.95], eps=1e-2)
     model = parts()
     first = build_optimizer(model, settings_of(name))
     set_gradients(model, 0)
@@ -166,7 +166,7 @@ def test_a_restored_optimizer_takes_its_moments_from_the_past_and_its_settings_f
     # The same moments under the new settings, set by hand.
     for group in first.groups:
         chosen = getattr(changed, group["kind"])
-        group |= {"multiple": chosen.rate, "weight_decay": chosen.decay}
+        group |= {"multiple": chosen.lr_scale, "weight_decay": chosen.weight_decay}
         if "betas" in group:
             group |= {"betas": (0.8, 0.95), "eps": 1e-2}
     twin = copy.deepcopy(model)
@@ -199,7 +199,7 @@ def test_a_cleared_optimizer_is_a_new_one(name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kinds_are_tables_matrices_and_vectors(family: str, tie: str) -> None:
     """Every trained parameter is in one kind: those of embeddings, and the rest by their dimensions."""
-    config = varied(family, model__tie=tie, model__position="learned")
+    config = varied(family, model__tie_embeddings=tie, model__position="learned")
     model = build_model(config.model, Vocabulary(40, 40, joint=True))
     model.source_embedding.weight.requires_grad_(tie != "output")
     kinds = parameters_by_kind(model)
@@ -215,7 +215,7 @@ def test_kinds_are_tables_matrices_and_vectors(family: str, tie: str) -> None:
 
 def test_the_table_of_optimizers_shows_what_each_kind_gets() -> None:
     """The count, the lr at its height, and the decay of each group, beside the name of its optimizer."""
-    config = settings_of("muon", rate=0.25)
+    config = settings_of("muon", lr=0.25)
     rows = optimizer_table(build_optimizer(parts(), config), config)
     found = {(kind.strip(), text.split()[1].strip(",")): text for kind, text in rows}
     expected = {
@@ -255,7 +255,7 @@ def test_every_schedule_is_its_formula_at_every_update(schedule: str, data: st.D
     warmup = data.draw(st.sampled_from([0, 1, 2, 7, updates - 1, updates, updates + 3]), label="warmup")
     cooldown = data.draw(st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.999]), label="cooldown")
     halved = data.draw(st.integers(0, 4), label="halved")
-    config = settings_of("adamw", schedule=schedule, rate=0.3, warmup=warmup, cooldown=cooldown)
+    config = settings_of("adamw", schedule=schedule, lr=0.3, warmup=warmup, cooldown=cooldown)
     found = [rate_at(n, config, updates, halved) for n in range(1, updates + 3)]
     expected = [lr_at(schedule, n, 0.3, warmup, updates, cooldown, halved) for n in range(1, updates + 3)]
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -263,7 +263,7 @@ def test_every_schedule_is_its_formula_at_every_update(schedule: str, data: st.D
 
 def test_schedules_meet_their_first_and_last_values() -> None:
     """The peak at the last update of the warm-up, one step down after it, and zero at the end of the run."""
-    config = settings_of("adamw", rate=1.0, warmup=4, cooldown=0.25)
+    config = settings_of("adamw", lr=1.0, warmup=4, cooldown=0.25)
     for schedule, after in {"linear": 1 - 1 / 16, "cosine": (1 + math.cos(math.pi / 16)) / 2, "stable": 1.0}.items():
         one = replace(config, schedule=schedule)
         assert [rate_at(n, one, 20) for n in (1, 4, 5)] == pytest.approx([0.25, 1.0, after])
@@ -383,7 +383,7 @@ def test_gradients_of_several_batches_are_summed_in_float32(family: str) -> None
 @pytest.mark.parametrize("fails", [False, True])
 def test_other_weights_are_held_for_a_while_only(precision: torch.dtype, fails: bool) -> None:
     """The model computes with them, rounded to its precision, and has its own again after it, whatever happens."""
-    master = tiny_model("lstm", "model.tie=all")
+    master = tiny_model("lstm", "model.tie_embeddings=all")
     working = WorkingCopy(master, precision)
     own, own_master = weights(working.model), weights(master)
     other = {name: p + 1 for name, p in own_master.items()}
@@ -448,11 +448,11 @@ def test_updates_are_those_of_a_plain_loop(family: str, schedule: str, clip_at: 
     """
     config = varied(
         family,
-        optimizer__clip=clip_at,
-        optimizer__epsilon=1.0,
+        optimizer__clip_norm=clip_at,
+        optimizer__eps=1.0,
         optimizer__schedule=schedule,
-        optimizer__rate=0.5,
-        optimizer__kinds=KINDS,
+        optimizer__lr=0.5,
+        optimizer__param_groups=KINDS,
         training__update_tokens=40,
         training__average="ema",
         training__ema_decay=0.3,
@@ -498,7 +498,7 @@ def test_updates_are_those_of_a_plain_loop(family: str, schedule: str, clip_at: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_update_in_bfloat16_steps_the_master_and_rounds_it_once(family: str, tmp_path: Path) -> None:
     """The master moves by the float32 sum of its copy's gradients; the copy is the rounded master after each update."""
-    config = varied(family, training__update_tokens=60, optimizer__epsilon=1.0, optimizer__clip=0.0)
+    config = varied(family, training__update_tokens=60, optimizer__eps=1.0, optimizer__clip_norm=0.0)
     made = make_trainer(config, tmp_path, precision=torch.bfloat16)
     for share in itertools.islice(iter(made.state.batches), 3):
         master, working = copy.deepcopy(made.state.model), copy.deepcopy(made.working.model).train()
@@ -530,7 +530,7 @@ def test_the_divisor_is_the_target_tokens_of_all_processes(tmp_path: Path) -> No
     batch = tiny_batch()
     norms = []
     for factor in (1, 4):
-        made = make_trainer(varied("transformer", optimizer__clip=0.0), tmp_path)
+        made = make_trainer(varied("transformer", optimizer__clip_norm=0.0), tmp_path)
         stats = made.update(share_of(batch, target_tokens=factor * batch.target_tokens))
         norms.append((stats.loss, stats.gradient_norm))
         assert made.state.progress.target_tokens == factor * batch.target_tokens

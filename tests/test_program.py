@@ -32,7 +32,7 @@ WORDS = {
     "old": "alte",
     "now": "jetzt",
 }
-QUICK = ["tokenizer.vocabulary=60", "training.tokens=400", "training.samples=1", "training.log_every=1"]
+QUICK = ["tokenizer.vocabulary=60", "training.tokens=400", "training.examples=1", "training.log_every=1"]
 
 
 def write_corpus(folder: Path, name: str, count: int, seed: int) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def train(program: Program, folder: Path, family: str, *overrides: str) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_from_files_to_translations(family: str, program: Program, tmp_path: Path) -> None:
     """Both families learn a word-for-word language from files, and every command works on the run."""
-    learn = ["model.width=64", "optimizer.rate=5e-3", "optimizer.warmup=20", "training.validate_every=100"]
+    learn = ["model.width=64", "optimizer.lr=5e-3", "optimizer.warmup=20", "training.validate_every=100"]
     learn += ["model.feed_forward=128"] if family == "transformer" else ["model.embedding=64"]
     out = train(program, tmp_path, family, "name=mine", "training.updates=300", "model.encoder_layers=1", *learn)
     lines, folder = out.splitlines(), tmp_path / "outputs" / "mine"

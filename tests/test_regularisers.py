@@ -146,7 +146,7 @@ def test_simcut_is_the_papers(
     model, batch, words = given_model(lengths, vocabulary, 2, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK", {"cpu": rows * vocabulary})
-        chosen = settings_with(simcut=alpha, cutoff=cutoff, label_smoothing=smoothing)
+        chosen = settings_with(simcut=alpha, simcut_cutoff=cutoff, label_smoothing=smoothing)
         objective, plain = training_loss(model, batch, chosen)  # type: ignore[arg-type]
         gradients = model.gradients(objective)
     expected = simcut(model.logits(0), model.logits(1), words, smoothing, alpha)
@@ -213,7 +213,7 @@ def test_simcut_cuts_words_out_of_its_second_pass_only(family: str) -> None:
     other = dropping(family, model__word_dropout=0.15)
     words = batch.target_out_BT[batch.target_mask_BT]
     torch.manual_seed(7)
-    ours, _ = training_loss(model, batch, settings_with(simcut=3.0, cutoff=0.15, label_smoothing=0.1))
+    ours, _ = training_loss(model, batch, settings_with(simcut=3.0, simcut_cutoff=0.15, label_smoothing=0.1))
     torch.manual_seed(7)
     first = model.logits(model(batch))
     with pytest.MonkeyPatch.context() as patch:

@@ -401,7 +401,7 @@ def changed(value: Any, hint: Any) -> Any:
         return value + 1 if isinstance(value, int) or value == 0 else value / 2
     if isinstance(value, list):
         return ["new"]
-    options = {"normalization": "average", "stop": "certain", "choose": "chrf"}
+    options = {"length_normalization": "average", "stop": "certain", "select_by": "chrf"}
     return options[hint]
 
 
@@ -501,7 +501,7 @@ def test_searches_are_named_in_words() -> None:
     """Greedy, by a beam, or by samples, and how one of them is chosen."""
     greedy = search_preset("greedy")
     named = {testsets.search_told(dataclasses.replace(greedy, **c)): c for c in (
-        {}, {"beam": 2}, {"samples": 1}, {"samples": 8, "choose": "chrf"}, {"beam": 4, "choose": "bleu"},
+        {}, {"beam": 2}, {"samples": 1}, {"samples": 8, "select_by": "chrf"}, {"beam": 4, "select_by": "bleu"},
     )}  # fmt: skip
     assert list(named) == ["greedy", "beam 2", "1 samples", "8 samples chosen by chrf", "beam 4 chosen by bleu"]
 
@@ -563,7 +563,7 @@ def test_a_range_holds_its_ends_unless_it_is_open(low: int, high: float, is_open
 
 @lru_cache
 def defaults(family: str) -> TrainConfig:
-    config: TrainConfig = load_config("train", f"model={family}", "data.more=[{train: train, path: x, weight: 2}]")
+    config: TrainConfig = load_config("train", f"model={family}", "data.extra=[{train: train, path: x, weight: 2}]")
     return config
 
 
@@ -586,7 +586,7 @@ def test_a_config_survives_being_written_and_read(family: str) -> None:
 @pytest.mark.parametrize("family", ["transformer", "lstm"])
 def test_keys_newer_than_a_stored_config_have_the_defaults_of_their_family(family: str) -> None:
     """A missing key in each group at a time, groups inside groups too, and all others as they were stored."""
-    everything = plain(dataclasses.replace(defaults(family), data=dataclasses.replace(defaults(family).data, more=[])))
+    everything = plain(dataclasses.replace(defaults(family), data=dataclasses.replace(defaults(family).data, extra=[])))
     of_group: dict[str, list[tuple[str, ...]]] = {}
     for path, _ in leaves(everything):
         if path[0] != "name" and path[-1] != "family":  # composed from others; what the family is known by
@@ -639,8 +639,8 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("training.tokens", 1, 1, None),
     ("training.tokens", 0, None, "training.tokens: 0 is out of range; it must be at least 1; possible too: auto"),
     ("training.tokens", "car", None, "training.tokens: 'car' is not a whole number; possible too: auto"),
-    ("optimizer.rate", 0, None, "optimizer.rate: 0 is out of range; it must be greater than 0"),
-    ("optimizer.rate", 1, 1.0, None),
+    ("optimizer.lr", 0, None, "optimizer.lr: 0 is out of range; it must be greater than 0"),
+    ("optimizer.lr", 1, 1.0, None),
     ("optimizer.betas", 5, None, "optimizer.betas: 5 is not a list; write optimizer.betas=[a,b]"),
     ("optimizer.betas", [0.5, "x"], None, "optimizer.betas[1]: 'x' is not a number"),
     ("optimizer.betas", [0.5, 1], None, "optimizer.betas: [0.5, 1.0] must be two numbers"),
@@ -655,13 +655,13 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("data.train", ["a"], None, "data.train: ['a'] names 1 files"),
     ("data.train", 5, "5", None),
     ("data.filters.emtpy", True, None, "data.filters.emtpy: no such key"),
-    ("data.more", [{"train": "x"}], None, None),
-    ("data.more", [{"path": "x"}], None, "data.more[0].train: missing"),
-    ("data.more", [{"train": "x", "weight": 0}], None, "data.more[0].weight: 0 is out of range"),
+    ("data.extra", [{"train": "x"}], None, None),
+    ("data.extra", [{"path": "x"}], None, "data.extra[0].train: missing"),
+    ("data.extra", [{"train": "x", "weight": 0}], None, "data.extra[0].weight: 0 is out of range"),
     ("search.top_p", 1, 1.0, None),
     ("search.top_p", 0, None, "search.top_p: 0 is out of range; it must be between 0 and 1"),
-    ("tokenizer.coverage", 0.9, 0.9, None),
-    ("tokenizer.coverage", 0.89, None, "tokenizer.coverage: 0.89 is out of range; it must be between 0.9 and 1"),
+    ("tokenizer.character_coverage", 0.9, 0.9, None),
+    ("tokenizer.character_coverage", 0.89, None, "coverage: 0.89 is out of range; it must be between 0.9 and 1"),
 ]  # fmt: skip
 
 
@@ -685,7 +685,7 @@ def test_values_become_what_their_field_asks_for_or_a_problem_that_names_it(
         built: Any = typed(TrainConfig, values)
         for part in key.split("."):
             built = getattr(built, part)
-        if key != "data.more":
+        if key != "data.extra":
             assert built == expected and type(built) is type(expected)
         else:
             assert [(more.train, more.path, more.subset, more.weight) for more in built] == [("x", None, None, 1.0)]
@@ -731,14 +731,14 @@ def test_all_problems_are_named_at_once() -> None:
         ("search", {"beam": 4, "groups": 3}, "groups: 3 groups"),
         ("search", {"diversity": 0.5}, "diversity: 0.5"),
         ("search", {"beam": 4, "groups": 2, "require": ["a"]}, "require: shares the beam"),
-        ("search", {"choose": "bleu"}, "choose: bleu compares"),
+        ("search", {"select_by": "bleu"}, "select_by: bleu compares"),
         ("search", {"samples": 2, "beam": 2}, "beam: belongs to a beam"),
         ("search", {"samples": 2, "coverage_penalty": 0.1}, "coverage_penalty: belongs to a beam"),
         ("search", {"samples": 2, "require": ["a"]}, "require: belongs to a beam"),
         ("search", {"top_k": 1}, "top_k: shapes what is drawn"),
         ("search", {"top_p": 0.9}, "top_p: shapes"),
         ("search", {"min_p": 0.1}, "min_p: shapes"),
-        ("search", {"epsilon": 0.1}, "epsilon: shapes"),
+        ("search", {"epsilon_cutoff": 0.1}, "epsilon_cutoff: shapes"),
         ("search", {"temperature": 0.5}, "temperature: shapes"),
         ("search", {"require": [" "]}, "require: has an empty entry"),
         ("search", {"forbid": ["a", ""]}, "forbid: has an empty entry"),
@@ -758,8 +758,11 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ("search", {"beam": 2, "n_best": 2}),
     ("search", {"min_length_factor": 2.0, "min_length_extra": 10}),
     ("search", {"beam": 4, "groups": 2, "diversity": 0.5}),
-    ("search", {"samples": 3, "n_best": 3, "top_k": 2, "top_p": 0.5, "min_p": 0.1, "epsilon": 0.1, "temperature": 2.0}),
-    ("search", {"samples": 2, "choose": "chrf"}),
+    (
+        "search",
+        {"samples": 3, "n_best": 3, "top_k": 2, "top_p": 0.5, "min_p": 0.1, "epsilon_cutoff": 0.1, "temperature": 2.0},
+    ),
+    ("search", {"samples": 2, "select_by": "chrf"}),
     ("tokenizer", {"type": "bpe", "sampling": 0.1}),
     ("optimizer", {"betas": [0.0, 0.0]}),
     ("training", {"r_drop": 1.0}),

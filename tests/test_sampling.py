@@ -36,7 +36,7 @@ LARGE = [0, 1, 2**32, 2**63, 2**64 - 1, 0x123456789ABCDEF]
 
 @lru_cache(maxsize=1)
 def preset() -> SearchConfig:
-    return dataclasses.replace(search_preset("sample"), epsilon=0.0)
+    return dataclasses.replace(search_preset("sample"), epsilon_cutoff=0.0)
 
 
 def options(**changes: Any) -> SearchConfig:
@@ -50,7 +50,7 @@ def random_cuts(random: Random) -> dict[str, Any]:
         "top_k": pick([0, 0, 1, 3, 500]),
         "top_p": pick([1.0, 1.0, 0.5, 0.93]),
         "min_p": pick([0.0, 0.1, 0.2]),
-        "epsilon": pick([0.0, 0.02, 0.05, 0.1, 0.9]),
+        "epsilon_cutoff": pick([0.0, 0.02, 0.05, 0.1, 0.9]),
     }
 
 
@@ -67,7 +67,7 @@ def test_sampling_is_its_definition(seed: int) -> None:
         samples=random.randint(1, 4),
         seed=pick([0, 1, 2**63 - 1]),
         length_penalty=pick([0.0, 0.6, 1.5]),
-        normalization=pick(["gnmt", "average"]),
+        length_normalization=pick(["gnmt", "average"]),
         **random_cuts(random),
     )
     no_repeat = pick([0, 0, 1, 2])
@@ -135,13 +135,13 @@ def test_each_cut_takes_what_the_one_before_it_left(seed: int) -> None:
         ([1, 2, 4, 1], {"min_p": 0.25}, 4),
         ([1, 2, 4, 1], {"min_p": 0.26}, 2),
         ([1, 2, 4, 4], {"min_p": 1.0}, 2),
-        ([1, 2, 4, 1], {"epsilon": 0.125}, 4),
-        ([1, 2, 4, 1], {"epsilon": 0.13}, 2),
-        ([1, 2, 4, 1], {"epsilon": 0.25}, 2),
-        ([2, 2, 4, 4, 4], {"epsilon": 0.9}, 3),
-        ([1, 2, 4, 1], {"top_k": 2, "epsilon": 0.3}, 2),
-        ([1, 2, 4, 1], {"top_p": 0.6, "epsilon": 0.3}, 2),
-        ([1, 2, 4, 1], {"min_p": 0.4, "epsilon": 0.3}, 2),
+        ([1, 2, 4, 1], {"epsilon_cutoff": 0.125}, 4),
+        ([1, 2, 4, 1], {"epsilon_cutoff": 0.13}, 2),
+        ([1, 2, 4, 1], {"epsilon_cutoff": 0.25}, 2),
+        ([2, 2, 4, 4, 4], {"epsilon_cutoff": 0.9}, 3),
+        ([1, 2, 4, 1], {"top_k": 2, "epsilon_cutoff": 0.3}, 2),
+        ([1, 2, 4, 1], {"top_p": 0.6, "epsilon_cutoff": 0.3}, 2),
+        ([1, 2, 4, 1], {"min_p": 0.4, "epsilon_cutoff": 0.3}, 2),
         ([1, 2, 4, 1], {"top_k": 2, "top_p": 0.6}, 1),
     ],
 )

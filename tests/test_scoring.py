@@ -202,7 +202,7 @@ def test_what_rules_write_comes_after_the_shortest_and_before_the_longest_length
 @pytest.mark.parametrize("normalization", ["gnmt", "average"])
 def test_length_penalties_are_their_formulas(normalization: str, alpha: float) -> None:
     """((5 + n) / 6)^alpha (Wu et al. 2016, §7), or n^alpha, for a number and for a tensor."""
-    changes: dict[str, Any] = {"normalization": normalization, "length_penalty": alpha}
+    changes: dict[str, Any] = {"length_normalization": normalization, "length_penalty": alpha}
     options = dataclasses.replace(preset(), **changes)
     lengths = [1, 2, 7, 40]
     wanted = [(((5 + n) / 6) if normalization == "gnmt" else n) ** alpha for n in lengths]

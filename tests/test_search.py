@@ -205,7 +205,13 @@ def test_beam_and_diverse_groups_are_their_definition(family: str, groups: int, 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "beam,changes",
-    [(1, {}), (3, {}), (4, {"groups": 2, "diversity": 0.5}), (3, {"coverage_penalty": 0.5}), (2, {"no_repeat": 2})],
+    [
+        (1, {}),
+        (3, {}),
+        (4, {"groups": 2, "diversity": 0.5}),
+        (3, {"coverage_penalty": 0.5}),
+        (2, {"no_repeat_ngram": 2}),
+    ],
 )
 def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     family: str, beam: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -220,12 +226,12 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
         logits, state, weights = ensemble.look(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
-    rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat)
+    rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat_ngram)
     prefixes = [[10 + i] if i % 2 else [] for i in range(11)]
 
     def batch(rows: slice, asked_of: slice) -> tuple[State, Task]:
         asked = task(limits[rows], source_B=torch.tensor(lengths[rows]))
-        asked = dataclasses.replace(asked, rules=rules.of(prefixes[asked_of]) if config.no_repeat else None)
+        asked = dataclasses.replace(asked, rules=rules.of(prefixes[asked_of]) if config.no_repeat_ngram else None)
         return ensemble.start([padded(sentences[rows])]), asked
 
     step = look if config.coverage_penalty else ensemble.step
@@ -246,7 +252,7 @@ def test_coverage_is_its_formula(family: str) -> None:
     model, longest, beta = tiny_model(family, vocabulary=SMALL), 3, 0.8
     said, ensemble = everything(longest - 1), Ensemble([model])
     sentences = random_sentences([3, 5], seed=2, vocabulary=8)
-    config = search(len(said), coverage_penalty=beta, n_best=len(said), normalization="average")
+    config = search(len(said), coverage_penalty=beta, n_best=len(said), length_normalization="average")
 
     def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
         logits, state, weights = ensemble.look(tokens, state)
@@ -368,7 +374,7 @@ def drawn(config: SearchConfig, table: torch.Tensor, seeds: list[int], longest: 
 
 
 def sampling(samples: int, **changes: object) -> SearchConfig:
-    return dataclasses.replace(search_preset("sample"), **{"samples": samples, "epsilon": 0.0, **changes})  # type: ignore[arg-type]
+    return dataclasses.replace(search_preset("sample"), **{"samples": samples, "epsilon_cutoff": 0.0, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +385,7 @@ def sampling(samples: int, **changes: object) -> SearchConfig:
         ({"top_k": 2}, (5, 7)),
         ({"top_p": 0.75}, (5, 6, 7)),
         ({"min_p": 0.3}, (5, 6, 7)),
-        ({"epsilon": 0.1}, (4, 5, 6, 7)),
+        ({"epsilon_cutoff": 0.1}, (4, 5, 6, 7)),
     ],
 )
 def test_samples_are_as_frequent_as_probable(changes: dict[str, float], kept: tuple[int, ...]) -> None:

@@ -67,7 +67,7 @@ def test_other_units(type_: str) -> None:
 
 
 def test_byte_fallback_symbols_and_normalisation() -> None:
-    made, _ = tokenizer(byte_fallback=True, vocabulary=400, symbols=["<2de>"], normalization="nfkc_cf")
+    made, _ = tokenizer(byte_fallback=True, vocabulary=400, user_symbols=["<2de>"], normalization="nfkc_cf")
     assert made.decode(made.encode_target(["alt 日本"])[0]) == "alt 日本"
     assert "<2de>" in made.pieces(made.encode_target(["<2de> alt"])[0])
     assert made.encode_target(["ALT"]) == made.encode_target(["alt"])

@@ -46,14 +46,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "words": {"type": "word"},
     "vocabulary": {"vocabulary": 67},
     "joint": {"joint": False},
-    "coverage": {"coverage": 0.98},
+    "coverage": {"character_coverage": 0.98},
     "byte_fallback": {"byte_fallback": True, "vocabulary": 330},
     "larger": {"vocabulary": 330},
     "normalization": {"normalization": "identity"},
     "lower case": {"normalization": "nmt_nfkc_cf"},
-    "symbols": {"symbols": ["<2de>"]},
-    "other symbols": {"symbols": ["<2fr>"]},
-    "sentences": {"sentences": 12},
+    "symbols": {"user_symbols": ["<2de>"]},
+    "other symbols": {"user_symbols": ["<2fr>"]},
+    "sentences": {"max_sentences": 12},
 }
 
 
@@ -123,7 +123,7 @@ def test_lines_are_read_evenly_over_both_sides(sentences: int, joint: bool, monk
         original(sentence_iterator=iter([*SOURCE, *TARGET]), **small)
 
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
-    train_tokenizer(CORPUS, dataclasses.replace(base(), sentences=sentences, joint=joint))
+    train_tokenizer(CORPUS, dataclasses.replace(base(), max_sentences=sentences, joint=joint))
     step = next(n for n in itertools.count(1) if n * sentences >= 2 * len(CORPUS))
     sides = [[side[i] for i in range(0, len(CORPUS), step)] for side in (CORPUS.source, CORPUS.target)]
     assert read == ([sides[0] + sides[1]] if joint else sides)

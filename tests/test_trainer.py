@@ -189,16 +189,16 @@ def test_a_stopped_or_finished_run_does_nothing_more(tmp_path: Path, monkeypatch
     ),
     every=st.integers(1, 3),
     patience=st.integers(0, 4),
-    halve_after=st.integers(1, 3),
-    average_last=st.integers(1, 4),
+    plateau_patience=st.integers(1, 3),
+    average_checkpoints=st.integers(1, 4),
     plateau=st.booleans(),
 )
 def test_early_stopping_and_the_kept_checkpoints_are_those_of_a_list(
     found: list[tuple[float, float]],
     every: int,
     patience: int,
-    halve_after: int,
-    average_last: int,
+    plateau_patience: int,
+    average_checkpoints: int,
     plateau: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -209,10 +209,10 @@ def test_early_stopping_and_the_kept_checkpoints_are_those_of_a_list(
         training__updates=len(found) * every,
         training__validate_every=every,
         training__patience=patience,
-        training__average="last" if average_last > 1 else "none",
-        training__average_last=average_last,
+        training__average="last" if average_checkpoints > 1 else "none",
+        training__average_checkpoints=average_checkpoints,
         optimizer__schedule="plateau" if plateau else "constant",
-        optimizer__halve_after=halve_after,
+        optimizer__plateau_patience=plateau_patience,
     )
     fresh = make_shallow(made, config, tmp_path_factory.mktemp("run"))
     fresh.validate_model = given({"bleu": score, "loss": loss} for score, loss in found)
@@ -222,7 +222,12 @@ def test_early_stopping_and_the_kept_checkpoints_are_those_of_a_list(
         patch.setattr(type(fresh.state), "write", lambda self, folder, random: (folder / "state").write_text("x"))
         fresh.fit()
     expected = course(
-        [score for score, _ in found], [loss for _, loss in found], every, patience, halve_after, average_last - 1
+        [score for score, _ in found],
+        [loss for _, loss in found],
+        every,
+        patience,
+        plateau_patience,
+        average_checkpoints - 1,
     )
     progress, index = fresh.state.progress, fresh.checkpoints.run.index()
     assert progress.update == expected.update
@@ -232,7 +237,7 @@ def test_early_stopping_and_the_kept_checkpoints_are_those_of_a_list(
     wanted: dict[str, Any] = {"last": name(expected.update)}
     if expected.best_update:
         wanted["best"] = name(expected.best_update)
-    if average_last > 1:
+    if average_checkpoints > 1:
         wanted["recent"] = [name(n) for n in expected.recent]
     assert index == wanted
     kept = {wanted["last"], wanted.get("best", wanted["last"]), *wanted.get("recent", [])}
@@ -379,7 +384,7 @@ def test_a_batch_of_eight_pairs_is_named_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processes_update_as_one_does(family: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients and losses are summed over processes before they are divided, clipped and logged."""
-    config = varied(family, optimizer__clip=0.05, optimizer__epsilon=1.0, training__label_smoothing=0.1)
+    config = varied(family, optimizer__clip_norm=0.05, optimizer__eps=1.0, training__label_smoothing=0.1)
     made = [make_trainer(config, tmp_path, world=World(rank, size)) for rank in range(size)]
     alone = make_trainer(config, tmp_path)
     threads = Threads(size, monkeypatch)

@@ -161,7 +161,7 @@ def test_padding_has_no_gradient(family: str) -> None:
 
 
 def scheduled(schedule: str, rate: float, warmup: int) -> OptimizerConfig:
-    settings = [f"optimizer.schedule={schedule}", f"optimizer.rate={rate}", f"optimizer.warmup={warmup}"]
+    settings = [f"optimizer.schedule={schedule}", f"optimizer.lr={rate}", f"optimizer.warmup={warmup}"]
     return tiny_config("transformer", *settings).optimizer
 
 
@@ -351,7 +351,7 @@ def losses_of(model: Seq2Seq, *overrides: str) -> tuple[torch.Tensor, list[torch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [["training.r_drop=5"], ["training.simcut=3", "training.cutoff=0"]])
+@pytest.mark.parametrize("method", [["training.r_drop=5"], ["training.simcut=3", "training.simcut_cutoff=0"]])
 def test_two_equal_passes_are_one(family: str, method: list[str]) -> None:
     """R-Drop without dropout, and SimCut that cuts nothing, are the plain loss."""
     model = tiny_model(family)
@@ -378,7 +378,7 @@ def test_the_divergence_is_torchs_and_pulls_on_both_passes(
 @pytest.mark.parametrize("method", ["training.r_drop=5", "training.simcut=3"])
 def test_two_different_passes_cost_more(family: str, method: str) -> None:
     model = tiny_model(family, "model.dropout=0.3", "model.word_dropout=0.1")
-    plain, regularised = losses_of(model), losses_of(model, method, "training.cutoff=0.4")
+    plain, regularised = losses_of(model), losses_of(model, method, "training.simcut_cutoff=0.4")
     assert regularised[0] != plain[0] and regularised[0].isfinite()
 
 
@@ -420,7 +420,9 @@ def test_a_running_mean_is_its_definition(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
-    config = noisy("transformer", "training.average=last", "training.average_last=3", "training.validate_every=2")
+    config = noisy(
+        "transformer", "training.average=last", "training.average_checkpoints=3", "training.validate_every=2"
+    )
     made = trainer(config, tmp_path, [1, 2, 3, 4, 5])
     seen: list[dict[str, torch.Tensor]] = []
     validate = made.validate_model
@@ -446,7 +448,7 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
 
 
 def test_equal_checkpoints_average_to_themselves(tmp_path: Path) -> None:
-    made = trainer(tiny_config("lstm", "training.average=last", "training.average_last=3"), tmp_path)
+    made = trainer(tiny_config("lstm", "training.average=last", "training.average_checkpoints=3"), tmp_path)
     for update in (1, 2):
         made.state.progress.update = update
         made.save(validated=True)
@@ -459,7 +461,7 @@ def test_equal_checkpoints_average_to_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize("average", ["ema", "last"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_stopped_run_keeps_its_averages(average: str, precision: torch.dtype, tmp_path: Path) -> None:
-    settings = [f"training.average={average}", "training.average_last=2"]
+    settings = [f"training.average={average}", "training.average_checkpoints=2"]
     whole = trainer(noisy("lstm", *settings), tmp_path / "whole", [1, 3, 2], precision)
     whole.fit()
     trainer(noisy("lstm", "training.updates=8", *settings), tmp_path / "cut", [1, 3], precision).fit()
@@ -474,11 +476,16 @@ def test_a_stopped_run_keeps_its_averages(average: str, precision: torch.dtype, 
 
 @pytest.mark.slow
 def test_the_plateau_halves_the_rate(tmp_path: Path) -> None:
-    settings = ["optimizer.schedule=plateau", "optimizer.halve_after=2", "optimizer.warmup=0", "training.updates=14"]
+    settings = [
+        "optimizer.schedule=plateau",
+        "optimizer.plateau_patience=2",
+        "optimizer.warmup=0",
+        "training.updates=14",
+    ]
     made = trainer(noisy("lstm", *settings, "training.validate_every=2"), tmp_path, [5, 4, 4, 3, 3, 6, 1])
     made.fit()
     assert made.state.progress.halved == 2
-    assert made.rate() == pytest.approx(made.state.config.optimizer.rate / 4)
+    assert made.rate() == pytest.approx(made.state.config.optimizer.lr / 4)
 
 
 # -------------------------------------------------------------------------------------- continuation
@@ -521,7 +528,9 @@ def test_a_new_rate_and_decay_hold_after_continuing(tmp_path: Path) -> None:
     one_update(first)
     first.checkpoints.save(first.state, best=True)
     second = trainer(
-        noisy("transformer", "optimizer.rate=0.5", "optimizer.kinds.matrices.decay=0.25", "optimizer.warmup=0"),
+        noisy(
+            "transformer", "optimizer.lr=0.5", "optimizer.param_groups.matrices.weight_decay=0.25", "optimizer.warmup=0"
+        ),
         tmp_path,
     )
     second.state.read(second.checkpoints.run.checkpoint("last"))
@@ -638,7 +647,7 @@ def test_checkpoints_run_no_code(tmp_path: Path) -> None:
 
 
 def test_a_model_is_rebuilt_from_its_checkpoint_alone(tmp_path: Path) -> None:
-    config = noisy("lstm", "model.convolutions=1", "model.start=pooled", "model.attention.score=general")
+    config = noisy("lstm", "model.convolutions=1", "model.decoder_init=pooled", "model.attention.score=general")
     made = trainer(config, tmp_path)
     made.checkpoints.save(made.state, best=True)
     assert load_checkpoint(made.checkpoints.run.checkpoint("last"))[0].model == config.model

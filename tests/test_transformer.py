@@ -36,9 +36,9 @@ VARIANTS: list[dict[str, Any]] = [
         "score": score,
         "position": position,
         "norm": NORMS[(i + j) % 4][0],
-        "norm_place": NORMS[(i + j) % 4][1],
+        "norm_position": NORMS[(i + j) % 4][1],
         "activation": ACTIVATIONS[(i + 2 * j) % 3],
-        "tie": TIES[(2 * i + j + 1) % 3],
+        "tie_embeddings": TIES[(2 * i + j + 1) % 3],
         "heads": HEADS[(i + j) % 2 if position == "rotary" else (i + j) % 3],
         "encoder_layers": DEPTHS[(i + 2 * j) % 2],
         "decoder_layers": DEPTHS[(i + j) % 3] if i == j else DEPTHS[(i + j) % 2],
@@ -93,13 +93,13 @@ def test_gradients_are_those_of_the_papers_formulas(options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("rates", RATES.values(), ids=RATES.keys())
-@pytest.mark.parametrize("norm_place", ["pre", "post"])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
 def test_dropout_is_at_its_sites_with_its_rates_in_training_only(
-    rates: dict[str, float | None], norm_place: str, monkeypatch: pytest.MonkeyPatch
+    rates: dict[str, float | None], norm_position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On embeddings, attention weights, activations, what a layer adds (Vaswani et al. 2017, §5.4), words, layers."""
     replace_dropout(monkeypatch)
-    config = variant("transformer", norm_place=norm_place, activation="swiglu", **rates)
+    config = variant("transformer", norm_position=norm_position, activation="swiglu", **rates)
     model = small_model(config)
     with torch.inference_mode():
         torch.testing.assert_close(model(pairs()), reference_batch(model, config), **tolerance(config))
@@ -124,7 +124,7 @@ def test_every_parameter_starts_as_documented() -> None:
         width=64,
         feed_forward=96,
         max_length=50,
-        tie="none",
+        tie_embeddings="none",
     )
     torch.manual_seed(0)
     for name, learned in build_model(config, APART).named_parameters():
@@ -168,8 +168,8 @@ def test_only_pre_norm_ends_with_a_norm() -> None:
         model = build_model(variant("transformer", **options), APART)
         return sum(isinstance(part, (nn.LayerNorm, nn.RMSNorm)) for part in model.modules())
 
-    assert norms(norm_place="pre") == norms(norm_place="pre", norm="rms") == 2 * 2 + 3 * 2 + 2
-    assert norms(norm_place="post") == norms(norm_place="post", norm="rms") == 2 * 2 + 3 * 2
+    assert norms(norm_position="pre") == norms(norm_position="pre", norm="rms") == 2 * 2 + 3 * 2 + 2
+    assert norms(norm_position="post") == norms(norm_position="post", norm="rms") == 2 * 2 + 3 * 2
 
 
 @pytest.mark.parametrize("activation,norm", [("relu", "layer"), ("gelu", "rms"), ("swiglu", "layer")])

@@ -141,7 +141,7 @@ def test_chosen_by_likeness(words: Tokenizer) -> None:
     """The translation of least risk is among the candidates, and its score the mean likeness to them."""
     model = translator("transformer", words)
     every = model.translate(SOURCES[:2], options(beam=4, n_best=4))
-    chosen = model.translate(SOURCES[:2], options(beam=4, n_best=2, choose="chrf"))
+    chosen = model.translate(SOURCES[:2], options(beam=4, n_best=2, select_by="chrf"))
     for candidates, ranked in zip(every, chosen, strict=True):
         assert {one.text for one in ranked} <= {one.text for one in candidates}
         assert 100 >= ranked[0].score >= ranked[-1].score >= 0
@@ -273,7 +273,7 @@ def test_contradictory_searches_are_refused() -> None:
         "temperature: shapes what is drawn": {"temperature": 0.5},
         "groups: 2 groups do not share a beam of 5": {"groups": 2},
         "diversity: 0.5 tells groups apart": {"diversity": 0.5},
-        "choose: chrf compares candidates": {"beam": 1, "choose": "chrf"},
+        "select_by: chrf compares candidates": {"beam": 1, "select_by": "chrf"},
         "n_best: 9 translations cannot come from a beam of 5": {"n_best": 9},
         "min_length_factor: asks for longer": {"min_length_factor": 3.0},
         "forbid: Hund is required as well": {"require": ["Hund"], "forbid": ["Hund"]},

@@ -130,7 +130,7 @@ class Plain:
     def translate(self, texts: Sequence[str], prefixes: Sequence[str], search: SearchConfig) -> list[Any]:
         """Hypotheses of each text as (ids, score, log probabilities), and whether they are sure."""
         begun = [ids[:-1] for ids in Letters().encode_target(prefixes)]
-        constrained = bool(search.require or search.forbid or search.no_repeat or any(begun))
+        constrained = bool(search.require or search.forbid or search.no_repeat_ngram or any(begun))
         answers: list[Any] = []
         for text, prefix in zip(texts, begun, strict=True):
             if not text.strip():
@@ -138,7 +138,11 @@ class Plain:
                 continue
             shortest, longest = self.lengths(text, prefix, search, constrained)
             required = [(phrase, Letters().encode_target([phrase])[0][:-1]) for phrase in search.require]
-            rules = PlainRules(TARGET, END, required, search.forbid, search.no_repeat, prefix) if constrained else None
+            rules = (
+                PlainRules(TARGET, END, required, search.forbid, search.no_repeat_ngram, prefix)
+                if constrained
+                else None
+            )
             request = reference.Request(shortest, longest, END, BANNED, rules)
             if search.samples:
                 outcome = reference.sample(self.model(text), request, search, seed(self.read(text)[0][0]))
@@ -149,7 +153,7 @@ class Plain:
 
     def chosen(self, paths: list[reference.Path], search: SearchConfig) -> list[reference.Path]:
         """The `n_best` by score, or by the mean likeness of their texts to all; equal texts once, the first of them."""
-        if search.choose == "score":
+        if search.select_by == "score":
             return paths[: search.n_best]
         texts = [Letters().decode(path.ids) for path in paths]
         likeness = {
@@ -195,23 +199,29 @@ def random_search(random: Random, kind: str) -> SearchConfig:
         "length_extra": random.randint(1, 5),
         "min_length_factor": 0.0,
         "min_length_extra": pick([0, 0, 2, 9]),
-        "normalization": pick(["gnmt", "average"]),
+        "length_normalization": pick(["gnmt", "average"]),
         "length_penalty": pick([0.0, 1.0, 1.3]),
         "tokens": pick([1, 7, 30, 16384]),
-        "choose": pick(["score", "chrf"]),
+        "select_by": pick(["score", "chrf"]),
     }
     if pick([False, True]):
         changes |= {"min_length_factor": changes["length_factor"], "min_length_extra": random.randint(0, 3)}
     rows = pick([2, 3, 4])
     if kind == "sample":
-        changes |= {"samples": rows, "seed": pick([1, 2]), "temperature": pick([0.7, 1.0]), "beam": 1, "epsilon": 0.02}
+        changes |= {
+            "samples": rows,
+            "seed": pick([1, 2]),
+            "temperature": pick([0.7, 1.0]),
+            "beam": 1,
+            "epsilon_cutoff": 0.02,
+        }
     else:
         changes |= {"beam": rows, "stop": pick(["filled", "likely", "certain", "longest"])}
         changes |= {"coverage_penalty": pick([0.0, 0.4])}
     if kind == "require":
-        changes |= {"require": pick([["ab"], ["b", "c"]]), "choose": "score"}
+        changes |= {"require": pick([["ab"], ["b", "c"]]), "select_by": "score"}
     elif pick([False, True]):
-        changes |= {"forbid": pick([[], ["ab"], ["a", "."]]), "no_repeat": pick([0, 1, 2])}
+        changes |= {"forbid": pick([[], ["ab"], ["a", "."]]), "no_repeat_ngram": pick([0, 1, 2])}
     return options(**changes, n_best=random.randint(1, rows))
 
 
@@ -248,7 +258,9 @@ def test_a_score_is_that_of_its_pair_alone(number: int) -> None:
     model, plain = translator(tables, widths, max_length), Plain(tables, widths, max_length)
     texts = random.choices(TEXTS, k=random.randint(1, 9))
     targets = random.choices(["", "a", "ab", "c b.", "b", "ab ab ab ab.", "é", "c c c"], k=len(texts))
-    search = options(normalization=random.choice(["gnmt", "average"]), length_penalty=random.choice([0.0, 0.7, 1.0]))
+    search = options(
+        length_normalization=random.choice(["gnmt", "average"]), length_penalty=random.choice([0.0, 0.7, 1.0])
+    )
     given_search, attention = random.choice([search, None]), random.random() < 0.5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(translator_module, "READ_TOKENS", random.choice([1, 8, 2048]))
@@ -500,14 +512,14 @@ def test_candidates_with_one_text_are_one_candidate_that_counts_twice(monkeypatc
     hypotheses = [Hypothesis(one, -float(i), -float(i), (-float(i),)) for i, one in enumerate(ids)]
     likeness = {"ab": 2.0, "c": 3.0, "ab.": 2.0, "b": 3.0}
     monkeypatch.setattr(translator_module, "expected_similarity", lambda texts, _: [likeness[t] for t in texts])
-    chosen = model._chosen(hypotheses, options(beam=5, n_best=5, choose="chrf"))
+    chosen = model._chosen(hypotheses, options(beam=5, n_best=5, select_by="chrf"))
     assert [(one.ids, one.score, one.log_probability) for one in chosen] == [
         ([10], 3.0, -2.0),
         ([8], 3.0, -4.0),
         ([6], 2.0, 0.0),
         ([6, 9], 2.0, -3.0),
     ]
-    assert model._chosen(hypotheses, options(beam=5, n_best=2, choose="chrf")) == chosen[:2]
+    assert model._chosen(hypotheses, options(beam=5, n_best=2, select_by="chrf")) == chosen[:2]
 
 
 def test_a_sentence_has_a_seed_of_its_own_ids_alone() -> None:

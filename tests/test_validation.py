@@ -41,14 +41,14 @@ LETTERS = ["猫狗鸟", "鱼马牛羊虎", "鸟一二三四五", "狗六七八�
 
 @lru_cache
 def tokenizer() -> Tokenizer:
-    settings = ["tokenizer=char", "tokenizer.joint=false", "model.tie=output"]
+    settings = ["tokenizer=char", "tokenizer.joint=false", "model.tie_embeddings=output"]
     return train_tokenizer(Corpus(SOURCES, LETTERS), load_config("train", *settings).tokenizer)[0]
 
 
 def config_of(family: str, **changes: Any) -> TrainConfig:
     """A search that writes some characters for every sentence, whatever the model has learned."""
-    search = {"search__no_repeat": 1, "search__min_length_factor": 1.0, "search__min_length_extra": 3}
-    ours = {"training__samples": 4, "training__label_smoothing": 0.3, "data__target": "zh", "model__tie": "output"}
+    search = {"search__no_repeat_ngram": 1, "search__min_length_factor": 1.0, "search__min_length_extra": 3}
+    ours = {"training__examples": 4, "training__label_smoothing": 0.3, "data__target": "zh", "model__tie": "output"}
     return varied(family, **{**search, **ours, "model__dropout": 0.5, **changes})
 
 
@@ -301,7 +301,7 @@ def test_a_validation_reports_all_its_scores_and_how_long_it_took(
 @pytest.mark.usefixtures("fast")
 def test_a_run_of_one_sentence_validates(tmp_path: Path) -> None:
     corpus = Corpus(["a"], ["猫"])
-    made = trainer_of(config_of("transformer", training__samples=0), tmp_path)
+    made = trainer_of(config_of("transformer", training__examples=0), tmp_path)
     validating(made, corpus).validate()
     [(_, scores, shown, pictures, _)] = made.logbook.validations  # type: ignore[attr-defined]
     assert scores["loss"] == pytest.approx(loss_by_hand(made.state.model, corpus), rel=1e-5)

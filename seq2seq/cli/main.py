@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from seq2seq import __version__
 from seq2seq.config import loading, schema
 from seq2seq.config.paths import CONFIGS
+from seq2seq.config.renamed import RENAMED
 from seq2seq.utils.errors import STOPPED, UserError, nearest
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -104,8 +105,8 @@ def main() -> None:
     """The `seq2seq` program."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without an arrow shows a question mark
-    # Leave as after an error, so that nothing half-made stays behind; training has its own way to stop.
+            stream.reconfigure(errors="replace")  # a terminal that cannot encode an arrow shows a question mark
+    # Exit as after an error, so that partial files are removed; training installs a handler that replaces this one.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         dispatch(sys.argv[1:])
@@ -119,7 +120,7 @@ def main() -> None:
 
 
 def reader_gone() -> NoReturn:
-    """The reader of our output went away, as in `seq2seq translate | head`."""
+    """Exit quietly after a closed pipe, as in `seq2seq translate | head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     raise SystemExit(141)
 
@@ -141,7 +142,7 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Each problem on a line of its own, then the error's exit code."""
+    """Print each problem on one line, and exit with the error's code."""
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
     raise SystemExit(error.code)
@@ -161,7 +162,7 @@ def overview() -> str:
 
 
 def command_help(command: str, topics: list[str]) -> str:
-    """What a command does, its groups with their choices, its own keys, and examples worth copying."""
+    """Describe a command: its purpose, groups with their choices, keys, and examples."""
     if topics:
         return "\n".join(group_help(topic) for topic in topics)
     text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
@@ -183,13 +184,13 @@ def command_help(command: str, topics: list[str]) -> str:
 
 
 def groups_of(command: str) -> dict[str, str]:
-    """The config groups of a command, with their default choices."""
+    """Return the config groups of a command, with their default choices."""
     text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))
 
 
 def group_help(topic: str) -> str:
-    """The commented YAML file of a group's choice and of what it builds on: `model=lstm`; `model` for all choices."""
+    """Return the commented YAML of a group's choice and of its bases (`model=lstm`), or of all choices (`model`)."""
     group, _, choice = topic.partition("=")
     group = group.partition(".")[0]
     groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
@@ -241,7 +242,7 @@ def run_command(command: str, arguments: list[str]) -> None:
     resolved = ["--resolve"] if args.cfg == "job" and not args.resolve else []
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    logging.raiseExceptions = False  # a reader that goes away, as in `--info | head`, is no error
+    logging.raiseExceptions = False  # a closed pipe, as in `--info | head`, is no error
     done: list[Done] = []
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, done))()
@@ -255,7 +256,7 @@ def _usage_error(message: str) -> NoReturn:
 
 
 class Done(NamedTuple):
-    """A job of a sweep that is behind us: its run, what was swept, and the folder of the sweep."""
+    """A finished job of a sweep: its run, its swept values, and the folder of the sweep."""
 
     run: Path
     swept: dict[str, str]
@@ -263,7 +264,7 @@ class Done(NamedTuple):
 
 
 def end_sweep(done: list[Done]) -> None:
-    """What the finished runs of a sweep reached, side by side."""
+    """Print the results of a sweep's finished runs side by side."""
     from seq2seq.reporting.sweep import Job, finish
     from seq2seq.utils.run import Run
 
@@ -273,7 +274,7 @@ def end_sweep(done: list[Done]) -> None:
 
 
 def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], None]:
-    """What Hydra calls for each job; `swept` are the keys that tell the jobs of a sweep apart, `done` those behind."""
+    """Return Hydra's task function; `swept` names the keys that differ between jobs, `done` collects finished jobs."""
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -302,7 +303,7 @@ def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], No
 
 
 def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> Any:
-    """Run one job: compose its config with a stored one where a run is resumed, check it, call the command."""
+    """Run one job: merge its config with the stored one when resuming, check it, call the command."""
     from omegaconf import OmegaConf
 
     if command == "train":
@@ -315,7 +316,7 @@ def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> 
 
 
 def call(command: str, *overrides: str) -> Any:
-    """Run a command from Python, as its command line would → what the command returns."""
+    """Run a command from Python with command-line overrides, and return its result."""
     from hydra import compose, initialize_config_dir
 
     texts, _ = check(command, list(overrides), False, None)
@@ -325,7 +326,7 @@ def call(command: str, *overrides: str) -> Any:
 
 
 def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:
-    """Two jobs of a sweep must not share a run folder; a model that names the run already needs no mention."""
+    """Add the swept values to the run's name, one folder per job; a model already in the name is not repeated."""
     for key, _, value in (text.partition("=") for text in typed):
         if key in swept and not ("." not in key and value in name.split("-")):
             name += "-" + re.sub(r"[^\w.+-]+", "-", f"{key.rpartition('.')[2]}-{value}").strip("-")
@@ -333,7 +334,7 @@ def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:
 
 
 def continued(composed: Any, typed: list[str]) -> Any:
-    """The config of a run that is continued: as it was stored, under what was typed now."""
+    """Return the config of a resumed run: the stored one, where new overrides take precedence."""
     from omegaconf import OmegaConf
 
     from seq2seq.inference.checkpoint import read_plain_config
@@ -341,7 +342,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
 
     run = Run(Path(str(composed.outputs)) / str(composed.name))
     keys = [text.lstrip("+~").partition("=")[0] for text in typed]
-    # A recipe is a whole config: it is compared with the stored one, not merged into it.
+    # A recipe is a complete config: it is compared with the stored one, not merged into it.
     if composed.overwrite or not run.exists or "experiment" in keys:
         return composed
     try:
@@ -363,7 +364,7 @@ def continued(composed: Any, typed: list[str]) -> Any:
 def check(
     command: str, texts: list[str], multirun: bool, config_dir: str | None, inspecting: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Every job of a command line checked before anything runs → (overrides for Hydra, swept keys)."""
+    """Check every job of a command line before anything runs → (overrides for Hydra, swept keys)."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -375,7 +376,7 @@ def check(
         overrides = parse(with_files(with_runs(command, texts)), loader)
         several = [o for o in overrides if o.is_sweep_override()]
         swept = [o.key_or_group for o in several] if multirun else []
-        # Without -m, `key=a,b` is a list: two files of a split, say.
+        # Without -m, `key=a,b` is a list, such as the two files of a split.
         lists = [] if multirun else several
         texts = [_as_list(o.input_line) if o in lists else o.input_line for o in overrides]
         problems: list[str] = []
@@ -387,7 +388,7 @@ def check(
 
 
 def parse(texts: list[str], loader: Any) -> list[Any]:
-    """Override texts as Hydra's override objects."""
+    """Parse override texts into Hydra's override objects."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -407,7 +408,7 @@ def parse(texts: list[str], loader: Any) -> list[Any]:
 
 
 def with_runs(command: str, texts: list[str]) -> list[str]:
-    """Bare words are the names of runs: `compare a b` says run=[a,b]."""
+    """Convert bare words to run names: `compare a b` means run=[a,b]."""
     names = [text for text in texts if "=" not in text and not text.startswith("~")]
     hints = typing.get_type_hints(COMMANDS[command][0])
     if not names or "run" not in hints:
@@ -420,14 +421,14 @@ def with_runs(command: str, texts: list[str]) -> list[str]:
 
 
 def with_files(texts: list[str]) -> list[str]:
-    """Whoever names training files means them, and not the validation pairs of the default corpus."""
+    """Select data=files for named training files, which must not get the default corpus's validation pairs."""
     names = any(text.startswith("data.train=") and set(text.partition("=")[2]) & set("[,./") for text in texts)
     chosen = any(text.startswith(("data=", "data.path=", "experiment=")) for text in texts)
     return ["data=files", *texts] if names and not chosen else texts
 
 
 def quoted(text: str) -> str:
-    """Hydra reads letters of other alphabets, spaces and signs only inside quotes, so they are put there."""
+    """Quote values: Hydra accepts other alphabets, spaces and symbols only inside quotes."""
     key, _, value = text.partition("=")
     parts = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
     inside = ",".join('"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in parts)
@@ -435,7 +436,7 @@ def quoted(text: str) -> str:
 
 
 def jobs(overrides: list[Any]) -> list[list[Any]]:
-    """The jobs of a sweep, each as a list of plain overrides."""
+    """Expand a sweep into its jobs, each a list of plain overrides."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -445,7 +446,7 @@ def jobs(overrides: list[Any]) -> list[list[Any]]:
 
 
 def job_problems(command: str, overrides: list[Any], loader: Any, search_path: list[str]) -> list[str]:
-    """All that is wrong with one job: unknown groups, choices and keys first, then types and contradictions."""
+    """List all errors of one job: unknown groups, choices and keys first, then types and contradictions."""
     from hydra import compose
     from hydra.core.object_type import ObjectType
     from hydra.errors import HydraException
@@ -474,6 +475,8 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
             key = override.key_or_group
             if key in known or key.startswith("hydra") or override.is_add() or override.is_delete():
                 accepted.append(override.input_line)
+            elif key in RENAMED:
+                problems.append(f"{key}: this key is now {RENAMED[key]}")
             else:
                 problems.append(f"{key}: no such key{nearest(key, [*known, *groups])}")
         composed = OmegaConf.to_container(compose(command, accepted), resolve=True)
@@ -490,7 +493,7 @@ def typed_config(command: str, values: Any) -> Any:
 
 
 def load_config(command: str, *overrides: str) -> Any:
-    """The typed config that a command line would run with."""
+    """Return the typed config of a command line."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -504,7 +507,7 @@ def _as_list(text: str) -> str:
 
 
 def _keys(tree: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a nested config."""
+    """Return every dotted key of a nested config."""
     if not isinstance(tree, dict):
         return []
     return [k for key, value in tree.items() for k in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))]

@@ -1,4 +1,4 @@
-"""Plain values become typed config objects: types, ranges and contradictions are reported all at once."""
+"""Typed config objects from plain values; errors of type, range and contradiction are reported together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typing
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from seq2seq.config.paths import CONFIGS
+from seq2seq.config.renamed import upgraded
 from seq2seq.config.schema import SearchConfig, _listed
 from seq2seq.utils.errors import UserError, nearest
 
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 def typed(cls: type[T], values: dict[str, Any]) -> T:
-    """Plain values as one checked object, or a UserError that names every problem at once."""
+    """Return plain values as one checked object, or raise a UserError that lists every problem."""
     problems: list[str] = []
     built = _build(cls, values, "", problems)
     if problems:
@@ -24,7 +25,7 @@ def typed(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def search_preset(choice: str) -> SearchConfig:
-    """configs/search/<choice>.yaml for those who translate from Python."""
+    """Load configs/search/<choice>.yaml, for translating from Python."""
     return typed(SearchConfig, _preset("search", choice))
 
 
@@ -39,7 +40,8 @@ def _preset(group: str, choice: str) -> dict[str, Any]:
 
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored train config in which the keys that are newer than it have their defaults of configs/."""
+    """Add the defaults of configs/ for keys that are newer than a stored train config."""
+    stored = upgraded(stored)
     family = stored.get("model", {}).get("family", "transformer")
     groups = {"data": "toy", "tokenizer": "unigram", "optimizer": "adamw", "training": "default", "search": "greedy"}
     defaults = {**_preset("", "train"), "model": _preset("model", family)}
@@ -55,12 +57,12 @@ def _under(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The values of a config object, as they are written to config.yaml."""
+    """Return the values of a config object, as written to config.yaml."""
     return dataclasses.asdict(config)
 
 
 def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
-    """One value as the type its field asks for; what does not fit is added to `problems`."""
+    """Convert one value to its field's type; add what does not fit to `problems`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value == "???":
         problems.append(f"{key}: no value yet; give one with {key}=…")
@@ -157,7 +159,7 @@ def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
 
 
 def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
-    """A nested config as dotted keys and plain values."""
+    """Flatten a nested config into dotted keys and plain values."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
@@ -165,7 +167,7 @@ def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Each value that differs, as "key: old → new"."""
+    """List each value that differs, as "key: old → new"."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             change

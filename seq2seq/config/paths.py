@@ -1,4 +1,4 @@
-"""Where the package and its YAML files are."""
+"""Paths of the package and its YAML files."""
 
 from __future__ import annotations
 

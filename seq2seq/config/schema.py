@@ -1,4 +1,4 @@
-"""Typed configuration: names, types and checks. The values and their explanation stand in configs/."""
+"""Typed configuration: names, types and checks. configs/ holds the values and explains them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Split = Literal["train", "validation", "test"]
 MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
-Problems = Iterator[tuple[str, str]]  # (key below this object, what contradicts what)
+Problems = Iterator[tuple[str, str]]  # (key below this object, the contradiction)
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class TransformerConfig:
     position: PositionKind
     max_length: Count
     norm: Literal["layer", "rms"]
-    norm_place: Literal["pre", "post"]
+    norm_position: Literal["pre", "post"]
     activation: Literal["relu", "gelu", "swiglu"]
     dropout: Share
     embedding_dropout: Share | None
     activation_dropout: Share | None
     word_dropout: Share
     layer_dropout: Share
-    tie: Tie
+    tie_embeddings: Tie
 
     def problems(self) -> Problems:
         yield from _head_problems(self.width, self.attention.heads, self.position)
@@ -90,13 +90,13 @@ class LSTMConfig:
     position: PositionKind
     max_length: Count
     convolutions: Natural
-    kernel: Count
-    start: Literal["backward", "pooled"]
+    kernel_size: Count
+    decoder_init: Literal["backward", "pooled"]
     dropout: Share
     embedding_dropout: Share | None
     word_dropout: Share
     layer_dropout: Share
-    tie: Tie
+    tie_embeddings: Tie
 
     def problems(self) -> Problems:
         yield from _head_problems(self.width, self.attention.heads, self.position)
@@ -105,8 +105,8 @@ class LSTMConfig:
                 "embedding",
                 f"{self.embedding} is odd, but sinusoidal positions come in pairs; make it even",
             )
-        if self.kernel % 2 == 0:
-            yield "kernel", f"{self.kernel} is even, but a convolution needs a middle; make it odd"
+        if self.kernel_size % 2 == 0:
+            yield "kernel_size", f"{self.kernel_size} is even, but a convolution needs a middle; make it odd"
 
 
 ModelConfig = TransformerConfig | LSTMConfig
@@ -123,7 +123,7 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class MoreConfig:
-    """A further training corpus; written in a list, so what is left out has its default here."""
+    """An additional training corpus; an entry of a list, so its defaults are here."""
 
     train: str | list[str]
     path: str | None = None
@@ -131,7 +131,7 @@ class MoreConfig:
     weight: Positive = 1.0
 
     def within(self, config: DataConfig) -> DataConfig:
-        """The whole data config with this corpus in the place of the first."""
+        """Return the data config with this corpus instead of the first."""
         return dataclasses.replace(config, path=self.path, subset=self.subset, train=self.train, revision=None)
 
 
@@ -149,7 +149,7 @@ class DataConfig:
     held_out: Count
     max_length: Count
     filters: FilterConfig
-    more: list[MoreConfig]
+    extra: list[MoreConfig]
     temperature: Positive
     cache: str
 
@@ -170,11 +170,11 @@ class TokenizerConfig:
     type: Literal["unigram", "bpe", "char", "word"]
     vocabulary: Annotated[int, Range(8)]
     joint: bool
-    coverage: Annotated[float, Range(0.9, 1)]
+    character_coverage: Annotated[float, Range(0.9, 1)]
     byte_fallback: bool
     normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
-    symbols: list[str]
-    sentences: Count
+    user_symbols: list[str]
+    max_sentences: Count
     sampling: Share
     model: str | list[str] | None
 
@@ -193,10 +193,10 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class KindConfig:
-    """How one kind of parameter is trained."""
+    """Optimizer settings of one kind of parameter."""
 
-    rate: NonNegative
-    decay: NonNegative
+    lr_scale: NonNegative
+    weight_decay: NonNegative
 
 
 @dataclass(frozen=True)
@@ -209,15 +209,15 @@ class KindsConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "muon", "schedule_free", "adafactor"]
-    rate: Positive
+    lr: Positive
     schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
     warmup: Natural
     cooldown: Share
-    halve_after: Count
+    plateau_patience: Count
     betas: list[float]
-    epsilon: Positive
-    kinds: KindsConfig
-    clip: NonNegative
+    eps: Positive
+    param_groups: KindsConfig
+    clip_norm: NonNegative
 
     def problems(self) -> Problems:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -240,14 +240,14 @@ class TrainingConfig:
     label_smoothing: Share
     r_drop: NonNegative
     simcut: NonNegative
-    cutoff: Share
+    simcut_cutoff: Share
     average: Literal["none", "ema", "last"]
     ema_decay: Share
-    average_last: Count
+    average_checkpoints: Count
     log_every: Count
     validate_every: Count
     monitor: Literal["bleu", "chrf", "loss"]
-    samples: Natural
+    examples: Natural
 
     def problems(self) -> Problems:
         if self.r_drop and self.simcut:
@@ -255,12 +255,12 @@ class TrainingConfig:
 
     @property
     def recent(self) -> int:
-        """Checkpoints of earlier validations that an average needs."""
-        return self.average_last - 1 if self.average == "last" else 0
+        """The number of earlier checkpoints that an average needs."""
+        return self.average_checkpoints - 1 if self.average == "last" else 0
 
     @property
     def budget(self) -> int:
-        """The token budget of a batch, once it is known."""
+        """The token budget of a batch, once "auto" is resolved."""
         assert self.tokens != "auto"
         return self.tokens
 
@@ -269,7 +269,7 @@ class TrainingConfig:
 class SearchConfig:
     beam: Count
     n_best: Count
-    normalization: Literal["gnmt", "average"]
+    length_normalization: Literal["gnmt", "average"]
     length_penalty: NonNegative
     coverage_penalty: NonNegative
     stop: Stop
@@ -281,20 +281,20 @@ class SearchConfig:
     diversity: NonNegative
     require: list[str]
     forbid: list[str]
-    no_repeat: Natural
+    no_repeat_ngram: Natural
     samples: Natural
     temperature: Positive
     top_k: Natural
     top_p: Annotated[float, Range(0, 1, open=True)]
     min_p: Annotated[float, Range(0, 1)]
-    epsilon: Annotated[float, Range(0, 1)]
+    epsilon_cutoff: Annotated[float, Range(0, 1)]
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    choose: Literal["score", "chrf", "bleu"]
+    select_by: Literal["score", "chrf", "bleu"]
     tokens: Count
 
     @property
     def rows(self) -> int:
-        """Hypotheses of a sentence that are written at the same time."""
+        """The number of hypotheses decoded in parallel for each sentence."""
         return self.samples or self.beam
 
     def problems(self) -> Problems:
@@ -320,8 +320,8 @@ class SearchConfig:
             yield "diversity", f"{self.diversity:g} tells groups apart, but there is one; set groups, or 0 here"
         if self.require and self.groups > 1:
             yield "require", f"shares the beam among required words, groups={self.groups} among groups; use one of them"
-        if self.choose != "score" and self.rows == 1:
-            yield "choose", f"{self.choose} compares candidates, but there is one; set a beam or samples above 1"
+        if self.select_by != "score" and self.rows == 1:
+            yield "select_by", f"{self.select_by} compares candidates, but there is one; set a beam or samples above 1"
 
     def _sample_problems(self) -> Problems:
         used = {"beam": self.beam > 1, "require": bool(self.require), "coverage_penalty": self.coverage_penalty > 0}
@@ -332,7 +332,12 @@ class SearchConfig:
                     f"belongs to a beam, but samples={self.samples} are drawn at random; start from search=sample",
                 )
             return
-        cuts = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": self.min_p > 0, "epsilon": self.epsilon > 0}
+        cuts = {
+            "top_k": self.top_k > 0,
+            "top_p": self.top_p < 1,
+            "min_p": self.min_p > 0,
+            "epsilon_cutoff": self.epsilon_cutoff > 0,
+        }
         for key in (key for key, value in {"temperature": self.temperature != 1, **cuts}.items() if value):
             yield key, "shapes what is drawn at random, but nothing is; set samples, or search=sample"
 
@@ -366,10 +371,10 @@ class TrainConfig:
             )
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
-        if self.model.tie == "all" and not self.tokenizer.joint:
+        if self.model.tie_embeddings == "all" and not self.tokenizer.joint:
             yield (
-                "model.tie",
-                "all shares one table between two languages; set tokenizer.joint=true or model.tie=output",
+                "model.tie_embeddings",
+                "all shares one table between two languages; set tokenizer.joint=true or model.tie_embeddings=output",
             )
         if self.model.position == "learned" and self.model.max_length <= self.data.max_length:
             yield (
@@ -383,7 +388,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TestConfig:
-    """What runs are measured on, and how they translate it."""
+    """The test sets that runs are measured on, and the search that translates them."""
 
     checkpoint: str
     outputs: str

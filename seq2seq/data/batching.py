@@ -1,4 +1,4 @@
-"""Sentence pairs as ids → batches of a token budget, the same for the same seed and epoch.
+"""Batches of a token budget from encoded pairs, determined by seed and epoch.
 
 Shapes: B sentences, S source and T target positions. Masks are True for real tokens.
 """
@@ -19,10 +19,10 @@ from seq2seq.data.tokenizer import UNKNOWN
 
 
 def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
-    """Cut rows whose widths rise into batches of at most `tokens` tokens, padding included."""
+    """Cut rows of ascending width into batches of at most `tokens` tokens, padding included."""
     cuts, start = [], 0
     while start < len(width):
-        # Batch sizes that still fit form a prefix, because widths rise.
+        # Batch sizes that still fit form a prefix, because widths ascend.
         candidates = width[start : start + tokens]
         fit = int(np.searchsorted(candidates * np.arange(1, len(candidates) + 1), tokens, side="right"))
         stop = start + max(fit, 1)
@@ -32,10 +32,10 @@ def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
 
 
 class Share(NamedTuple):
-    """What a process does of an update."""
+    """One process's part of an update."""
 
     batches: list[Batch]
-    target_tokens: int  # of the whole update, in all processes: known to each without asking
+    target_tokens: int  # of the whole update, in all processes: each computes it without communication
 
 
 class Batches:
@@ -57,7 +57,7 @@ class Batches:
         self._cut: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
 
     def order(self, epoch: int) -> Integers:
-        """The pairs of an epoch, shuffled; kept until another epoch is asked for."""
+        """Return an epoch's pairs, shuffled; cached until another epoch is requested."""
         if self._permutation[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
             every = np.arange(len(self.encoded), dtype=np.int32)
@@ -70,7 +70,7 @@ class Batches:
         return -(-len(self.order(self.epoch)) // self.POOL)
 
     def cut(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
-        """The batches of a pool, as rows of an encoded corpus."""
+        """Return a pool's batches, as rows of an encoded corpus."""
         if self._cut is None or self._cut[0] != (epoch, pool):
             shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
             encoded = self.encoded
@@ -79,7 +79,7 @@ class Batches:
                 shuffled = np.arange(len(encoded))
             lengths = [side.lengths(shuffled) for side in (encoded.source, encoded.target)]
             width = np.maximum(*lengths)
-            # Only the longer side counts: a stricter order pads less, but the same sentences meet in every epoch.
+            # Sort by the longer side only: a stricter order pads less, but groups the same sentences in every epoch.
             order = np.argsort(width, kind="stable")
             batches = [shuffled[order[part]] for part in by_budget(width[order], self.tokens)]
             random = np.random.default_rng([self.seed, epoch, pool])
@@ -87,13 +87,13 @@ class Batches:
         return self._cut[1], self._cut[2]
 
     def rows(self, epoch: int) -> Iterator[Integers]:
-        """The places in the corpus of each batch of an epoch."""
+        """Yield the corpus indices of each batch of an epoch."""
         for pool in range(-(-len(self.order(epoch)) // self.POOL)):
             batches, encoded = self.cut(epoch, pool)
             yield from (encoded.rows[batch] for batch in batches)
 
     def waste(self) -> tuple[int, float]:
-        """About how many batches an epoch has, and the share of their places that is padding: from its first pool."""
+        """Estimate an epoch's number of batches and their fraction of padding, from its first pool."""
         batches, encoded = self.cut(self.epoch, 0)
         sides = encoded.source.lengths(), encoded.target.lengths()
         places = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
@@ -102,17 +102,17 @@ class Batches:
         return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(places, 1)
 
     def size(self) -> float:
-        """About how many batches an epoch has."""
+        """Estimate the number of batches per epoch."""
         return max(1, self.waste()[0])
 
     def epoch_of(self, size: float) -> float:
-        """The epochs done so far, when each has `size` batches."""
+        """Return the epochs done so far, with `size` batches each."""
         pairs = len(self.order(self.epoch))
         done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
         return self.epoch + done
 
     def __iter__(self) -> Iterator[Share]:
-        """This process's part of each update: of every `world` batches in a row the one of its `rank`."""
+        """Yield this process's part of each update: of every `world` consecutive batches, the one of its `rank`."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
             own: list[tuple[Integers, EncodedCorpus]] = []
@@ -141,20 +141,20 @@ class Batches:
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.pool, self.position = state["pool"], state["position"]
         if state["pairs"] != len(self.encoded):
-            # Another corpus, or another limit: a place in the old order means nothing, so the next epoch begins.
+            # With another corpus or limit the old position is meaningless, so the next epoch begins.
             self.epoch, self.pool, self.position = self.epoch + 1, 0, 0
         self._permutation, self._cut = (-1, np.zeros(0, np.int64)), None
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Several corpora in one: how many pairs an epoch draws from each."""
+    """A mix of corpora: the number of pairs that an epoch draws from each."""
 
     ends: tuple[int, ...]  # where each corpus ends among the encoded pairs
     counts: tuple[int, ...]
 
     def draw(self, random: np.random.Generator) -> Integers:
-        """An epoch's pairs; a corpus begins anew when it is exhausted."""
+        """Draw an epoch's pairs; an exhausted corpus starts over."""
         drawn = []
         for start, end, count in zip((0, *self.ends), self.ends, self.counts, strict=False):
             whole, rest = divmod(count, end - start) if end > start else (0, 0)
@@ -163,7 +163,7 @@ class Mix:
 
 
 def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
-    """Corpus i in proportion to (its pairs × weight) ^ (1 / temperature), all pairs together an epoch."""
+    """Weight corpus i by (its pairs × weight) ^ (1 / temperature); an epoch has as many pairs as all corpora."""
     sizes = np.diff([0, *ends])
     logs = np.log(np.maximum(sizes * np.array(weights), 1e-300)) / temperature
     shares = np.exp(logs - logs.max())
@@ -172,14 +172,14 @@ def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) ->
 
 
 def worst_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
-    """A batch of the budget that takes the most memory: the longest pair again and again, both sides at its width."""
+    """Return the budget's batch that takes the most memory: the longest pair, repeated, both sides at its width."""
     width = int(encoded.width().max())
     ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
     return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
 
 
 def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:
-    """Every pair once, short ones first: for validation."""
+    """Yield every pair once, short ones first: for validation."""
     width = corpus.width()
     order = np.argsort(width, kind="stable")
     for cut in by_budget(width[order], tokens):

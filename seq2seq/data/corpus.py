@@ -1,4 +1,4 @@
-"""Sources → corpora: read once into a memory-mapped store, filtered, split, and encoded once for a tokenizer."""
+"""Corpora: sources read once into a memory-mapped store, then filtered and split."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ Status = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sentence i of the source is translated by sentence i of the target."""
+    """Parallel text: sentence i of the target translates sentence i of the source."""
 
     source: Sequence[str]
     target: Sequence[str]
     content: str = ""  # changes with any sentence
     parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
     stored: Stored | None = None
-    rows: Integers | None = None  # None: all that is stored
+    rows: Integers | None = None  # None: all stored pairs
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
     def hashes(self) -> dict[str, NDArray[np.uint64]]:
-        """A number for each sentence of each side; equal sentences have equal ones."""
+        """The hash of each sentence of each side."""
         return self._told("hashes")
 
     @property
@@ -55,7 +55,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Stored:
-    """All pairs of a source as they stand, with the length in characters and the hash of each sentence."""
+    """All pairs of a source, unfiltered, with the length in characters and the hash of each sentence."""
 
     name: str  # of its folder
     source: Ragged
@@ -75,11 +75,11 @@ class Corpora:
     train: Corpus
     validation: Corpus
     test: Corpus | None
-    notes: tuple[str, ...]  # what there is to say about how they came about
+    notes: tuple[str, ...]  # for the log: how they were filtered and split
 
 
 def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
-    """Training, validation and test pairs; where no validation is named, both are split off the training pairs."""
+    """Open training, validation and test pairs; without data.validation, split missing ones off the training pairs."""
     stored, ends = store_training(config, status)
     held = {}
     for split in ("validation", "test"):
@@ -101,7 +101,7 @@ def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None)
 
 
 def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: int) -> Path:
-    """A folder with the rows of the training pairs, and of the splits that are missing: filtered and split off once."""
+    """Return a folder with the rows of the training pairs and the missing splits, filtered and split off once."""
     settings = (config.filters, missing, config.held_out if missing else 0, seed if missing else 0)
     folder = Path(config.cache) / f"rows-{key_of(stored.name, *settings)}"
 
@@ -123,7 +123,7 @@ def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: in
 
 
 def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
-    """One split alone; None where the config names none."""
+    """Load one split; None if the config names none."""
     where = getattr(config, split)
     if where and split != "train":
         return store(find_source(config, where), config.cache).corpus()
@@ -134,11 +134,11 @@ def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
 
 
 def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int]]:
-    """The training pairs of `train` and of all `more` corpora, and where each of them ends."""
+    """Store the pairs of the training corpus and of all additional ones; also return where each of them ends."""
     assert config.train is not None  # checked with the config
     sources = [
         find_source(config, config.train),
-        *(find_source(more.within(config), more.train) for more in config.more),
+        *(find_source(more.within(config), more.train) for more in config.extra),
     ]
     if len(sources) == 1:
         stored = store(sources[0], config.cache, status)
@@ -155,7 +155,7 @@ def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int
 
 
 def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored:
-    """A source's pairs in files of their own, read once for all runs and processes."""
+    """Store a source's pairs, read once for all runs and processes."""
     folder = Path(cache) / f"pairs-{key_of(source.identity)}"
 
     def build(aside: Path) -> None:
@@ -181,7 +181,7 @@ def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored
 
 
 class SideWriter:
-    """One language of a store, with the length and the hash of each sentence."""
+    """Writer for one language of a store, with the length and the hash of each sentence."""
 
     def __init__(self, folder: Path, side: str) -> None:
         self.texts = Writer(folder, side, np.uint8)
@@ -203,7 +203,7 @@ class SideWriter:
 
 
 def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]:
-    """The pairs that every filter lets through, and how many each one left out."""
+    """Return the pairs that pass every filter, and notes on how many each filter removed."""
     lengths = [stored.characters[side] for side in SIDES]
     shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
     kept = np.ones(len(stored), bool)
@@ -231,18 +231,18 @@ def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]
 
 
 def repeated(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which pairs came before, told by the hashes of their sides."""
+    """Flag pairs that occurred before, by the hashes of their sides."""
     again = np.ones(len(source), bool)
     again[np.unique(source * np.uint64(0x9E3779B97F4A7C15) + target, return_index=True)[1]] = False
     return again
 
 
 def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int) -> tuple[Integers, list[Integers]]:
-    """At most `count` pairs, and a twentieth of all, for each part; equal sources stay on one side."""
+    """Split off at most `count` pairs, and at most a twentieth of all, per part; equal sources stay in one part."""
     count = max(1, min(count, len(rows) // 20))
     _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
-    # A sentence that comes again and again would fill a part by itself.
+    # A very frequent sentence would fill a part by itself.
     shuffled = shuffled[sizes[shuffled] <= count]
     if len(shuffled) < parts:
         raise UserError("data.validation: too few different sentences to split any off; name validation pairs")

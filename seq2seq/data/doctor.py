@@ -1,4 +1,4 @@
-"""What is wrong with a corpus, before an hour is spent on it: each finding counted, shown, and with what to do."""
+"""Checks of a corpus before training on it: each finding has a count, examples and advice."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from seq2seq.config.schema import DataConfig
 from seq2seq.data.corpus import SIDES, Corpora, Corpus, repeated
 
 Flags = NDArray[np.bool_]
-SAMPLE = 200_000  # sentences that word statistics are taken from
-BLOCK_OF_LINES = 250  # pairs whose lengths are compared when a shift is looked for
+SAMPLE = 200_000  # sentences used for word statistics
+BLOCK_OF_LINES = 250  # pairs whose lengths are compared to detect a shift
 BROKEN = re.compile("\ufffd|[ÃÂ][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]|â€")  # UTF-8 read as Latin-1 or Windows-1252
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for."""
+    """The result of one check."""
 
     name: str
     count: int
-    share: float  # of the pairs looked at
+    share: float  # of the pairs examined
     advice: str
     examples: tuple[str, ...]
     serious: bool  # enough to act on before training
 
 
 def sizes(data: DataConfig, corpora: Corpora, shown: Callable[[str, str], Any]) -> None:
-    """How many pairs each split has, and what was done to get them."""
+    """Show how many pairs each split has, and how they were filtered and split."""
     splits = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
     counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in splits.items() if corpus)
     shown("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
@@ -45,7 +45,7 @@ def sizes(data: DataConfig, corpora: Corpora, shown: Callable[[str, str], Any]) 
 
 
 def quick(corpora: Corpora) -> list[Finding]:
-    """What stored lengths and hashes tell at once, without reading a sentence."""
+    """Run the checks that need only stored lengths and hashes, no sentence."""
     train = corpora.train
     return [
         *_overlaps(corpora),
@@ -61,7 +61,7 @@ def quick(corpora: Corpora) -> list[Finding]:
 
 
 def examine(corpora: Corpora) -> list[Finding]:
-    """Every check there is, the training pairs first."""
+    """Run every check, training pairs first."""
     train = corpora.train
     lengths = [train.characters[side] for side in SIDES]
     empty, identical = (np.minimum(*lengths) == 0), train.hashes["source"] == train.hashes["target"]
@@ -103,14 +103,14 @@ def _held_out(corpora: Corpora) -> Iterator[tuple[str, Corpus]]:
 
 
 def _overlaps(corpora: Corpora) -> Iterator[Finding]:
-    """Held-out sources that stand in the training text letter for letter."""
+    """Find held-out sources that occur verbatim in the training text."""
     for name, corpus in _held_out(corpora):
         flags = np.isin(corpus.hashes["source"], corpora.train.hashes["source"])
         yield _finding(corpus, f"{name} sources seen in training", flags, _LEAK, 0.02)
 
 
 def _normalised_overlaps(corpora: Corpora) -> Iterator[Finding]:
-    """The same after case, spacing and punctuation are evened out."""
+    """Find the same overlaps, ignoring case, spacing and punctuation."""
     held = {name: [_plain(text) for text in corpus.source] for name, corpus in _held_out(corpora)}
     wanted = {text for texts in held.values() for text in texts}
     seen = {plain for text in corpora.train.source if (plain := _plain(text)) in wanted}
@@ -131,7 +131,7 @@ def _plain(text: str) -> str:
 
 
 def _odd_ratio(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
-    """Pairs whose log length ratio is far from the corpus's own, and at least threefold."""
+    """Flag pairs whose log length ratio is far from the corpus median, and at least threefold."""
     full = np.minimum(source, target) > 0
     ratio = np.log(np.maximum(target, 1) / np.maximum(source, 1))
     middle = np.median(ratio[full]) if full.any() else 0.0
@@ -147,7 +147,7 @@ def _far_longer(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
 
 
 def _shift(corpus: Corpus) -> list[Finding]:
-    """Stretches where the lengths of the two sides fit better when one side is moved by a few lines."""
+    """Find stretches where the lengths of the two sides fit better with one side shifted by a few lines."""
     name, advice = "pairs that seem shifted", "a line is missing or doubled on one side, just before the first of them"
     source, target = (_standard(np.log1p(corpus.characters[side])) for side in SIDES)
     blocks = len(corpus) // BLOCK_OF_LINES
@@ -156,7 +156,7 @@ def _shift(corpus: Corpus) -> list[Finding]:
     offsets = (0, -3, -2, -1, 1, 2, 3)
     fits = np.stack([_block_means(source * np.roll(target, -offset), blocks) for offset in offsets])
     moved = (fits.argmax(0) > 0) & (fits.max(0) > fits[0] + 0.25)
-    # One block alone is chance; a shift goes on.
+    # A single block may be chance; a shift continues.
     moved &= np.convolve(moved, [1, 1, 1])[1:-1] >= 2
     flags = np.zeros(len(corpus), bool)
     flags[: blocks * BLOCK_OF_LINES] = np.repeat(moved, BLOCK_OF_LINES)
@@ -175,7 +175,7 @@ def _block_means(values: NDArray[np.float64], blocks: int) -> NDArray[np.float64
 
 
 def _letters(corpus: Corpus, side: str) -> Iterator[Finding]:
-    """Sentences mostly in another script than the rest of their side, and text whose encoding was misread."""
+    """Find sentences mostly in another script than the rest of their side, and text with misread encoding."""
     texts: Sequence[str] = getattr(corpus, side)
     scripts: dict[str, str] = {}
 
@@ -207,7 +207,7 @@ def _letters(corpus: Corpus, side: str) -> Iterator[Finding]:
 
 
 def _wrong_language(corpus: Corpus) -> Iterator[Finding]:
-    """Sentences whose words belong to the other side: log odds of words, learnt from the corpus itself."""
+    """Find sentences in the other side's language, by log odds of words learned from the corpus itself."""
     counts = [
         Counter(word for text in _sample(getattr(corpus, side)) for word in text.lower().split()) for side in SIDES
     ]
@@ -223,7 +223,7 @@ def _wrong_language(corpus: Corpus) -> Iterator[Finding]:
 
 
 def _belongs(text: str, odds: dict[str, float], sign: int) -> bool:
-    """Whether at least three words together, and on average clearly, speak for the other side."""
+    """Whether at least three words have odds, on average clear ones, in favour of the other side."""
     told = [sign * odds[word] for word in text.lower().split() if word in odds]
     return len(told) >= 3 and sum(told) > 1.0 * len(told)
 
@@ -237,7 +237,7 @@ def _sample(texts: Sequence[str]) -> Iterator[str]:
 
 
 def page(findings: list[Finding], shown: Callable[[str, str], Any]) -> None:
-    """What was found first, each with two examples and what to do; then what was looked for in vain."""
+    """Show the findings, serious ones first, with advice and examples; then the checks that found nothing."""
     for finding in sorted(findings, key=lambda finding: not finding.serious):
         if finding.count:
             name = "FOUND" if finding.serious else "few"

@@ -21,21 +21,21 @@ from seq2seq.utils.io import build_once
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded pairs; `target_in` begins with BEGIN, `target_out` is what the model must say at each place."""
+    """Padded pairs; `target_in` begins with BEGIN, `target_out` is the token to predict at each position."""
 
     source_BS: Tensor
     source_mask_BS: Tensor
     target_in_BT: Tensor
     target_out_BT: Tensor
-    index_B: Tensor  # the pairs' places in the corpus
-    source_place_M: Tensor  # of each real token among all places: counted here, where no GPU must be waited for
+    index_B: Tensor  # the pairs' indices in the corpus
+    source_place_M: Tensor  # flat index of each real token: computed before a GPU would have to synchronise
     target_place_M: Tensor
-    packed: bool = False  # whether the model is to skip the padding
+    packed: bool = False  # whether the model skips padding
 
     @classmethod
     def of(cls, source_BS: Tensor, target_BT: Tensor, index_B: Tensor) -> Batch:
-        """From ids with PAD behind them."""
-        # A sentence's END turns up in target_in where target_out holds only padding: nobody looks there.
+        """Build a batch from ids padded on the right."""
+        # END occurs in target_in only where target_out is padding, which the loss ignores.
         target_in_BT = F.pad(target_BT[:, :-1], (1, 0), value=BEGIN)
         source_mask_BS = source_BS != PAD
         source_M, target_M = (mask.flatten().nonzero().squeeze(1) for mask in (source_mask_BS, target_BT != PAD))
@@ -62,7 +62,7 @@ class EncodedCorpus:
 
     source: Ragged
     target: Ragged
-    rows: Integers  # each pair's place in the corpus
+    rows: Integers  # each pair's index in the corpus
     dropped: int = 0
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class EncodedCorpus:
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
-    """All pairs as ids, in memory: for validation."""
+    """Encode all pairs in memory: for validation."""
     source, target = tokenizer.encode_source(corpus.source[:]), tokenizer.encode_target(corpus.target[:])
     return EncodedCorpus(Ragged.of(source), Ragged.of(target), np.arange(len(source)))
 
@@ -86,7 +86,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> EncodedCorpus:
 def encode_training(
     corpus: Corpus, tokenizer: Tokenizer, max_length: int, cache: str, status: Status = lambda _: None
 ) -> tuple[EncodedCorpus, bool]:
-    """Training pairs as memory-mapped ids, made once for a corpus, tokenizer and limit; True: they were there."""
+    """Return memory-mapped ids, cached per corpus, tokenizer and limit, and whether the cache had them."""
     folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
     dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
 
@@ -110,15 +110,15 @@ def encode_training(
 
 
 def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
-    """Neither side is empty nor longer than the limit; both carry an END."""
+    """Whether both sides, with END, are non-empty and within the limit."""
     return all(1 < len(side) <= max_length + 1 for side in pair)
 
 
-Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, segmented anew
+Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, resegmented
 
 
 def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int) -> Resample:
-    """Segment the pairs of a pool anew, each once an epoch, the same in every process."""
+    """Return a function that resegments a pool's pairs, once per epoch and identically in every process."""
 
     def resample(rows: Integers, key: str) -> EncodedCorpus:
         places = encoded.rows[rows]
@@ -126,7 +126,7 @@ def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate
         source = tokenizer.encode_source([corpus.source[int(i)] for i in places], Sampling(rate, seed))
         target = tokenizer.encode_target([corpus.target[int(i)] for i in places], Sampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
-            if not fits(pair, max_length):  # the plain segmentation does
+            if not fits(pair, max_length):  # fall back on the plain segmentation, which does
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
         return EncodedCorpus(Ragged.of(source), Ragged.of(target), places)
 

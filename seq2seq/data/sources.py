@@ -1,4 +1,4 @@
-"""Parallel text wherever it lies: the toy grammar, the hub, folders, tables and plain files → streams of pairs."""
+"""Streams of sentence pairs from the toy grammar, the hub, folders, tables and plain files."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev
 
 
 class Source(NamedTuple):
-    """A stream of pairs, and what identifies its content: paths, sizes, times, columns."""
+    """A stream of pairs, and the identity of its content: paths, sizes, times, columns."""
 
     identity: tuple[object, ...]
     pairs: Callable[[], Iterator[Pair]]
 
 
 def find_source(config: DataConfig, where: str | list[str]) -> Source:
-    """What `data.train` and its siblings name: two files, one table, or a split of `data.path`."""
+    """Find the source that `data.train` or a sibling names: two files, one table, or a split of `data.path`."""
     if isinstance(where, list):
         source, target = (Path(file).expanduser() for file in where)
         if kind_of(source) or kind_of(target):
-            raise UserError("data.train: two files are two plain texts; a second table goes into data.more")
+            raise UserError("data.train: two files are two plain texts; a second table goes into data.extra")
         return Source(_identity([source, target]), lambda: from_text(source, target))
     if kind_of(Path(where)) or config.path is None:
         return from_tables([Path(where).expanduser()], config)
@@ -75,9 +75,9 @@ def from_grammar(split: str, config: DataConfig) -> Source:
 
 
 def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
-    """Data files sorted into splits by the words in their names below the folder.
+    """Sort data files into splits by the words in their paths below the folder.
 
-    The folder's own path does not count: below /home/me/test/ not every file is a test file.
+    The folder's own path is ignored: not every file below /home/me/test/ is a test file.
     """
     below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
     found: dict[str, list[Path]] = {}
@@ -87,7 +87,7 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
         found.setdefault(name, []).append(path)
     if not found:
         raise UserError(f"data.path: {below} holds no {', '.join(TABLES)} file; name plain files instead: data=files")
-    # `val`, `dev` and the like are names of the one validation split.
+    # `val`, `dev` and the like all name the validation split.
     split = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
     if split not in found:
         raise UserError(f"{below} has no split {split}; possible: {', '.join(found)}{nearest(split, found)}")
@@ -98,7 +98,7 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
 
 
 def from_hub(name: str, split: str, config: DataConfig) -> Source:
-    """A split of a corpus on the Hugging Face hub; no code of its repository is ever run."""
+    """A split of a corpus on the Hugging Face hub; dataset scripts are never executed."""
 
     def pairs() -> Iterator[Pair]:
         import datasets
@@ -123,7 +123,7 @@ def from_hub(name: str, split: str, config: DataConfig) -> Source:
 
 
 def from_tables(paths: list[Path], config: DataConfig) -> Source:
-    """Tables with a column for each language, one after the other."""
+    """Concatenated tables with a column for each language."""
     readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
     kinds = [kind_of(path) or "" for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
@@ -140,7 +140,7 @@ def from_tables(paths: list[Path], config: DataConfig) -> Source:
 
 
 def from_text(source: Path, target: Path) -> Iterator[Pair]:
-    """Two plain files, one sentence a line; different lengths are an error, never a silent shift."""
+    """Two plain files, one sentence per line; different lengths are an error, never a silent shift."""
     lengths = (array("i"), array("i"))
     for left, right in zip_longest(read_lines(source), read_lines(target)):
         for side, line in zip(lengths, (left, right), strict=True):
@@ -157,7 +157,7 @@ def from_text(source: Path, target: Path) -> Iterator[Pair]:
 
 
 def parting(left: Sequence[int], right: Sequence[int]) -> int:
-    """Where a line is missing on one side: the shift from there on makes the lengths of pairs fit best."""
+    """Return the line where one side seems to miss lines: a shift from there makes the lengths of pairs fit best."""
     shorter, longer = sorted((np.log1p(np.array(side)) for side in (left, right)), key=len)
     if not len(shorter):
         return 1
@@ -172,7 +172,7 @@ def parting(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def kind_of(path: Path) -> str | None:
-    """The table format that a file's name ends in, before any archive's suffix."""
+    """Return the table format that a file's suffix names, ignoring archive suffixes."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in ARCHIVES:
         suffixes.pop()
@@ -180,7 +180,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """A file, unpacked on the way if its name says so."""
+    """Open a file, decompressed if its suffix names an archive format."""
     try:
         if path.suffix.lower() == ".zst":
             return io.BufferedReader(Zstandard(path), 2**17)
@@ -190,7 +190,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class Zstandard(io.RawIOBase):
-    """A .zst file, unpacked; unlike the library's own reader it notices when the file is cut off."""
+    """A decompressed .zst file; unlike the library's own reader it detects a truncated file."""
 
     def __init__(self, path: Path) -> None:
         import zstandard
@@ -227,7 +227,7 @@ class Zstandard(io.RawIOBase):
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes; only a line feed ends a line, so that both sides stay parallel."""
+    """Yield the lines of a file as bytes; only a line feed ends a line, so that both sides stay parallel."""
     number = 0
     try:
         with open_bytes(path) as file:
@@ -245,7 +245,7 @@ def _unreadable(path: Path, number: int, error: Exception) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file."""
+    """Yield the lines of a UTF-8 file."""
     for number, line in enumerate(raw_lines(path), 1):
         try:
             if number == 1:
@@ -276,7 +276,7 @@ def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
 
 def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
     csv.field_size_limit(2**30)
-    # A quoted field may hold a line's end, so the reader wants to see it; strict: a quote that never ends is an error.
+    # The reader needs line ends, which a quoted field may contain; strict: an unclosed quote is an error.
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     begins = 1
     try:
@@ -311,7 +311,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
 
     try:
         with open_bytes(path) as file:
-            # Its index stands at the end, where an archive cannot jump to.
+            # Its index is at the end, to which an archive cannot seek.
             seekable = io.BytesIO(file.read()) if path.suffix.lower() in ARCHIVES else file
             for batch in parquet.ParquetFile(pyarrow.PythonFile(seekable, "r")).iter_batches(BLOCK):
                 for row in batch.to_pylist():
@@ -325,7 +325,7 @@ def _pair(row: dict[str, Any], place: str, config: DataConfig) -> Pair:
 
 
 def _cell(row: dict[str, Any], column: str, place: str) -> str:
-    """A language, whether it is a column of its own or an entry of a `translation` column."""
+    """Return one language's text, from its own column or from a `translation` column."""
     nested = row.get("translation")
     cells = nested if column not in row and isinstance(nested, dict) else row
     if column not in cells:
@@ -345,7 +345,7 @@ def _columns(block: dict[str, list[Any]], place: str, config: DataConfig) -> lis
 
 
 def _identity(paths: list[Path]) -> tuple[object, ...]:
-    """Path, size and time of files, read without opening them."""
+    """Return path, size and times of files, without opening them."""
     try:
         stats = [path.stat() for path in paths]
     except OSError as error:

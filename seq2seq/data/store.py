@@ -1,4 +1,4 @@
-"""Lists of any number of texts or ids in flat files, memory-mapped: a corpus larger than memory is no different."""
+"""Lists of texts or ids in flat memory-mapped files, so that a corpus may exceed memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Integers = NDArray[np.int64]
-FORMAT = 1  # of everything that is stored; another number makes it anew
-BLOCK = 2**16  # rows handled together where a loop over all of them would be slow, and all at once too large
+FORMAT = 1  # version of all stored files; a new number rebuilds them
+BLOCK = 2**16  # rows processed together: one by one would be slow, all together too large
 
 
 class Ragged:
-    """Many lists of numbers in one flat array; `ends` says where each list stops."""
+    """Many lists of numbers in one flat array; `ends` marks the end of each list."""
 
     def __init__(self, flat: NDArray[Any], ends: NDArray[Any]) -> None:
         self.flat, self.ends = flat, ends
@@ -39,7 +39,7 @@ class Ragged:
         return self.flat[self.ends[row - 1] if row else 0 : self.ends[row]]
 
     def lengths(self, rows: Integers | None = None) -> NDArray[np.int32]:
-        """Of all rows, or of the named ones."""
+        """Return the lengths of all rows, or of the given ones."""
         if rows is None:
             return np.diff(self.ends, prepend=0).astype(np.int32)
         return (self.ends[rows] - self.starts(rows)).astype(np.int32)
@@ -48,7 +48,7 @@ class Ragged:
         return np.where(rows > 0, self.ends[rows - 1], 0)
 
     def padded(self, rows: Integers, filler: int) -> Integers:
-        """The named rows as one matrix, filled up on the right."""
+        """Return the given rows as one matrix, padded on the right."""
         starts, lengths = self.starts(rows), self.lengths(rows)
         column = np.arange(lengths.max())
         inside = column < lengths[:, None]
@@ -58,7 +58,7 @@ class Ragged:
 
 
 class Writer:
-    """Rows appended to the files of a Ragged."""
+    """Writer that appends rows to the files of a Ragged."""
 
     def __init__(self, folder: Path, name: str, dtype: DTypeLike) -> None:
         self.dtype, self.total = np.dtype(dtype), 0
@@ -66,7 +66,7 @@ class Writer:
         self._ends: IO[bytes] = open(folder / f"{name}.ends.int64", "wb")  # noqa: SIM115
 
     def extend(self, rows: Sequence[Any]) -> None:
-        """Lists of numbers, or bytes."""
+        """Append lists of numbers, or bytes."""
         ends = np.cumsum(np.fromiter((len(row) for row in rows), np.int64, len(rows))) + self.total
         self._ends.write(ends.tobytes())
         if self.dtype == np.uint8:
@@ -81,7 +81,7 @@ class Writer:
 
 
 class Texts(Sequence[str]):
-    """Sentences of a Ragged of UTF-8 bytes, or the chosen rows of them, decoded when they are asked for."""
+    """Sentences of a Ragged of UTF-8 bytes, or chosen rows of it, decoded on access."""
 
     def __init__(self, stored: Ragged, rows: Integers | None = None) -> None:
         self.stored, self.rows = stored, rows
@@ -105,13 +105,13 @@ class Texts(Sequence[str]):
 
 
 def open_array(path: Path) -> NDArray[Any]:
-    """A flat file whose suffix names its type."""
+    """Open a flat file whose suffix names its dtype."""
     dtype = np.dtype(path.suffix[1:])
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def key_of(*parts: object) -> str:
-    """A short name that changes with any of its parts."""
+    """Return a short name that changes with any of its parts."""
     digest = hashlib.blake2b(digest_size=10)
     for part in (FORMAT, *parts):
         digest.update(part if isinstance(part, bytes) else repr(part).encode())
@@ -120,7 +120,7 @@ def key_of(*parts: object) -> str:
 
 
 def blocks(rows: Iterable[Any], size: int = BLOCK) -> Iterator[list[Any]]:
-    """Lists of at most `size` rows."""
+    """Yield lists of at most `size` rows."""
     block: list[Any] = []
     for row in rows:
         block.append(row)

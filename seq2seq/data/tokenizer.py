@@ -24,7 +24,7 @@ FILES = {"source": "tokenizer.source.model", "target": "tokenizer.target.model"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model must know of its tokenizer."""
+    """Vocabulary sizes of both sides, and whether they share one vocabulary."""
 
     source: int
     target: int
@@ -32,14 +32,14 @@ class Vocabulary:
 
 
 class Sampling(NamedTuple):
-    """Another segmentation of the same text: unigram sampling or BPE dropout (Kudo 2018; Provilkov et al. 2020)."""
+    """Random segmentation: unigram sampling or BPE dropout (Kudo 2018; Provilkov et al. 2020)."""
 
     rate: float
     seed: int
 
 
 class Tokenizer:
-    """A sentencepiece model for each side; one and the same when they are joint."""
+    """A sentencepiece model for each side; the same model if joint."""
 
     def __init__(self, models: dict[str, bytes]) -> None:
         self.models = models
@@ -53,14 +53,14 @@ class Tokenizer:
         return _encode(self.target, sentences, sampling)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Target ids as text; special ids say nothing."""
+        """Decode target ids, skipping special ids."""
         return str(self.target.decode([i for i in ids if i > END]))
 
     def decode_source(self, ids: Iterable[int]) -> str:
         return str(self.source.decode([i for i in ids if i > END]))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Target ids one by one, as they stand in the vocabulary."""
+        """Return the vocabulary entry of each target id."""
         return [str(self.target.id_to_piece(i)) for i in ids]
 
     def source_pieces(self, ids: Iterable[int]) -> list[str]:
@@ -68,7 +68,7 @@ class Tokenizer:
 
     @property
     def target_pieces(self) -> list[str]:
-        """The whole target vocabulary, by id."""
+        """The entire target vocabulary, by id."""
         return self.pieces(range(self.vocabulary.target))
 
     def save(self, folder: Path) -> None:
@@ -84,11 +84,11 @@ class Tokenizer:
 
 
 def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer a config asks for, from its files or trained once for all runs, and what there is to say."""
+    """Return the config's tokenizer, from its files or trained once for all runs, and notes on it."""
     if config.model:
         paths = config.model if isinstance(config.model, list) else [config.model] * 2
         return Tokenizer({side: _read_model(path) for side, path in zip(FILES, paths, strict=True)}), []
-    # The rate of sampling is no part of the model.
+    # The sampling rate is not part of the model.
     settings = dataclasses.replace(config, sampling=0.0)
     folder = Path(cache) / f"tokenizer-{key_of(corpus.content, settings, sentencepiece.__version__)}"
 
@@ -102,8 +102,8 @@ def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple
 
 
 def train_tokenizer(corpus: Corpus, config: TokenizerConfig) -> tuple[Tokenizer, list[str]]:
-    """A tokenizer for these pairs, and what there is to say about it."""
-    step = -(-2 * len(corpus) // config.sentences)
+    """Return a tokenizer trained on these pairs, and notes on it."""
+    step = -(-2 * len(corpus) // config.max_sentences)
     source, target = (range(0, len(corpus), step), corpus.source), (range(0, len(corpus), step), corpus.target)
     if config.joint:
         model, notes = _train([source, target], config, "both languages")
@@ -113,7 +113,7 @@ def train_tokenizer(corpus: Corpus, config: TokenizerConfig) -> tuple[Tokenizer,
     return Tokenizer({"source": source_model, "target": target_model}), source_notes + target_notes
 
 
-Chosen = tuple[range, Sequence[str]]  # which sentences of a side a model is trained on
+Chosen = tuple[range, Sequence[str]]  # the sentences of a side that train a model
 
 
 def _train(sides: list[Chosen], config: TokenizerConfig, what: str) -> tuple[bytes, list[str]]:
@@ -142,19 +142,19 @@ def _train_exactly(sides: list[Chosen], config: TokenizerConfig, size: int) -> b
         model_writer=model,
         model_type=config.type,
         vocab_size=size,
-        # Words and characters are as many as there are; a corpus with fewer is no error.
+        # A corpus may have fewer words or characters than vocab_size; that is no error.
         use_all_vocab=False,
-        character_coverage=config.coverage,
+        character_coverage=config.character_coverage,
         byte_fallback=config.byte_fallback,
         normalization_rule_name=config.normalization,
-        user_defined_symbols=config.symbols,
+        user_defined_symbols=config.user_symbols,
         pad_id=PAD,
         unk_id=UNKNOWN,
         bos_id=BEGIN,
         eos_id=END,
         unk_surface="",
         max_sentence_length=16384,
-        # A fixed number of threads: sums of floats, and so the model, depend on it.
+        # Fixed, because sums of floats, and so the model, depend on the number of threads.
         num_threads=4,
         minloglevel=2,
     )
@@ -182,7 +182,7 @@ def _load(model: bytes) -> Any:
 def _encode(processor: Any, sentences: Sequence[str], sampling: Sampling | None) -> list[list[int]]:
     if sampling is None:
         return [[*ids, END] for ids in processor.encode(list(sentences))]
-    # One thread, seeded anew: the same segmentations in every process.
+    # One thread and a fresh seed: the same segmentations in every process.
     sentencepiece.set_random_generator_seed(sampling.seed)
     sampled = processor.encode(list(sentences), enable_sampling=True, alpha=sampling.rate, nbest_size=-1, num_threads=1)
     return [[*ids, END] for ids in sampled]

@@ -1,8 +1,8 @@
-"""A small English-German grammar that speaks a parallel corpus out of dice.
+"""A small English-German grammar that generates a random parallel corpus.
 
-Every sentence is built in both languages at once from tokens that carry link keys; an English and a
-German token that share a key translate each other, so the word alignment falls out of construction.
-Each English sentence has exactly one translation, and every ambiguity is decided inside the sentence.
+Every sentence is built in both languages simultaneously from tokens that carry link keys; an English and a
+German token that share a key translate each other, so the construction yields the word alignment.
+Each English sentence has exactly one translation, and every ambiguity is resolved inside the sentence.
 """
 
 import functools
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Pair(NamedTuple):
-    """A sentence, its translation, and which words of the two belong together."""
+    """A sentence, its translation, and the word alignment."""
 
     source: str
     target: str
@@ -49,7 +49,7 @@ def tokens(text: str, *keys: int) -> Tokens:
 
 
 def joined(pieces: Iterable[Sides]) -> Sides:
-    """Pieces that follow one another in both languages."""
+    """Concatenate pieces in both languages."""
     english: Tokens = ()
     german: Tokens = ()
     for left, right in pieces:
@@ -73,11 +73,11 @@ class Dice:
         self.random = random.Random(seed).random
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+        """Return True with the given probability."""
         return self.random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of the options, all equally likely."""
+        """Return one of the options, all equally likely."""
         return options[int(self.random() * len(options))]
 
 
@@ -392,7 +392,7 @@ POSSESSIVE_TABLE = "my|mein; your|dein; his|sein; her|ihr; our|unser; their|ihr"
 CONTRACTION_TABLE = """in dem|im; in das|ins; an dem|am; an das|ans; zu dem|zum; zu der|zur; bei dem|beim;
 von dem|vom"""
 
-# How often which determiner comes up; "+" asks for a plural, "0" for no determiner.
+# Determiners, repeated by frequency; "+" asks for a plural, "0" for no determiner.
 SUBJECT = "the the the the the the the the the the+ the+ the+ a a a a this these+ every my my my+ some+ many+ number+"
 OBJECT = SUBJECT + " 0+ 0+ number+ a a"
 NOT_OBJECT = "the the the the the+ this my no no no+"  # "no" is the German half of an English "not a"
@@ -616,7 +616,7 @@ def attribute(adjective: Adjective) -> Sides:
 
 @functools.cache
 def determiners(noun: Noun, options: str) -> list[str]:
-    """Those of the options that suit a noun, as often as they come up."""
+    """The options that suit a noun, repeated by frequency."""
     if noun.kind in ("food", "drink", "language"):
         options = NOT_MASS if options == NOT_OBJECT else "the my" if options == NO_BARE else MASS
     elif noun.plural == "-" and noun.kind != "kin":
@@ -644,7 +644,7 @@ def noun_phrase(dice: Dice, noun: Noun, options: str, describe: float = 0.3, not
 
 
 def owned(dice: Dice, noun: Noun, plural: bool, adjectives: Sequence[Sides]) -> Phrase:
-    """Somebody's thing: a name stands in front in both languages, a noun follows as a German genitive."""
+    """Somebody's thing: a name precedes it in both languages, a noun follows it as a German genitive."""
     named = dice.chance(0.4)
     thing = build(noun, "0" if named else "the", plural, adjectives)
     owner = name(dice) if named else noun_phrase(dice, dice.pick(members("people")), "the")
@@ -675,7 +675,7 @@ def pronoun(row: Sequence[str]) -> Phrase:
 
 
 def argument(dice: Dice, classes: str, options: str, subject: Phrase | None = None, describe: float = 0.3) -> Phrase:
-    """A phrase for a place in a verb's frame; no object repeats a subject in the first or second person."""
+    """A phrase for a slot in a verb's frame; no object repeats a subject in the first or second person."""
     if "person" in classes.split() and dice.chance(0.35):
         if dice.chance(0.35):
             return name(dice)
@@ -742,7 +742,7 @@ def moment(dice: Dice, code: str) -> Sides:
 
 
 def adverbial(dice: Dice, code: str, spots: str) -> Adverb | None:
-    """An adverbial for a tense, if the one that comes up may stand in a free spot."""
+    """A random adverbial for a tense, if it fits a free spot."""
     if code in tuple("spfm") and dice.chance(0.42):
         dated = dice.chance(0.6)
         sides, spot = moment(dice, code) if dated else occasion(dice), dice.pick("ef" if dated else "ec")
@@ -757,7 +757,7 @@ def adverbial(dice: Dice, code: str, spots: str) -> Adverb | None:
 
 
 class Body(NamedTuple):
-    """What depends on the verb: in English in one row, in German by slots of the middle field."""
+    """The dependents of the verb: in English in sequence, in German by slots of the middle field."""
 
     english: Tokens = ()
     light: Tokens = ()  # pronouns
@@ -840,7 +840,7 @@ def adjunct(dice: Dice, verb: Verb, body: Body, subject: Phrase) -> Body:
 
 
 def fits(verb: Verb, subject: Phrase, tense: str) -> bool:
-    """Whether a clause in this tense is idiomatic, and its English tells the tense."""
+    """Whether a clause in this tense is idiomatic, and its English shows the tense."""
     if tense in ("simple", "past") and verb.past == verb.base and subject.agreement != 2:
         return False  # "they read" could be present or past
     if tense == "past":
@@ -873,7 +873,7 @@ def clause(
     time: float = 0.6,
     spots: str = "fcme",
 ) -> Clause:
-    """A random clause with the given parts and liberties."""
+    """A random clause with the given parts and options."""
     verb, tense = dice.pick(verbs), dice.pick(tenses)
     tense = dice.pick(list(GERMAN_MODALS)) if tense == "modal" else tense
     who = subject or argument(dice, verb.subjects, SUBJECT)
@@ -966,14 +966,14 @@ def german_verb(c: Clause) -> tuple[Token, Tokens]:
 
 
 def middle_field(c: Clause, adverb: Tokens) -> Tokens:
-    """What stands between the finite verb and the right bracket, without the subject."""
+    """The words between the finite verb and the right bracket, without the subject."""
     negator = tokens({"not": "nicht", "never": "nie"}.get(c.negation, ""), c.not_key)
     before, after = (negator, ()) if c.body.loose else ((), negator)
     return c.body.light + c.body.dative + adverb + before + c.body.manner + c.body.object + after + c.body.tail
 
 
 def german(c: Clause, lead: Tokens | None = None) -> Tokens:
-    """Order a German main clause with the verb in second place after the lead, the adverb or the subject."""
+    """Order a German main clause with the verb second, after the lead, the adverb or the subject."""
     finite, bracket = german_verb(c)
     adverb, subject = c.adverb.german if c.adverb else (), c.subject.german("N")
     if lead is None and c.adverb and c.adverb.spot in "fc":
@@ -1000,7 +1000,7 @@ GERMAN_COMMA: Sides = ((), (Token(","),))
 
 
 def sentence(weight: int, mark: str = ".") -> Callable[[Maker], Maker]:
-    """Register a maker of sentences that end in a mark; heavier ones come up more often."""
+    """Register a maker of sentences that end in a mark; a greater weight makes it more frequent."""
 
     def register(maker: Maker) -> Maker:
         MAKERS.extend([(maker, mark)] * weight)
@@ -1085,7 +1085,7 @@ def reason_question(dice: Dice) -> Sides:
 def being(
     dice: Dice, subject: Phrase, sides: Sides, tense: str = "simple", code: str = "", negate: float = 0
 ) -> Clause:
-    """A clause that says what the subject is."""
+    """A clause with a form of "be" and a predicative."""
     adverb = adverbial(dice, code, "fcme") if code else None
     free = subject.indefinite or (adverb and adverb.spot in "me")
     negation = "not" if not free and dice.chance(negate) else ""
@@ -1098,7 +1098,7 @@ def predicative(adjective: Adjective, degree: int = 0) -> Sides:
 
 
 def trait_clause(dice: Dice, codes: str) -> Clause:
-    """What somebody or something is like; only passing states take adverbials of time."""
+    """A description of somebody or something; only passing states take adverbials of time."""
     noun = dice.pick([n for n in NOUNS if adjectives_for(n) and n.kind != "event"])
     subject = argument(dice, "person" if noun in members("people") else noun.english, DEFINITE, describe=0)
     adjective = dice.pick(adjectives_for(subject.noun or members("man")[0]))
@@ -1116,7 +1116,7 @@ def trait(dice: Dice) -> Sides:
 
 @sentence(3)
 def profession(dice: Dice) -> Sides:
-    """What somebody is by profession; German has no article there unless an adjective describes the noun."""
+    """A statement of a profession; German has no article there unless an adjective describes the noun."""
     subject = human(dice, "kin person")
     if subject.agreement != 2 or (subject.noun and subject.noun.kind == "job"):
         return profession(dice)
@@ -1129,7 +1129,7 @@ def profession(dice: Dice) -> Sides:
 
 @sentence(4)
 def comparison(dice: Dice) -> Sides:
-    """Something is more so than something else, or as much so."""
+    """A comparison of two things by a comparative or as equals."""
     noun = dice.pick(members("people animal things vehicle furniture place"))
     rival = dice.pick(members(noun.kind))
     shared = [a for a in adjectives_for(noun) if " " in a.english and a in adjectives_for(rival)]
@@ -1144,7 +1144,7 @@ def comparison(dice: Dice) -> Sides:
 
 @sentence(3)
 def existence(dice: Dice) -> Sides:
-    """What there is in a place."""
+    """A statement that something exists at a location."""
     kind, spot = dice.pick(rows(INHABITANTS))
     thing, where = noun_phrase(dice, dice.pick(members(kind)), "a a a number+ many+ some+"), place(dice, spot, "at")
     plural, past, there = thing.agreement == 3, dice.chance(0.4), align("there", "es")
@@ -1157,7 +1157,7 @@ def existence(dice: Dice) -> Sides:
 
 @sentence(3)
 def price(dice: Dice) -> Sides:
-    """What something costs."""
+    """A statement of a price."""
     subject = noun_phrase(dice, dice.pick(members("things wheels music")), "the the this")
     left, right = joined([count(dice, 1), align("euros", "Euro")])
     return main(Clause(subject, COST, dice.pick(("simple", "past")), Body(left, tail=right), new_key()))
@@ -1165,7 +1165,7 @@ def price(dice: Dice) -> Sides:
 
 @sentence(3)
 def age(dice: Dice) -> Sides:
-    """How old somebody is."""
+    """A statement of somebody's age."""
     young = dice.chance(0.2)
     subject = noun_phrase(dice, dice.pick(members("boy girl child" if young else "folk job")), "the the this")
     if not young and (dice.chance(0.5) or subject.noun in members("boy girl child")):
@@ -1175,7 +1175,7 @@ def age(dice: Dice) -> Sides:
 
 
 def with_clause(first: Clause, link: Sides, second: Clause) -> Sides:
-    """A main clause and a subordinate clause behind it."""
+    """A main clause followed by a subordinate clause."""
     return joined([main(first), GERMAN_COMMA, link, depending(second)])
 
 
@@ -1193,12 +1193,12 @@ def subordinate(dice: Dice) -> Sides:
 
 
 def inverted(c: Clause) -> Sides:
-    """A main clause behind its own adverbial clause."""
+    """A main clause after its adverbial clause."""
     return english(c), german(c, ())
 
 
 def human(dice: Dice, classes: str = "people person") -> Phrase:
-    """A person or persons whom he, she or they can take up."""
+    """A person or persons to whom "he", "she" or "they" can refer."""
     while True:
         subject = argument(dice, classes, DEFINITE, describe=0.1)
         if subject.gender != "n" and not subject.objective:
@@ -1207,7 +1207,7 @@ def human(dice: Dice, classes: str = "people person") -> Phrase:
 
 @sentence(5)
 def reason(dice: Dice) -> Sides:
-    """What somebody does, and how the same person feels."""
+    """A deed, and the feelings of the same person."""
     subject, tenses = human(dice), dice.pick((NOW, THEN))
     first = clause(dice, subject, tenses, DEEDS, time=0.2, spots="fcm")
     word = "they" if subject.agreement == 3 else "she" if subject.gender == "f" else "he"
@@ -1253,7 +1253,7 @@ def pair_of_people(dice: Dice) -> Sides:
 
 @sentence(6)
 def report(dice: Dice) -> Sides:
-    """What somebody says, thinks, knows or asks."""
+    """A report of somebody's words, thoughts, knowledge or questions."""
     tenses = dice.pick((NOW[:1], THEN))
     reports = [v for v in VERBS if v.frame in ("that", "whether")]
     first = clause(dice, None, tenses, reports, time=0.2, negate=0.2, spots="fc")
@@ -1264,7 +1264,7 @@ def report(dice: Dice) -> Sides:
 
 @sentence(5)
 def attempt(dice: Dice) -> Sides:
-    """What somebody tries, hopes or forgets to do."""
+    """Something that somebody tries, hopes or forgets to do."""
     attempts, tenses = [v for v in VERBS if v.frame == "inf"], ("simple", "progressive", "past", "past", "perfect")
     first = clause(dice, None, tenses, attempts, time=0.3, negate=0, spots="fcm")
     deeds = [v for v in DEEDS if v.frame not in ("-", "music") and "plain" not in v.flags]
@@ -1336,13 +1336,13 @@ def spell_german(sentence: Tokens) -> Tokens:
 
 
 def write(sentence: Tokens) -> str:
-    """The text of a sentence, with a capital in front and no space before a mark."""
+    """Return the text of a sentence, with an initial capital and no space before a mark."""
     text = re.sub(r" ([.,?])", r"\1", " ".join(token.text for token in sentence))
     return text[0].upper() + text[1:]
 
 
 def speak(dice: Dice, makers: Sequence[tuple[Maker, str]] = MAKERS) -> Pair:
-    """One sentence with its translation."""
+    """Generate one sentence with its translation."""
     maker, mark = dice.pick(makers)
     left, right = maker(dice)
     final = align(mark, mark)
@@ -1354,7 +1354,7 @@ def speak(dice: Dice, makers: Sequence[tuple[Maker, str]] = MAKERS) -> Pair:
 
 @functools.cache
 def splits(seed: int = 1) -> dict[str, list[Pair]]:
-    """The corpus in three parts that share no English sentence."""
+    """Return the corpus in three parts that share no English sentence."""
     dice = Dice(seed)
     pairs: dict[str, Pair] = {}
     while len(pairs) < sum(SIZES.values()):

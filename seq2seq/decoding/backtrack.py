@@ -1,4 +1,4 @@
-"""Steps of a beam search, read backwards from the end of each hypothesis."""
+"""Backtracking: recover the hypotheses of a beam search from its steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from seq2seq.decoding.scoring import (
 
 
 class Trellis:
-    """Every step of a search, so that a hypothesis can be read backwards from its end."""
+    """All steps of a search; each hypothesis is traced back from its end."""
 
     def __init__(self, K: int) -> None:
         self.K, self.sentences = K, 0
-        self.steps: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = []  # by length, of each batch
+        self.steps: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = []  # by length, then by batch
         self.left: list[Beams] = []
 
     def add(self, length: int, beams: Beams, origin_BK: Tensor) -> None:
@@ -30,7 +30,7 @@ class Trellis:
         self.left.append(beams)
 
     def hypotheses(self, groups: int, count: int) -> list[list[Hypothesis]]:
-        """The `count` best of each sentence, from all its groups, no two the same."""
+        """Return the `count` best distinct hypotheses of each sentence, over all its groups."""
         if not self.left:
             return []
         place_F, score_F, node_F, ids_FT, log_FT = self._finished()
@@ -46,7 +46,7 @@ class Trellis:
         return [list(different.values()) for different in ranked]
 
     def _finished(self) -> tuple[np.ndarray, ...]:
-        """Of all F that ended: place, score, node, and by step what they said and its log probability so far."""
+        """Return index, score, node, ids and cumulative log probabilities by step of all F finished hypotheses."""
         together = [
             torch.cat([getattr(beams, name) for beams in self.left]).cpu().numpy()
             for name in ("done_score_BK", "done_log_probability_BK", "done_node_BK")

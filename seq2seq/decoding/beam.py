@@ -1,7 +1,7 @@
-"""Step function → hypotheses. Greedy search is a beam of one. Nothing here knows a model.
+"""Beam search over a step function, independent of the model; greedy search is a beam of one.
 
-Shapes: B sentences still open, K hypotheses of each, R = B × K rows, S source and T target positions, V vocabulary,
-C candidates, G groups. With G > 1 a sentence stands in G places of B, one for each group, with K hypotheses in each.
+Shapes: B unfinished sentences, K hypotheses of each, R = B × K rows, S source and T target positions, V vocabulary,
+C candidates, G groups. With G > 1 a sentence occupies G entries of B, one per group, with K hypotheses each.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from seq2seq.decoding.scoring import (
 )
 from seq2seq.model.decoder_state import State
 
-WAIT = 0.25  # share of a batch that waits for the next one
-SIZES = 4  # of batches between a number of sentences and its double
+WAIT = 0.25  # fraction of a batch that waits for the next one
+SIZES = 4  # allowed batch sizes between a number of sentences and its double
 
-# tokens_R1, state → logits_R1V, state; and with a coverage penalty, attention to the source_RS.
+# tokens_R1, state → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
 Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
 class Open:
-    """Sentences that are not decided yet, all after as many steps, and some in between that are."""
+    """Undecided sentences, all after the same number of steps, and decided ones that fill the batch."""
 
     state: State
     beams: Beams
     task: Task
-    left_B: Tensor  # is decided, and only fills the batch
+    left_B: Tensor  # decided, and only fills the batch
     length: int
 
     def __len__(self) -> int:
         return self.count
 
     @cached_property
-    def count(self) -> int:  # asked several times a step, and each time a GPU would be waited for
+    def count(self) -> int:  # cached: used several times a step, and each count waits for the GPU
         return int((~self.left_B).sum())
 
     def join(self, other: Open) -> Open:
-        """The sentences of both, which have come equally far."""
+        """Concatenate two batches of the same length."""
         state, task = self.state.join(other.state), self.task.join(other.task)
         left_B = torch.cat((self.left_B, other.left_B))
         return Open(state, self.beams.join(other.beams), task, left_B, self.length)
 
     def shrink(self, groups: int) -> Open:
-        """Without sentences that left, down to one of few sizes: to a new shape a CPU's kernels must first be made."""
+        """Drop decided sentences, down to one of a few sizes: a CPU builds new kernels for each new shape."""
         left_S, count = self.left_B[::groups], len(self) // groups
         step = 1 << max(0, (count // SIZES).bit_length() - 1)
         size = -(-count // step) * step
@@ -71,7 +71,7 @@ class Open:
         kept_S = left_S.int().argsort(stable=True)[:size]
 
         def all_of(each: int) -> Tensor:
-            """The places of what is kept, where a sentence has so many."""
+            """Return the indices of kept entries if a sentence has `each` of them."""
             return (kept_S[:, None] * each + torch.arange(each, device=kept_S.device)).flatten()
 
         kept_B, beam = all_of(groups), self.state.beam
@@ -83,10 +83,10 @@ class Open:
 def beam_search(
     step: Step, batches: Iterable[tuple[State, Task]], config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
-    """The best finished hypotheses of every sentence, best first; what it finds after it is decided is not looked at.
+    """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
-    Steps with few sentences cost nearly as much as steps with many. So the last ones of a batch wait until the next
-    batch has come as far, and go on with it. Nothing of a sentence depends on its neighbours.
+    Steps with few sentences cost nearly as much as steps with many, so the last sentences of a batch wait until the
+    next batch reaches their length, and join it. No result depends on neighbouring sentences.
     """
     trellis = Trellis(config.beam // config.groups)
     waiting: Open | None = None
@@ -101,11 +101,11 @@ def beam_search(
         waiting = waiting or now
     while waiting:
         waiting = advance(step, waiting, config, specials, trellis)
-    return trellis.hypotheses(config.groups, config.n_best if config.choose == "score" else config.beam)
+    return trellis.hypotheses(config.groups, config.n_best if config.select_by == "score" else config.beam)
 
 
 def advance(step: Step, now: Open, config: SearchConfig, specials: Specials, trellis: Trellis) -> Open:
-    """One more token of every hypothesis; without the sentences that this decides."""
+    """Extend every hypothesis by one token, and drop the sentences that this decides."""
     state, beams, task, length = now.state, now.beams, now.task, now.length + 1
     K = beams.last_BK.shape[1]
     logits_R1V, state, *looked = step(beams.last_BK.view(-1, 1), state)
@@ -127,9 +127,9 @@ def advance(step: Step, now: Open, config: SearchConfig, specials: Specials, tre
 
 
 def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> Open:
-    """One hypothesis that says nothing yet; the K − 1 others beside it are impossible.
+    """Return one empty hypothesis per sentence; its K − 1 others are impossible.
 
-    `first` is the number of the first sentence among those of all batches.
+    `first` is the index of the first sentence over all batches.
     """
     G, device = config.groups, task.longest_B.device
     B, K = len(task.longest_B) * G, config.beam // G
@@ -154,7 +154,7 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
 
 
 def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
-    """This step's attention added up; padding counts as covered."""
+    """Accumulate this step's attention; padding counts as covered."""
     attention_BKS = attention_RS.unflatten(0, beams.last_BK.shape)
     if beams.coverage_BKS is None:
         padding_BS = torch.arange(attention_RS.shape[1], device=attention_RS.device) >= task.source_B[:, None]
@@ -165,9 +165,9 @@ def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
 def expand(
     logits_RV: Tensor, beams: Beams, config: SearchConfig, specials: Specials, task: Task, length: int
 ) -> Candidates:
-    """The best continuations of each sentence, best first."""
+    """Return the best continuations of each sentence, best first."""
     K = beams.last_BK.shape[1]
-    # K of them may end, and K must go on; a greedy hypothesis that ends is all there is to find.
+    # K of them may end, and K must go on; in greedy search the first hypothesis to end is the result.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
     if task.rules is None and config.groups == 1:
         return leaders(logits_RV, beams.log_probability_BK, count, length, task, specials)
@@ -182,7 +182,7 @@ def expand(
 
 
 def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end: int, count: int) -> Candidates:
-    """Each group in its turn: what earlier groups said in this step has become less attractive."""
+    """Expand group by group, penalising tokens that earlier groups chose in this step."""
     G, K = config.groups, beams.last_BK.shape[1]
     next_BGKV = log_probability_RV.view(-1, G, K, log_probability_RV.shape[-1])
     taken_BV = torch.zeros_like(next_BGKV[:, 0, 0])
@@ -198,9 +198,9 @@ def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end:
 
 
 def with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor) -> Candidates:
-    """The best and those that say what the rules want; first all whose hypothesis lacks nothing, and may end."""
+    """Return the best and the required continuations; those of complete hypotheses, which may end, come first."""
     (B, K), device = beams.last_BK.shape, said_RT.device
-    # Of every hypothesis, not of a sentence: those that have said more of what is required are less likely.
+    # Per hypothesis, not per sentence: hypotheses with more of the required words are less likely.
     likely = best(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
     rows_BX = torch.arange(K, device=device).repeat_interleave(likely.ids_BC.shape[1]).expand(B, -1)
     wanted_R = rules.wanted(said_RT)
@@ -221,7 +221,7 @@ def with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, said_R
 
 
 def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int, length: int) -> Beams:
-    """The candidates among the K best that end, merged into the K best finished hypotheses."""
+    """Merge the ending candidates among the K best into the K best finished hypotheses."""
     K = beams.last_BK.shape[1]
     ends_BC = candidates.ids_BC[:, :K] == end
     if not ends_BC.any():
@@ -244,7 +244,7 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
 
 
 def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
-    """The K best candidates that go on → the new open hypotheses, and the old ones they come from."""
+    """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
     rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEVER)
     if task.rules and task.rules.required and beams.said_BKT is not None:
@@ -260,7 +260,7 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
         said_BKT = torch.cat((said_BKT.take_along_dim(origin_BK[:, :, None], 1), last_BK[:, :, None]), 2)
     if coverage_BKS is not None:
         coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
-    # What ended does not go on, even where nothing else is left.
+    # An ended hypothesis never continues, even if nothing else is left.
     void_BK = last_BK == end if void_BK is None else void_BK
     log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(void_BK, NEVER)
     beams = replace(
@@ -270,15 +270,15 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
 
 
 def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tensor:
-    """Which sentences need no further step, by the rule `stop`; the groups of a sentence leave together."""
+    """Return which sentences need no further step under `stop`; the groups of a sentence stop together."""
     decided_B = task.longest_B <= length
     if config.stop == "filled":
         decided_B = decided_B | (beams.done_score_BK[:, -1] > NEVER)
     elif config.stop != "longest":
-        # A log probability only falls, and the longest length has the kindest penalty.
+        # Log probabilities only fall, and the longest length has the mildest penalty.
         after = task.longest_B if config.stop == "certain" else torch.full_like(task.longest_B, length + 1)
         hope_B = beams.log_probability_BK.amax(1) / length_penalty(after, config)
-        kept = beams.last_BK.shape[1] if config.choose != "score" else min(config.n_best, beams.last_BK.shape[1])
+        kept = beams.last_BK.shape[1] if config.select_by != "score" else min(config.n_best, beams.last_BK.shape[1])
         decided_B = decided_B | (beams.done_score_BK[:, kept - 1] >= hope_B)
     if config.groups > 1:
         decided_B = decided_B.view(-1, config.groups).all(1).repeat_interleave(config.groups)

@@ -1,4 +1,4 @@
-"""Words that must and must not be said, and beginnings that are given.
+"""Lexical constraints: required words, forbidden words and given prefixes.
 
 Shapes: B sentences, K hypotheses of each, R rows, T target positions, V vocabulary, C candidates.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
-SPACE = "▁"  # sentencepiece's
+SPACE = "▁"  # sentencepiece's word boundary
 
 
 class Rules:
-    """What hypotheses must and must not say. Every answer depends on what they have said, and on nothing else."""
+    """Constraints on hypotheses; every result depends only on the ids generated so far."""
 
     def __init__(
         self,
@@ -39,20 +39,20 @@ class Rules:
         self._completing = lru_cache(maxsize=4096)(self._completing_after)
 
     def of(self, prefixes: Sequence[list[int]]) -> Rules:
-        """The same rules for a batch whose sentences begin with these prefixes."""
+        """Return the same rules for a batch whose sentences begin with these prefixes."""
         rules = copy(self)
         rules.prefixes = prefixes
         return rules
 
     def lengths(self) -> list[int]:
-        """What each sentence of the batch must at least have room for."""
+        """Return the minimum number of ids that each sentence of the batch needs."""
         required = sum(len(ids) for _, ids in self.required)
         return [len(prefix) + required for prefix in self.prefixes]
 
-    # ---------------------------------------------------------------------------- what may come next
+    # ------------------------------------------------------------------------------ allowed next ids
 
     def ban(self, logits_RV: Tensor, raw_RV: Tensor, said_RT: Tensor, sentence_R: Tensor, final_R: Tensor) -> None:
-        """Write −∞ to what may not follow `said_RT`, which starts with BEGIN; after `final_R` only END can come."""
+        """Set ids that may not follow `said_RT`, which starts with BEGIN, to −∞; after `final_R` only END can come."""
         if self.no_repeat:
             ban_repeats(logits_RV, said_RT[:, 1:], self.no_repeat)
         if self.forbidden or self.required:
@@ -64,7 +64,7 @@ class Rules:
             self._force_prefixes(logits_RV, raw_RV, said_RT.shape[1] - 1, sentence_R.tolist())
 
     def _force_prefixes(self, logits_RV: Tensor, raw_RV: Tensor, place: int, sentence_R: list[int]) -> None:
-        """Where a prefix goes on, only its next id is possible."""
+        """Allow only the next id of each incomplete prefix."""
         inside = [(row, self.prefixes[s][place]) for row, s in enumerate(sentence_R) if place < len(self.prefixes[s])]
         if inside:
             rows, ids = (torch.tensor(column) for column in zip(*inside, strict=True))
@@ -77,14 +77,14 @@ class Rules:
             if not phrase.said.search(text):
                 banned.append(self.end)
             elif not phrase.closed.search(text):
-                # It has just been said: the next piece must not make it the beginning of another word.
+                # It is just complete: the next piece must not make it the beginning of another word.
                 banned += self.inside_word
         for phrase in self.forbidden:
             banned += self._completing(phrase, phrase.tail(text), final)
         return banned
 
     def _completing_after(self, phrase: Phrase, tail: str, final: bool) -> list[int]:
-        """The pieces with which a text that ends like this says the phrase."""
+        """Return the pieces that complete the phrase after a text with this tail."""
         says = phrase.said if final else phrase.closed
         return [id_ for id_, piece in enumerate(self.texts) if says.search(tail + piece)]
 
@@ -94,7 +94,7 @@ class Rules:
     # --------------------------------------------- required words: dynamic beam allocation (Post & Vilar 2018)
 
     def wanted(self, said_RT: Tensor) -> list[list[int]]:
-        """For each row the ids that begin or continue a required phrase that it has not said yet."""
+        """Return for each row the ids that begin or continue a required phrase it still lacks."""
         return [self._wanted(ids) for ids in said_RT[:, 1:].tolist()]
 
     def _wanted(self, ids: list[int]) -> list[int]:
@@ -102,7 +102,7 @@ class Rules:
         return sorted({place for phrase in open_ for place in (phrase[0], phrase[begun(ids, phrase)])})
 
     def progress(self, ids: list[int]) -> int:
-        """How many ids of required phrases have been said: whole phrases, and the one that has been begun."""
+        """Count the ids of required phrases generated so far: complete phrases, and the one in progress."""
         text = self._text(ids)
         said = [bool(known.said.search(text)) for known, _ in self.required]
         whole = sum(len(phrase) for (_, phrase), yes in zip(self.required, said, strict=True) if yes)
@@ -113,9 +113,9 @@ class Rules:
     def allocate(
         self, scores: Tensor, ids: Tensor, origin: Tensor, said_BKT: Tensor, left_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Which K of the candidates of each sentence go on: some of every degree of progress, the best of each.
+        """Choose the K candidates of each sentence that continue: the best of every degree of progress.
 
-        With them, which of these are no more than a place that nothing better fills.
+        Also return which of them are mere fillers.
         """
         K = said_BKT.shape[1]
         columns = (x.tolist() for x in (scores, ids, origin, said_BKT[:, :, 1:], left_B))
@@ -142,11 +142,11 @@ class Rules:
                 continue
             seen.add(whole)
             progress = self.progress(list(whole))
-            # Not to be chosen without need: what cannot say all that is missing, and end, before its longest length.
+            # A last resort: candidates that cannot add all that is missing, and end, within the length limit.
             (banks.setdefault(progress, []) if total - progress < left else late).append(place)
         share = K // (total + 1)
         chosen = [place for bank in banks.values() for place in bank[:share]]
-        # What is over goes to those that have said most.
+        # The rest goes to the candidates with the most progress.
         chosen += chain(*(banks[progress][share:] for progress in sorted(banks, reverse=True)))
         chosen = sorted((chosen or late)[:K], key=lambda c: -candidates[c][0])
         empty = K - len(chosen)
@@ -154,19 +154,19 @@ class Rules:
 
 
 class Phrase:
-    """A word or some words as they are written; inside another word they do not count."""
+    """One or more words as written; a match inside another word does not count."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         body = (r"(?<!\w)" if re.match(r"\w", text) else "") + re.escape(text)
         self.at_word = bool(re.search(r"\w$", text))
         self.said = re.compile(body + (r"(?!\w)" if self.at_word else ""))
-        self.closed = re.compile(body + (r"(?=\W)" if self.at_word else ""))  # whatever comes next
+        self.closed = re.compile(body + (r"(?=\W)" if self.at_word else ""))  # whatever follows
 
     def tail(self, text: str) -> str:
-        """As much of the end of a text as decides what completes the phrase, and the character before it."""
+        """Return the end of a text that decides what completes the phrase, and the character before it."""
         longest = len(self.text) if self.at_word else len(self.text) - 1
-        # Only where the phrase begins with a word does the character before it count; "!" must not be found again.
+        # The preceding character counts only if the phrase begins with a word; "!" must not match again.
         before = 1 if re.match(r"\w", self.text) else 0
         for n in range(min(longest, len(text)), 0, -1):
             if self.text.startswith(text[-n:]):
@@ -175,13 +175,13 @@ class Phrase:
 
 
 def begun(ids: Sequence[int], phrase: Sequence[int]) -> int:
-    """How many ids of a phrase, not all, stand at the end of what was said."""
+    """Return the length of the longest proper prefix of a phrase that ends the ids."""
     lengths = range(min(len(ids), len(phrase) - 1), 0, -1)
     return next((n for n in lengths if list(ids[-n:]) == list(phrase[:n])), 0)
 
 
 def ban_repeats(logits_RV: Tensor, said_RT: Tensor, n: int) -> None:
-    """Write −∞ to what would say some n ids a second time."""
+    """Set ids that would repeat an n-gram to −∞."""
     if said_RT.shape[1] < n:
         return
     seen_RXn = said_RT.unfold(1, n, 1)

@@ -1,6 +1,6 @@
-"""Translations drawn at random; nothing here knows a model.
+"""Random sampling of translations, independent of the model.
 
-Shapes: B sentences, R rows still open (one for each sample), T target positions, V vocabulary.
+Shapes: B sentences, R unfinished rows (one per sample), T target positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Seeds = NDArray[np.uint64]
 
 @torch.inference_mode()
 def sample(step: Step, state: State, task: Task, config: SearchConfig, specials: Specials) -> list[list[Hypothesis]]:
-    """`samples` translations of each sentence, best first; their log probabilities are the model's own.
+    """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before shaping.
 
-    The draws of a sentence depend on its seed and on nothing else in the batch.
+    The draws of a sentence depend only on its seed, not on the rest of the batch.
     """
     B, n = len(task.longest_B), config.samples
     task = task.repeat(n)
@@ -61,9 +61,9 @@ def sample(step: Step, state: State, task: Task, config: SearchConfig, specials:
 
 
 def shape(logits_RV: Tensor, config: SearchConfig) -> Tensor:
-    """The probabilities that are drawn from: tempered, and without what the cuts leave out.
+    """Return the probabilities to draw from, after temperature and truncation.
 
-    Each cut looks at what the one before it left.
+    Each truncation applies to the result of the one before it.
     """
     logits_RV = logits_RV / config.temperature
     if 0 < config.top_k < logits_RV.shape[1]:
@@ -72,34 +72,34 @@ def shape(logits_RV: Tensor, config: SearchConfig) -> Tensor:
     probability_RV = logits_RV.softmax(-1)
     if config.top_p < 1:
         sorted_RV, place_RV = probability_RV.sort(-1, descending=True)
-        # Kept is what the likelier ones leave the share open for.
+        # Keep an id while the likelier ones sum to less than top_p.
         cut_RV = sorted_RV.cumsum(-1) - sorted_RV >= config.top_p
         probability_RV = probability_RV.masked_fill(cut_RV.gather(1, place_RV.argsort(-1)), 0)
     if config.min_p > 0:
         least_R1 = config.min_p * probability_RV.amax(-1, keepdim=True)
         probability_RV = probability_RV.masked_fill(probability_RV < least_R1, 0)
-    if config.epsilon > 0:
+    if config.epsilon_cutoff > 0:
         share_RV = probability_RV / probability_RV.sum(-1, keepdim=True)
-        small_RV = (share_RV < config.epsilon) & (share_RV < share_RV.amax(-1, keepdim=True))
+        small_RV = (share_RV < config.epsilon_cutoff) & (share_RV < share_RV.amax(-1, keepdim=True))
         probability_RV = probability_RV.masked_fill(small_RV, 0)
     return probability_RV
 
 
 def draw(probability_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """The id at which the added-up probability passes a random share of the whole."""
+    """Return the id at which the cumulative probability passes a random fraction of the total."""
     upto_RV = probability_RV.double().cumsum(-1)
     wanted_R1 = (uniform_R.to(upto_RV) * upto_RV[:, -1])[:, None]
     return torch.searchsorted(upto_RV, wanted_R1, right=True)[:, 0]
 
 
 def seeds(sentences: Sequence[int], samples: int, seed: int) -> Seeds:
-    """A number for each sample of each sentence."""
+    """Return a seed for each sample of each sentence."""
     each = mixed(np.array(sentences, np.uint64)[:, None] + mixed(np.array([seed], np.uint64)))
     return mixed(each + strides(np.arange(1, samples + 1))).reshape(-1)
 
 
 def uniform(seed_R: Seeds, step: int) -> NDArray[np.float64]:
-    """Numbers from 0 to below 1, for these seeds at this step."""
+    """Return numbers in [0, 1) for these seeds at this step."""
     return (mixed(seed_R + strides(np.array([step]))) >> np.uint64(32)) / 2.0**32
 
 
@@ -108,7 +108,7 @@ def strides(counts: NDArray[np.int64]) -> Seeds:
 
 
 def mixed(x: Seeds) -> Seeds:
-    """SplitMix64 (Steele et al. 2014): numbers that differ in a bit come out unlike each other."""
+    """Hash by SplitMix64 (Steele et al. 2014): inputs that differ in one bit give unrelated outputs."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""What a search adds up and what it ranks by; nothing here knows a model.
+"""Hypotheses, candidates and scores of a search, independent of the model.
 
 Shapes: B sentences, K hypotheses of each, R rows, S source positions, T target positions, V vocabulary, C candidates.
 """
@@ -22,16 +22,16 @@ from seq2seq.model.attention import rows_of_both
 
 @dataclass(frozen=True)
 class Beams:
-    """The open hypotheses, and the best finished ones so far."""
+    """Live hypotheses, and the best finished ones so far."""
 
-    place_B: Tensor  # sentence of the input × G + group
+    place_B: Tensor  # sentence index × G + group
     last_BK: Tensor  # the last token
     log_probability_BK: Tensor
     done_score_BK: Tensor  # best first
     done_log_probability_BK: Tensor
-    done_node_BK: Tensor  # the step at which it ended × K + the hypothesis that ended
-    said_BKT: Tensor | None  # all tokens, where rules look at them
-    coverage_BKS: Tensor | None  # attention that each source position got, where it counts
+    done_node_BK: Tensor  # final step × K + hypothesis index
+    said_BKT: Tensor | None  # all tokens, if rules need them
+    coverage_BKS: Tensor | None  # attention to each source position, if penalised
 
     def select(self, kept_B: Tensor) -> Beams:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -41,20 +41,20 @@ class Beams:
         values: dict[str, Any] = {}
         for field in fields(self):
             a, b = getattr(self, field.name), getattr(other, field.name)
-            # What pads a source counts as covered.
+            # Source padding counts as covered.
             values[field.name] = None if a is None else rows_of_both(a, b, float(field.name == "coverage_BKS"))
         return Beams(**values)
 
 
 NEVER = float("-inf")
 Length = TypeVar("Length", float, Tensor)
-WIDTH = 64  # columns of a vocabulary that `best` looks at together
-ROWS = 128  # rows of logits that `leaders` looks at together
+WIDTH = 64  # vocabulary columns per chunk in `best`
+ROWS = 128  # rows of logits per chunk in `leaders`
 
 
 @dataclass(frozen=True)
 class Specials:
-    """Ids with a meaning; `banned` ones are never said."""
+    """Ids with special meaning; `banned` ones are never generated."""
 
     begin: int
     end: int
@@ -65,29 +65,29 @@ class Specials:
 class Hypothesis:
     ids: list[int]  # without END
     log_probability: float  # of all ids and END
-    score: float  # what hypotheses are ranked by
+    score: float  # for ranking
     token_log_probabilities: tuple[float, ...]  # of each id, then of END
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked for the sentences of a batch; lengths count END."""
+    """Length limits, seeds and rules of a batch; lengths include END."""
 
     longest_B: Tensor
     shortest_B: Tensor
-    source_B: Tensor  # source positions of each sentence, padding left out: what its coverage is about
-    seeds: Sequence[int]  # a number for each sentence, the same in every batch, that its samples are drawn by
+    source_B: Tensor  # source positions of each sentence without padding, for its coverage
+    seeds: Sequence[int]  # sampling seed of each sentence, the same in every batch
     rules: Rules | None = None
 
     def repeat(self, times: int) -> Task:
-        """Every sentence so many times in a row."""
+        """Repeat each sentence `times` times in a row."""
         B = len(self.longest_B)
         return (
             self if times == 1 else self.select(torch.arange(B, device=self.longest_B.device).repeat_interleave(times))
         )
 
     def join(self, other: Task) -> Task:
-        """The sentences of both, which have their rules in common; seeds are for sampling, which joins nothing."""
+        """Concatenate two batches with the same rules; seeds serve only sampling, which joins nothing."""
         return replace(
             self,
             longest_B=torch.cat((self.longest_B, other.longest_B)),
@@ -96,7 +96,7 @@ class Task:
         )
 
     def select(self, kept_B: Tensor) -> Task:
-        """The same for some of the sentences; seeds and rules go by the place in the whole batch."""
+        """Keep some of the sentences; seeds and rules are indexed by the whole batch."""
         return replace(
             self,
             longest_B=self.longest_B[kept_B],
@@ -109,10 +109,10 @@ class Task:
 class Candidates:
     """Continuations of the hypotheses of each sentence, best first."""
 
-    rank_BC: Tensor  # what they are chosen by: the log probability, less what diversity takes off
+    rank_BC: Tensor  # for selection: the log probability minus the diversity penalty
     log_probability_BC: Tensor
     ids_BC: Tensor
-    origin_BC: Tensor  # the hypothesis that is continued
+    origin_BC: Tensor  # index of the continued hypothesis
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates], join: Callable[[list[Tensor]], Tensor]) -> Candidates:
@@ -120,22 +120,22 @@ class Candidates:
 
 
 def length_penalty(length: Length, config: SearchConfig) -> Length:
-    """What a log probability is divided by: GNMT's ((5 + n) / 6)^alpha (Wu et al. 2016, §7), or n^alpha."""
-    base = (5 + length) / 6 if config.normalization == "gnmt" else length
+    """Return the divisor of a log probability: GNMT's ((5 + n) / 6)^alpha (Wu et al. 2016, §7), or n^alpha."""
+    base = (5 + length) / 6 if config.length_normalization == "gnmt" else length
     return base**config.length_penalty
 
 
 def coverage_penalty(coverage_XS: Tensor, beta: float) -> Tensor:
-    """Σ over source positions of log(min(attention they got in all, 1)), times beta (Wu et al. 2016, §7)."""
+    """Return beta · Σ over source positions of log(min(total attention, 1)) (Wu et al. 2016, §7)."""
     return beta * coverage_XS.clamp(1e-9, 1.0).log().sum(-1)
 
 
 def leaders(
     logits_RV: Tensor, log_probability_BK: Tensor, count: int, length: int, task: Task, specials: Specials
 ) -> Candidates:
-    """The `count` likeliest continuations of each sentence, where there are no rules.
+    """Return the `count` likeliest continuations of each sentence, without rules.
 
-    Some sentences at a time: their float logits stay in the cache, and never fill fresh memory.
+    Sentences are processed in chunks: their float logits stay in the cache, and never fill fresh memory.
     """
     B, K = log_probability_BK.shape
     early_B, last_B = ends(length, task)
@@ -151,7 +151,7 @@ def leaders(
 def permit(
     logits_RV: Tensor, length: int, task: Task, specials: Specials, said_RT: Tensor | None, sentence_R: Tensor
 ) -> Tensor:
-    """Log probabilities of all next ids, −∞ where lengths, specials or rules do not allow them."""
+    """Return log probabilities of all next ids, −∞ where lengths, specials or rules forbid them."""
     rows = len(logits_RV) // len(task.longest_B)
     early_R, last_R = (None if x is None else x.repeat_interleave(rows) for x in ends(length, task))
     ban = None
@@ -163,7 +163,7 @@ def permit(
 
 
 def ends(length: int, task: Task) -> tuple[Tensor | None, Tensor | None]:
-    """Which sentences may not end yet, and which must now; None for none."""
+    """Return which sentences may not end yet, and which must end now; None for none."""
     early_B, last_B = task.shortest_B > length, task.longest_B <= length
     return early_B if early_B.any() else None, last_B if last_B.any() else None
 
@@ -175,7 +175,7 @@ def allowed(
     last_R: Tensor | None,
     ban: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits as floats, −∞ for what may not be said, and the log-sum-exp of all that the model gave."""
+    """Return float logits, −∞ for forbidden ids, and the log-sum-exp of the unmasked logits."""
     logits_RV = raw_RV.to(torch.float32, copy=True)
     total_R1 = log_sum_exp(logits_RV)
     for id_ in specials.banned:
@@ -185,7 +185,7 @@ def allowed(
     if ban is not None:
         ban(logits_RV)
     if last_R is not None:
-        # At its longest length a sentence can only end.
+        # At its maximum length a sentence can only end.
         end_R = logits_RV[last_R, specials.end]
         logits_RV[last_R] = NEVER
         logits_RV[last_R, specials.end] = end_R
@@ -193,16 +193,16 @@ def allowed(
 
 
 def log_sum_exp(x_RV: Tensor) -> Tensor:
-    """Over the last dimension, which stays as one column; `exp2` takes a quarter of the time of `exp` on a CPU."""
+    """Reduce the last dimension to one column; `exp2` takes a quarter of the time of `exp` on a CPU."""
     log2e = 1 / math.log(2)
     best_R1 = x_RV.amax(-1, keepdim=True)
     return torch.add(-log2e * best_R1, x_RV, alpha=log2e).exp2_().sum(-1, keepdim=True).log() + best_R1
 
 
 def best(x_RV: Tensor, before_BK: Tensor, count: int, total_R1: Tensor | None = None) -> Candidates:
-    """The `count` best of x − total + before of each sentence, at a fraction of the time of `topk`.
+    """Return the `count` best of x − total + before of each sentence, in a fraction of the time of `topk`.
 
-    They are in the chunks of a vocabulary with the best maxima.
+    They lie in the vocabulary chunks with the best maxima.
     """
     (B, K), V = before_BK.shape, x_RV.shape[1]
     total_BK = torch.zeros_like(before_BK) if total_R1 is None else total_R1.view(B, K)
@@ -222,5 +222,5 @@ def best(x_RV: Tensor, before_BK: Tensor, count: int, total_R1: Tensor | None = 
     value_BC, place_BC = few_BX.max(-1, keepdim=True) if count == 1 else few_BX.topk(min(count, K * V))
     found_BC = chunk_BC.gather(1, place_BC // WIDTH)
     ids_BC = found_BC % G * WIDTH + place_BC % WIDTH
-    # What was padded is found only where nothing is possible.
+    # Padding is found only where nothing is possible.
     return Candidates(value_BC, value_BC, ids_BC.clamp(max=V - 1), found_BC // G)

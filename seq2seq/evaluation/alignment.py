@@ -1,4 +1,4 @@
-"""Attention as word alignment, and how often it is wrong where the true alignment is known.
+"""Attention as word alignment, and its error rate where the true alignment is known.
 
 Shapes: L layers, N heads, T target and S source pieces, W target and X source words.
 """
@@ -16,12 +16,12 @@ from seq2seq.data import toy
 from seq2seq.evaluation.metrics import TestSet
 from seq2seq.inference.translator import Translation, Translator
 
-WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # as the grammar of the embedded corpus counts words
+WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # words as in the grammar of the embedded corpus
 Links = frozenset[tuple[int, int]]  # (source word, target word)
 
 
 def words_of(pieces: Sequence[str]) -> list[str]:
-    """The words and marks that subwords spell."""
+    """Return the words and punctuation marks that subwords spell."""
     return WORD.findall(_text(pieces))
 
 
@@ -30,7 +30,7 @@ def _text(pieces: Sequence[str]) -> str:
 
 
 def shares(pieces: Sequence[str]) -> Tensor:
-    """Which share of each piece's letters lies in each word: pieces × words."""
+    """Return the fraction of each piece's letters in each word: pieces × words."""
     words = [match.span() for match in WORD.finditer(_text(pieces))]
     share = torch.zeros(len(pieces), len(words))
     begin = 0
@@ -43,9 +43,9 @@ def shares(pieces: Sequence[str]) -> Tensor:
 
 
 def word_weights(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces: Sequence[str]) -> Tensor:
-    """Attention between words: the sum over the pieces of a source word, the mean over those of a target word.
+    """Return attention between words: summed over the pieces of a source word, averaged over those of a target word.
 
-    The rows of pieces come first; rows and columns behind them belong to the end marks and are left out.
+    Rows and columns after those of the pieces belong to the end marks and are left out.
     """
     source_SX, target_TW = shares(source_pieces), shares(target_pieces)
     weights_TX = weights_TS[..., : len(target_pieces), : len(source_pieces)] @ source_SX
@@ -54,20 +54,20 @@ def word_weights(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces
 
 
 def word_attention(translation: Translation) -> Tensor:
-    """The attention of every layer and head between words: L × N × W × X. The end mark of the source has no word."""
+    """Return the word attention of every layer and head, L × N × W × X, without the source's end mark."""
     assert translation.weights_LNTS is not None
     return word_weights(translation.weights_LNTS, translation.source_pieces[:-1], translation.pieces)
 
 
 def links_of(weights_WX: Tensor) -> Links:
-    """Each target word with the source word it looks at most."""
+    """Link each target word to the source word of highest weight."""
     return frozenset((int(x), w) for w, x in enumerate(weights_WX.argmax(-1))) if weights_WX.numel() else frozenset()
 
 
 def error_rate(found: Iterable[Links], true: Iterable[Links]) -> float:
-    """The alignment error rate 1 − (|A∩S| + |A∩P|) / (|A| + |S|) of Och & Ney 2003; every true link is sure: S = P.
+    """Return the alignment error rate 1 − (|A∩S| + |A∩P|) / (|A| + |S|) (Och & Ney 2003) with all links sure: S = P.
 
-    Then it is one minus the F1 of the links of all sentences together.
+    It then equals one minus the F1 of all links of all sentences.
     """
     both = total = 0
     for ours, theirs in zip(found, true, strict=True):
@@ -86,7 +86,7 @@ class AlignmentErrors:
 
     @property
     def best(self) -> tuple[float, int, int]:
-        """The lowest rate of a head, with its layer and place from 0."""
+        """The lowest rate of a head, with its layer and index from 0."""
         return min((rate, i, j) for i, layer in enumerate(self.heads) for j, rate in enumerate(layer))
 
     def __str__(self) -> str:
@@ -97,13 +97,13 @@ class AlignmentErrors:
 
 
 def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | None:
-    """The error rates of a model on a test set; None where nobody knows the true alignment."""
+    """Return the error rates of a model on a test set; None if the true alignment is unknown."""
     true = known_links(test.source, test.references[0]) if test.grammar else None
     return alignment_errors(translator, test.source, test.references[0], true) if true else None
 
 
 def known_links(sources: Sequence[str], targets: Sequence[str]) -> list[Links] | None:
-    """The true links of pairs that the embedded grammar made, in either direction; None where it did not make them."""
+    """Return the true links of pairs from the embedded grammar, in either direction; None for other pairs."""
     known = _every_pair()
     pairs = list(zip(sources, targets, strict=True))
     if not all(pair in known for pair in pairs):
@@ -122,7 +122,7 @@ def _every_pair() -> dict[tuple[str, str], Links]:
 def alignment_errors(
     translator: Translator, sources: Sequence[str], targets: Sequence[str], true: Sequence[Links]
 ) -> AlignmentErrors:
-    """How wrongly each head aligns the words of known pairs while the model is told the true translation."""
+    """Return the alignment error rates of each head on known pairs, under teacher forcing."""
     weights = [word_attention(told) for told in translator.score(sources, targets, attention=True)]
     layers, heads = weights[0].shape[:2]
 

@@ -16,7 +16,7 @@ from seq2seq.evaluation.metrics import TestSet, measure
 
 @dataclass(frozen=True)
 class Group:
-    """Some sentences or words of a test set that have something in common."""
+    """Sentences or words of a test set with a common property."""
 
     label: str
     count: int
@@ -24,7 +24,7 @@ class Group:
 
 
 def words_of(text: str) -> list[str]:
-    """Words without punctuation; hyphens and apostrophes stay inside."""
+    """Return words without punctuation, but with inner hyphens and apostrophes."""
     return re.findall(r"\w+(?:[-'’]\w+)*", text)
 
 
@@ -40,7 +40,7 @@ def grouped_score(
     groups: Iterable[tuple[str, Sequence[int]]],
     tokenize: str | None = None,
 ) -> list[Group]:
-    """A corpus score of each group of sentences that has any."""
+    """Return the corpus score of each non-empty group of sentences."""
     return [
         Group(
             label,
@@ -53,7 +53,7 @@ def grouped_score(
 
 
 def length_groups(source: Sequence[str], groups: int = 5) -> list[tuple[str, list[int]]]:
-    """Sentences of like length in words, in groups of about the same size."""
+    """Group sentences by length in words, in groups of about equal size."""
     lengths = np.array([len(text.split()) for text in source])
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="lower"))
     group_of = np.searchsorted(edges, lengths)
@@ -65,7 +65,7 @@ def length_groups(source: Sequence[str], groups: int = 5) -> list[tuple[str, lis
     return found
 
 
-FREQUENCIES = (0, 1, 9, 99, 999)  # the most often that words of each group come in the training text
+FREQUENCIES = (0, 1, 9, 99, 999)  # the highest training frequency of each group's words
 
 
 def frequency_label(group: int) -> str:
@@ -76,7 +76,7 @@ def frequency_label(group: int) -> str:
 
 
 def by_target_frequency(hypotheses: Sequence[str], references: Sequence[str], counts: Counter[str]) -> list[Group]:
-    """F1 of words, by how often training saw them: words in common, at most as often as each side has them."""
+    """Return word F1 by training frequency, with matches clipped to the count on each side."""
     common, said, meant = (np.zeros(len(FREQUENCIES) + 1, int) for _ in range(3))
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         ours, theirs = Counter(words_of(hypothesis)), Counter(words_of(reference))
@@ -88,7 +88,7 @@ def by_target_frequency(hypotheses: Sequence[str], references: Sequence[str], co
 
 
 def source_frequency_groups(source: Sequence[str], counts: Counter[str]) -> list[tuple[str, list[int]]]:
-    """Sentences by how often training saw the rarest of their words."""
+    """Group sentences by the training frequency of their rarest word."""
     rarest = np.array([min((counts[word] for word in words_of(text)), default=0) for text in source])
     group_of = np.searchsorted(FREQUENCIES, rarest)
     return [(frequency_label(g), np.flatnonzero(group_of == g).tolist()) for g in range(len(FREQUENCIES) + 1)]
@@ -100,13 +100,13 @@ def count_words(sentences: Iterable[str]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What goes wrong with the length of translations."""
+    """Length errors of translations."""
 
-    ratio: float  # words said over words of the first reference
-    repeating: list[int]  # sentences that say something twice in a row where no reference does
+    ratio: float  # output words / words of the first reference
+    repeating: list[int]  # sentences with more immediate repetitions than any reference
     short: list[int]  # sentences with under 70 % of the words of the shortest reference
-    omitted: float  # share of the words of the first reference that are not said, each as often as it stands there
-    added: float  # share of the words said that do not stand in the first reference
+    omitted: float  # fraction of the first reference's words missing in the output, with multiplicity
+    added: float  # fraction of the output's words missing in the first reference
 
     def __str__(self) -> str:
         return f"{self.ratio:.3f} of the reference; {len(self.repeating):,} repeat, {len(self.short):,} break off"
@@ -131,7 +131,7 @@ def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
 
 
 def repetitions(words: Sequence[str], longest: int = 4) -> int:
-    """How often one to four words come a second time right behind themselves, or letters inside a word four times."""
+    """Count immediate repetitions of one to four words, and words with letters four times in a row."""
     stuttered = sum(bool(re.search(r"([^\W\d_]{1,4})\1{3}", word)) for word in words)
     return stuttered + sum(
         words[i : i + n] == words[i + n : i + 2 * n]

@@ -1,4 +1,4 @@
-"""Scores of detokenised text through sacreBLEU, always with their signatures, and what a score alone does not tell."""
+"""Scores of detokenised text by sacreBLEU and COMET, always with their signatures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from seq2seq.data.store import key_of
 from seq2seq.utils.errors import UserError
 
-RESAMPLES = 1000  # of the bootstrap that gives an interval, as sacreBLEU's command line draws
+RESAMPLES = 1000  # for bootstrap intervals, as on sacreBLEU's command line
 TITLES: dict[str, str] = {
     "bleu": "BLEU",
     "bleu_lc": "BLEU lc",
@@ -29,26 +29,26 @@ LOWER_IS_BETTER = ("ter",)
 
 @dataclass(frozen=True)
 class TestSet:
-    """Sentences to translate, and one or several translations of each."""
+    """Sentences to translate, with one or several references each."""
 
     name: str
     source: Sequence[str]
     references: Sequence[Sequence[str]]  # by translator, then by sentence
-    language: str = ""  # of the references, where it is known
-    grammar: bool = False  # the embedded grammar made it, and knows which words belong together
+    language: str = ""  # of the references, if known
+    grammar: bool = False  # made by the embedded grammar, which knows its word alignment
 
     def __len__(self) -> int:
         return len(self.source)
 
     @cached_property
     def key(self) -> str:
-        """What tells it from other test sets of the same name."""
+        """A fingerprint that distinguishes test sets of the same name."""
         return key_of(*self.source, "", *(line for lines in self.references for line in lines))[:6]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score; the mean of its resamples ± `interval` holds 95 % of them."""
+    """A corpus score; 95 % of its resamples lie within `mean` ± `interval`."""
 
     name: str
     value: float
@@ -62,7 +62,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """What training watches."""
+    """The scores that training monitors."""
 
     bleu: float
     chrf: float
@@ -80,7 +80,7 @@ class Scores:
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0) -> Scores:
-    """BLEU and chrF from 0 to 100."""
+    """Return BLEU and chrF, from 0 to 100."""
     test = TestSet("", hypotheses, [references], language)
     bleu, chrf = (measure(name, hypotheses, test, resamples=resamples) for name in ("bleu", "chrf"))
     return Scores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
@@ -89,7 +89,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: str = 
 def measure(
     name: str, hypotheses: Sequence[str], test: TestSet, *, tokenize: str | None = None, resamples: int = 0
 ) -> Score:
-    """One metric by its name in the config."""
+    """Compute one metric by its name in the config."""
     metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
     references = [stripped(lines) for lines in test.references]
     found = metric.corpus_score(stripped(hypotheses), references)
@@ -100,9 +100,9 @@ def measure(
 def estimate(
     metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]], resamples: int
 ) -> tuple[float, float]:
-    """The mean of a metric's resamples and half of what holds 95 % of them, as sacreBLEU's `corpus_score` has them.
+    """Return the mean of a metric's resamples and half their 95 % interval, as sacreBLEU's `corpus_score` does.
 
-    It stops at a mix of float types, which it makes where a resample matches nothing and others do.
+    `corpus_score` itself fails on mixed float types, which arise when only some resamples match nothing.
     """
     from sacrebleu.metrics.base import Score as Resampled
     from sacrebleu.significance import _bootstrap_resample
@@ -123,7 +123,7 @@ def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
     from sacrebleu.metrics.ter import TER
 
     makers: dict[str, Callable[[], Any]] = {
-        # `force` silences the guess that text ending in " ." must be tokenised.
+        # `force` silences the warning that text ending in " ." looks tokenised.
         "bleu": lambda: BLEU(force=True, tokenize=tokenize),
         "bleu_lc": lambda: BLEU(force=True, tokenize=tokenize, lowercase=True),
         "chrf": CHRF,
@@ -139,12 +139,12 @@ def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
 
 
 def require_tokenizer(tokenize: str | None) -> None:
-    """What a way to find words lacks here is told before any work."""
+    """Fail before any work if a tokenizer's dependencies are missing."""
     sacrebleu_metric("bleu", tokenize or "13a")
 
 
 def tokenizer_of(language: str) -> str:
-    """How sacreBLEU splits a language, or its characters where what that takes is not installed."""
+    """Return sacreBLEU's tokenizer for a language, or `char` if its package is not installed."""
     codes = set(re.split(r"[^a-z]+", language.lower()))
     if codes & {"zh", "zho", "cmn"}:
         return "zh"
@@ -155,12 +155,12 @@ def tokenizer_of(language: str) -> str:
 
 
 def stripped(lines: Sequence[str]) -> list[str]:
-    """Lines as sacreBLEU's command line reads them."""
+    """Strip lines as sacreBLEU's command line does."""
     return [line.rstrip() for line in lines]
 
 
 def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, gpus: int = 0) -> Score:
-    """COMET × 100 against the first reference, by the package that its authors publish."""
+    """Return COMET × 100 against the first reference, by its authors' package."""
     require_comet()
     from comet import download_model, load_from_checkpoint
 
@@ -189,7 +189,7 @@ def require_comet() -> None:
 
 
 def sentence_scores(hypotheses: Sequence[str], test: TestSet) -> list[float]:
-    """chrF of each sentence: unlike BLEU it says something about few words."""
+    """Return chrF of each sentence; unlike BLEU, it is meaningful for few words."""
     metric = sacrebleu_metric("chrf")
     references = zip(*(stripped(lines) for lines in test.references), strict=True)
     return [

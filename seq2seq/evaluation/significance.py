@@ -11,7 +11,7 @@ from seq2seq.evaluation.metrics import TestSet, sacrebleu_metric, stripped, toke
 
 @dataclass(frozen=True)
 class Paired:
-    """A run's score, and how likely equal runs differ as much as it and the first one do."""
+    """A run's score, and the p-values of its difference from the first run."""
 
     value: float
     interval: float
@@ -23,7 +23,7 @@ class Paired:
 def paired_tests(
     names: Sequence[str], hypotheses: Sequence[Sequence[str]], test: TestSet, tokenize: str | None = None
 ) -> dict[str, list[Paired]]:
-    """sacreBLEU's paired bootstrap and approximate randomisation of all runs against the first, for each metric."""
+    """Run sacreBLEU's paired bootstrap and approximate randomisation against the first run, for each metric."""
     from sacrebleu.significance import PairedTest
 
     references = [stripped(lines) for lines in test.references]

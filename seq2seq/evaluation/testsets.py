@@ -1,4 +1,4 @@
-"""Which sentences a run is measured on, its own splits, files or public sets, and what it made of them."""
+"""Test sets of a run (its own splits, files or public sets), and its translations of them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from seq2seq.utils.run import Run
 def translate_and_score(
     translator: Translator, corpus: Corpus, search: SearchConfig, language: str = "", resamples: int = 0
 ) -> tuple[list[str], Scores]:
-    """The best translation of every source sentence, and how they compare with the targets."""
+    """Return the best translation of every source sentence, and their scores against the targets."""
     hypotheses = [translations[0].text for translations in translator.translate(corpus.source, search)]
     return hypotheses, score(hypotheses, corpus.target, language, resamples)
 
 
 def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
-    """All that a command line names, for one run."""
+    """Return all test sets that a command line names, for one run."""
     stored = stored_config(run, config)
     if config.source is not None:
         sources, references = as_list(config.source), config.reference or []
-        # Several files beside one source are several translations of it.
+        # Several files beside one source are several references.
         by_source = [references] if isinstance(config.source, str) else as_list(references)
         return [
             of_files(source, as_list(several), stored.data.target)
@@ -49,13 +49,13 @@ def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
 
 
 def stored_config(run: Run, config: TestConfig) -> TrainConfig:
-    """What a run was trained with; its corpus may have moved."""
+    """Return the training config of a run, whose corpus may have moved."""
     stored = read_config(run.checkpoint(config.checkpoint) / CONFIG)
     return replace(stored, data=moved(stored.data, config.data_path)) if config.data_path else stored
 
 
 def of_files(source: str, references: list[str], language: str) -> TestSet:
-    """Files with one sentence a line."""
+    """Read a test set from files with one sentence per line."""
     several = [list(from_text(Path(source), Path(reference))) for reference in references]
     if not several[0]:
         raise UserError(f"{source} is empty; it must hold one sentence a line")
@@ -65,7 +65,7 @@ def of_files(source: str, references: list[str], language: str) -> TestSet:
 
 
 def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
-    """A split of the run's own corpus, or of another."""
+    """Load a split of the run's own corpus, or of another."""
     data = other or stored.data
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
@@ -74,7 +74,7 @@ def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestS
 
 
 def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
-    """A public test set, which sacreBLEU fetches once and keeps in the folder that $SACREBLEU names."""
+    """Load a public test set, which sacreBLEU downloads once, into the folder $SACREBLEU."""
     from sacrebleu.dataset import DATASETS
 
     pair = f"{data.source}-{data.target}"
@@ -87,7 +87,7 @@ def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
     try:
         with redirect_stderr(StringIO()):
             files = [dataset.get_source_file(pair), *dataset.get_reference_files(pair)]  # type: ignore[no-untyped-call]
-    except (Exception, SystemExit) as error:  # whatever its downloads and readers raise
+    except (Exception, SystemExit) as error:  # its downloads and readers may raise anything
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"public: {name} cannot be fetched ({reason}); name files: source=… reference=…") from None
     source, *references = [list(read_lines(Path(file))) for file in files]
@@ -95,7 +95,7 @@ def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
 
 
 def moved(data: DataConfig, folder: str) -> DataConfig:
-    """The same corpus at another place: its folder, or the folder of its files."""
+    """Return the same corpus at another path: its folder, or the folder of its files."""
     if not Path(folder).is_dir():
         raise UserError(f"data_path: {folder} is no folder here; name the one that holds the run's corpus")
 
@@ -113,7 +113,7 @@ def moved(data: DataConfig, folder: str) -> DataConfig:
 
 
 def translated(run: Run, test: TestSet, config: TestConfig) -> list[str]:
-    """A run's translations of a test set: as they were written by the same checkpoint and search, or made now."""
+    """Return a run's translations of a test set, stored by the same checkpoint and search, or new."""
     path, made_by = written_at(run, test, config), made_with(run, test, config)
     try:
         told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -130,14 +130,14 @@ def translated(run: Run, test: TestSet, config: TestConfig) -> list[str]:
 
 
 def translate(translator: Translator, test: TestSet, search: SearchConfig) -> list[str]:
-    """The best translation of each sentence, on one line."""
+    """Return the best translation of each sentence, on one line."""
     return [" ".join(best[0].text.splitlines()) for best in translator.translate(test.source, search)]
 
 
 def write_translations(
     run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any]
 ) -> Path:
-    """The hypotheses, a line each, and beside them what made them and what was measured."""
+    """Write the hypotheses, one per line, and beside them their origin and scores."""
     path = written_at(run, test, config)
     path.parent.mkdir(exist_ok=True)
     write_aside(path, "".join(f"{line}\n" for line in hypotheses))
@@ -147,14 +147,14 @@ def write_translations(
 
 
 def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
-    """A name that another test set, checkpoint, search or precision does not have."""
+    """Return a path unique to the test set, checkpoint, search and precision."""
     parts = [test.name, test.key, Path(config.checkpoint).name, search_name(config.search)]
     parts += [config.precision] if config.precision != "auto" else []
     return run.evaluation / f"{'.'.join(parts)}.txt"
 
 
 def search_name(search: SearchConfig) -> str:
-    """Beam and length penalty, and whatever else is not as usual."""
+    """Name a search by beam, length penalty, and all other settings that differ from the default."""
     usual = plain(search_preset("greedy"))
     named = ("beam", "length_penalty", "n_best", "tokens")
     unusual = {key: value for key, value in plain(search).items() if key not in named and value != usual[key]}
@@ -163,13 +163,13 @@ def search_name(search: SearchConfig) -> str:
 
 
 def search_told(search: SearchConfig) -> str:
-    """How translations are found, in words."""
+    """Describe a search in words."""
     how = f"{search.samples} samples" if search.samples else f"beam {search.beam}" if search.beam > 1 else "greedy"
-    return how if search.choose == "score" else f"{how} chosen by {search.choose}"
+    return how if search.select_by == "score" else f"{how} chosen by {search.select_by}"
 
 
 def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:
-    """All that translations depend on."""
+    """Return everything that translations depend on."""
     return {
         "checkpoint": run.checkpoint(config.checkpoint).name,
         "sources": key_of(*test.source),

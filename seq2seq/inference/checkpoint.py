@@ -1,4 +1,7 @@
-"""Checkpoints: folders that hold everything, written aside and renamed into place. Nothing is ever unpickled."""
+"""Checkpoints: complete folders, written under a temporary name and renamed.
+
+Weights are safetensors; the training state goes through torch's restricted unpickler.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ from seq2seq.utils.io import write_aside
 
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
 CONFIG, TRAINING = "config.yaml", "training.pt"
+GROUPS = ("model", "data", "tokenizer", "optimizer", "training", "search")  # of every stored config
 
 
 def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
-    """What translating needs of a checkpoint, averaged weights where it has them; its own config rebuilds the model."""
+    """Load config, tokenizer and model (averaged weights if present); the stored config rebuilds the model."""
     config = read_config(folder / CONFIG)
     tokenizer = Tokenizer.load(folder)
     model = build_model(config.model, tokenizer.vocabulary)
@@ -62,11 +66,15 @@ def yaml_of(config: TrainConfig) -> str:
 
 
 def read_plain_config(path: Path) -> dict[str, Any]:
+    """Read a stored config; keys newer than it may be missing, but a group that is missing was cut off."""
     try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        missing = [group for group in GROUPS if group not in values]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise damaged(path, error) from None
-    return values
+    if missing:
+        raise damaged(path, ValueError(f"no {missing[0]} in it"))
+    return dict(values)
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""A trained Transformer as a CTranslate2 model, and the proof that both say the same.
+"""Export of a trained Transformer to CTranslate2, and the proof that both compute the same.
 
 Shapes: D width, N heads, H head width, V vocabulary, P positions.
 """
@@ -26,9 +26,9 @@ from seq2seq.model.layers import FeedForward, Residual
 from seq2seq.utils.errors import UserError
 
 NAMES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
-INPUT = 1024  # source subwords that CTranslate2 reads unless told otherwise
-TOLERANCE = 1e-4  # between two log probabilities of a subword in float32, whose sums run in another order
-EQUAL = 0.99  # share of equal translations: where two subwords are equally probable, rounding may choose either
+INPUT = 1024  # source subwords that CTranslate2 reads by default
+TOLERANCE = 1e-4  # between two float32 log probabilities of a subword: the order of summation differs
+EQUAL = 0.99  # fraction of equal translations: rounding may choose either of two equally probable subwords
 BATCH = 32
 
 
@@ -46,7 +46,7 @@ def import_ctranslate2() -> Any:
 
 
 def unsupported(config: ModelConfig) -> list[str]:
-    """The values of a model's config that CTranslate2 has no part for, each with what is possible."""
+    """List the config values that CTranslate2 does not support, each with the possible ones."""
     if not isinstance(config, TransformerConfig):
         return [f"model.family: CTranslate2 runs no {config.family}; export a transformer"]
     problems = []
@@ -62,7 +62,7 @@ def unsupported(config: ModelConfig) -> list[str]:
 def save_ctranslate2(
     model: Seq2Seq, config: TransformerConfig, tokenizer: Tokenizer, folder: Path, quantization: str
 ) -> None:
-    """The model and its tokenizer as a folder that CTranslate2 and sentencepiece read."""
+    """Save the model and its tokenizer as a folder that CTranslate2 and sentencepiece read."""
     spec = specification(model, config)
     spec.register_source_vocabulary(pieces_of(tokenizer.source))
     spec.register_target_vocabulary(pieces_of(tokenizer.target))
@@ -79,12 +79,12 @@ def save_ctranslate2(
 
 
 def specification(model: Seq2Seq, config: TransformerConfig) -> Any:
-    """Every weight where CTranslate2 looks for it."""
+    """Return CTranslate2's specification of the model, filled with its weights."""
     specs = import_ctranslate2().specs
     activations = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
     parts = {
         "num_heads": config.attention.heads,
-        "pre_norm": config.norm_place == "pre",
+        "pre_norm": config.norm_position == "pre",
         "activation": specs.Activation[activations[config.activation]],
         "ffn_glu": config.activation == "swiglu",
         "rms_norm": config.norm == "rms",
@@ -103,7 +103,7 @@ def fill_encoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
     assert isinstance(encoder, transformer.Encoder)
     spec.embeddings[0].weight = array(model.source_embedding.weight)
     fill_positions(spec, encoder.input.position, config)
-    if config.norm_place == "pre":
+    if config.norm_position == "pre":
         fill_norm(spec.layer_norm, encoder.norm)
     for part, layer in zip(spec.layer, encoder.layers, strict=True):
         assert isinstance(layer, transformer.EncoderLayer)
@@ -117,7 +117,7 @@ def fill_decoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
     spec.embeddings.weight = array(model.target_embedding.weight)
     spec.projection.weight = array(model.output.weight)
     fill_positions(spec, decoder.input.position, config)
-    if config.norm_place == "pre":
+    if config.norm_position == "pre":
         fill_norm(spec.layer_norm, decoder.norm)
     for part, layer in zip(spec.layer, decoder.layers, strict=True):
         assert isinstance(layer, transformer.DecoderLayer)
@@ -127,7 +127,7 @@ def fill_decoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
 
 
 def fill_positions(spec: Any, position: Position, config: TransformerConfig) -> None:
-    """What is added at every place, as a table; rotary positions act in the attention."""
+    """Store the position embeddings as a table; rotary positions act in the attention."""
     if config.position == "rotary":
         spec.__dict__.pop("position_encodings", None)
         return
@@ -157,7 +157,7 @@ def fill_attention(spec: Any, attention: Attention, residual: Residual) -> None:
 
 
 def projections(attention: Attention) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of queries, keys and values; the matrix of the general score is one with its queries'."""
+    """Return weight and bias of queries, keys and values; the general score's matrix is folded into the queries'."""
     assert attention.value is not None
     query_DD = attention.query.weight
     if attention.score == "general":
@@ -197,16 +197,16 @@ def array(tensor: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Proof:
-    """What one search found here and in CTranslate2, from the same float32 weights, under equal settings."""
+    """Comparison of one search in both engines, with the same float32 weights and settings."""
 
     beam: int
     sentences: int
-    equal: int  # translations of the same subwords
-    difference: float  # the largest between the two log probabilities of one translation, for each subword
-    worst: str  # the sentence of that difference
+    equal: int  # translations with the same subwords
+    difference: float  # largest difference per subword between the two log probabilities of one translation
+    worst: str  # the sentence with that difference
 
     def problem(self) -> str:
-        """Why the two are not the same model and search; empty where they are."""
+        """Explain how the engines disagree; empty if they agree."""
         if not self.difference <= TOLERANCE:
             return f"{self.worst!r} differs by {self.difference:.1e} in log probability a subword, beam {self.beam}"
         if self.equal < EQUAL * self.sentences:
@@ -215,10 +215,10 @@ class Proof:
 
 
 class Here:
-    """This project's model and search, in float32, with nothing banned."""
+    """This project's model and search, in float32, without banned tokens."""
 
     def __init__(self, model: Seq2Seq, search: SearchConfig, longest: int) -> None:
-        # Without a length penalty CTranslate2 searches until no open hypothesis can win.
+        # Without a length penalty CTranslate2 searches until no live hypothesis can win.
         self.search = replace(search, length_penalty=0.0, n_best=1, stop="certain")
         self.model, self.longest = model, longest
 
@@ -253,7 +253,7 @@ class There:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         ctranslate2 = import_ctranslate2()
-        ctranslate2.set_log_level(logging.ERROR)  # what it computes in instead is told by `computed`
+        ctranslate2.set_log_level(logging.ERROR)  # `computed` reports a substituted compute type
         self.translator = ctranslate2.Translator(str(folder), intra_threads=torch.get_num_threads())
         self.longest = longest
         self.source, self.target = (pieces_of(model) for model in (tokenizer.source, tokenizer.target))
@@ -261,7 +261,7 @@ class There:
 
     @property
     def computed(self) -> str:
-        """What this machine's CTranslate2 multiplies in."""
+        """The numeric type in which CTranslate2 computes on this machine."""
         return str(self.translator.compute_type)
 
     def translate(self, sources: Sequence[list[int]], beam: int, length_penalty: float = 0.0) -> list[list[int]]:
@@ -280,14 +280,14 @@ class There:
         return [sum(result.log_probs) for result in self.translator.score_batch(self._source(sources), told)]
 
     def _source(self, sources: Sequence[list[int]]) -> list[list[str]]:
-        """As pieces, without the END that CTranslate2 adds itself."""
+        """Convert ids to pieces, without the END that CTranslate2 adds itself."""
         return [[self.source[i] for i in ids[:-1]] for ids in sources]
 
 
 def prove(here: Here, there: There, sentences: Sequence[str], sources: Sequence[list[int]], beam: int) -> Proof:
-    """Both search; then both are told both translations of every sentence."""
+    """Translate with both engines; then score both translations of every sentence with both."""
     ours, theirs = here.translate(sources, beam), there.translate(sources, beam)
-    # Where no end was found in time, this search sets one and the other none.
+    # At the length limit this search appends END and CTranslate2 does not.
     ended = [max(len(a), len(b)) < here.longest - 1 for a, b in zip(ours, theirs, strict=True)]
     equal = sum(a == b or not end for a, b, end in zip(ours, theirs, ended, strict=True))
     difference, worst = 0.0, ""
@@ -308,5 +308,5 @@ def padded(rows: Sequence[list[int]]) -> Tensor:
 
 
 def pieces_of(model: Any) -> list[str]:
-    """Every subword of a vocabulary; the special ones under the names that CTranslate2 looks for."""
+    """Return every subword of a vocabulary, the special ones under the names that CTranslate2 expects."""
     return [NAMES.get(i, str(model.id_to_piece(i))) for i in range(len(model))]

@@ -1,4 +1,4 @@
-"""Several models that write the same subwords, as one; a single model is the ensemble of one.
+"""An ensemble of models with the same target subwords; a single model is an ensemble of one.
 
 Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, L layers, N heads.
 """
@@ -22,21 +22,21 @@ class Ensemble:
         self.models = tuple(models)
 
     def start(self, sources: Sequence[tuple[Tensor, Tensor]]) -> State:
-        """Sentences as each model reads them, ids and mask → the state of all models before the first word."""
+        """Encode the sources, ids and mask for each model, into the state of all models before the first token."""
         states = [model.start(*source) for model, source in zip(self.models, sources, strict=True)]
         if len(states) == 1:
             return states[0]
         return State(tuple(state.fixed for state in states), tuple(state.moving for state in states))
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
-        """More target tokens → the logits that follow each of them, and the state after them."""
+        """Return the logits that follow each target token, and the state after the last one."""
         if len(self.models) == 1:
             return self.models[0].step(target_RT, state)
         stepped = [m.step(target_RT, part) for m, part in zip(self.models, self._parts(state), strict=True)]
         return self._mean([logits for logits, _ in stepped]), self._whole(state, [after for _, after in stepped])
 
     def look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """A step, and the first model's attention to its source at each of these tokens: R × L × N × T × S."""
+        """Like `step`, and return the first model's attention weights at each token: R × L × N × T × S."""
         first, *others = zip(self.models, self._parts(state), strict=True)
         decoded = first[0].decode(target_RT, first[1], weights=True)
         stepped = [model.step(target_RT, part) for model, part in others]
@@ -45,7 +45,7 @@ class Ensemble:
         return self._mean(logits), after, torch.stack(decoded.weights, 1)
 
     def _parts(self, state: State) -> list[State]:
-        """The state of each model."""
+        """Split the state by model."""
         if len(self.models) == 1:
             return [state]
         return [replace(state, fixed=f, moving=m) for f, m in zip(state.fixed, state.moving, strict=True)]
@@ -58,5 +58,5 @@ class Ensemble:
         )
 
     def _mean(self, logits: list[Tensor]) -> Tensor:
-        """Log probabilities, but for a constant, of the mean of the models' probabilities."""
+        """Return log probabilities, up to a constant, of the mean of the models' probabilities."""
         return logits[0] if len(logits) == 1 else torch.stack([x.float().log_softmax(-1) for x in logits]).logsumexp(0)

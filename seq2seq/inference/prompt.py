@@ -1,4 +1,4 @@
-"""The prompt: a sentence gets its translation, a line that begins with a colon is a command."""
+"""The prompt: type a sentence to translate it; a line that begins with a colon is a command."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KEYS = tuple(SearchConfig.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A run, or several as an ensemble, read from their checkpoints."""
+    """One run, or several as an ensemble, loaded from their checkpoints."""
 
     runs: tuple[Run, ...]
     checkpoints: tuple[Path, ...]
@@ -58,13 +58,13 @@ class Opened:
 
     @property
     def age(self) -> str:
-        """How far training was."""
+        """The update at which each checkpoint was saved."""
         numbers = [(folder.name, folder.name.rpartition("-")[2]) for folder in self.checkpoints]
         return ", ".join(f"update {int(number):,}" if number.isdecimal() else name for name, number in numbers)
 
 
 def open_runs(name: str | list[str] | None, checkpoint: str, config: TranslateConfig) -> Opened:
-    """A run by its name, the newest one without a name, an ensemble for several names."""
+    """Open a run by name, the newest run without a name, or an ensemble for several names."""
     runs = [Run.find(each, config.outputs) for each in (name if isinstance(name, list) else [name])]
     read = [read_checkpoint(run, checkpoint, config) for run in runs]
     translator = Translator.ensemble([translator for _, translator in read], [run.folder.name for run in runs])
@@ -72,7 +72,7 @@ def open_runs(name: str | list[str] | None, checkpoint: str, config: TranslateCo
 
 
 def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path, Translator]:
-    """A run that is training may take a checkpoint away while it is read; then there is a newer one."""
+    """Load a checkpoint; if a training in progress deletes it meanwhile, load its successor."""
     while True:
         folder = run.checkpoint(which)
         try:
@@ -83,14 +83,14 @@ def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path
 
 
 class Prompt:
-    """What is typed → what is printed; it remembers the search, the models, and the last sentence."""
+    """Answers typed lines; keeps the search settings, the models and the last sentence."""
 
     def __init__(self, config: TranslateConfig, opened: Opened, out: TextIO) -> None:
         self.config, self.search, self.checkpoint = config, config.search, config.checkpoint
-        self.models = [opened]  # a second one stands beside the first
+        self.models = [opened]  # two when comparing
         self.screen = Screen(out)
         self.source = ""
-        self.last: list[Translation] = []  # of that sentence, the best of each model
+        self.last: list[Translation] = []  # each model's best translation of `source`
         self.open = True
 
     def greet(self) -> None:
@@ -99,12 +99,12 @@ class Prompt:
         self.screen.print(f"{where}. Type a sentence; :help lists commands.")
 
     def answer(self, line: str) -> None:
-        """Whatever is typed, the prompt stays: what goes wrong is told in a line."""
+        """Answer a line; an error is printed and never ends the prompt."""
         try:
             if line.startswith(":") and not line.startswith("::"):
                 self.command(line[1:])
             elif line.strip():
-                # Two colons are a sentence that begins with one.
+                # Two colons: a sentence that itself begins with a colon.
                 self.translate(line[1:] if line.startswith("::") else line)
         except UserError as error:
             for problem in error.problems:
@@ -135,7 +135,7 @@ class Prompt:
             self.last.append(found[0])
 
     def show(self, model: Opened, found: list[Translation], seconds: str = "") -> None:
-        """Ranked translations with their scores; beside another model, with the model's name."""
+        """Print ranked translations with their scores, and the model's name when comparing."""
         names = max(width(each.name) for each in self.models) + 2
         label = padded(model.name, names) if len(self.models) > 1 else ""
         for rank, translation in enumerate(found):
@@ -145,7 +145,7 @@ class Prompt:
             self.screen.print(f"{label}over {model.translator.max_length} subwords; its end was left out")
 
     def again(self) -> None:
-        """The last sentence under what has just changed."""
+        """Translate the last sentence again, under the changed settings."""
         if self.source:
             self.translate(self.source)
 
@@ -169,7 +169,7 @@ class Prompt:
             self.screen.tokens(scored.pieces, scored.token_log_probabilities)
             self.last.append(scored)
 
-    # --------------------------------------------------------------------------------------- looking
+    # ------------------------------------------------------------------------------------ inspecting
 
     def _tokens(self, rest: str) -> None:
         for model, translation in self.shown():
@@ -213,7 +213,7 @@ class Prompt:
     # -------------------------------------------------------------------------------------- changing
 
     def change(self, key: str, value: str) -> None:
-        """One key of the search; without a value, what it is."""
+        """Set a search key; without a value, print it."""
         if key not in KEYS:
             raise UserError(f"search.{key}: no such key{nearest(key, KEYS)}")
         before = getattr(self.search, key)
@@ -279,7 +279,7 @@ def search_choices() -> list[str]:
 
 
 def places(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | None]:
-    """Layer and head as people count them → as tensors do; None where they are not named."""
+    """Return layer and head, counted from 1 in the words and from 0 in the result; None if not named."""
     found: list[int | None] = [None, None]
     if len(words) > 2:
         raise UserError(":attention takes a layer and a head, or a FILE.png and both")
@@ -293,7 +293,7 @@ def places(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | 
 
 
 def word_place(words: list[str], wanted: str) -> int:
-    """The place of a word that is named by its number or by itself; one after the last is where the text ends."""
+    """Return the index of a word given by its number or spelling; one past the last is the end of the text."""
     if wanted.isdecimal() and 1 <= int(wanted) <= len(words) + 1:
         return int(wanted) - 1
     bare = [word.strip(".,;:!?\"'»«„“”").casefold() for word in words]
@@ -327,7 +327,7 @@ def converse(config: TranslateConfig) -> None:
     with history():
         while session.open:
             try:
-                # What is no UTF-8 arrives as lone surrogates, which no tokenizer takes.
+                # Invalid UTF-8 arrives as lone surrogates, which tokenizers reject.
                 session.answer(input("> ").encode("utf-8", "replace").decode())
             except EOFError:
                 print()
@@ -338,10 +338,10 @@ def converse(config: TranslateConfig) -> None:
 
 @contextmanager
 def history() -> Iterator[None]:
-    """Editing, completion, and the lines of earlier sessions."""
+    """Enable line editing, completion, and the history of earlier sessions."""
     try:
         import readline
-    except ImportError:  # on Windows the terminal edits by itself
+    except ImportError:  # on Windows the terminal provides editing
         yield
         return
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

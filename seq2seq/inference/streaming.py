@@ -1,4 +1,4 @@
-"""Lines of files and pipes as they arrive, and a line as its sentences."""
+"""Reading lines of files and pipes as they arrive, and splitting lines into sentences."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-CHARACTERS = 2**20  # of lines that wait: what memory holds of a file of any size
-PAUSE = 0.02  # seconds that a pipe is given to fill a chunk
+CHARACTERS = 2**20  # of waiting lines: bounds memory for a file of any size
+PAUSE = 0.02  # seconds to wait for a pipe to fill a chunk
 
-# A stop, what may close behind it, and space, where no small letter goes on; scripts without spaces have stops of
-# their own. After one or two letters or a number a full stop is an abbreviation or an ordinal more often than an end.
+# A stop, closing marks and space, unless a lowercase letter follows; scripts without spaces have their own stops.
+# A full stop after one or two letters or a number marks an abbreviation or ordinal more often than an end.
 STOP = re.compile(
     r"(?:(?<=[^\W\d_]{3})\.|(?<=[^\w\s])\.|[!?…؟۔।])[\"'»”’)\]]*\s+(?=\S)"
-    r"|[。！？][」』”’）]*\s*(?=[^\s。！？」』”’）])"  # never between stops, or before what closes
+    r"|[。！？][」』”’）]*\s*(?=[^\s。！？」』”’）])"  # never between stops, or before a closing mark
 )
 
 
 class Line(NamedTuple):
     text: str
-    broken: bool  # it was not UTF-8; what was broken is replaced
+    broken: bool  # not UTF-8; the invalid bytes are replaced
 
 
 def decoded(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Bytes as text; only a line feed ends a line, and a byte order mark is no text."""
+    """Decode lines; only a line feed ends a line, and a leading byte order mark is dropped."""
     for number, line in enumerate(lines):
         text = line.decode("utf-8", "replace").removeprefix("" if number else "\ufeff").rstrip("\r\n")
         yield Line(text, "\ufffd" in text and not _is_utf8(line))
@@ -39,7 +39,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class Arriving:
-    """Lines in chunks, read ahead by a thread: what has arrived is handed on when the input pauses."""
+    """Lines in chunks, read ahead by a thread; a pause of the input releases an incomplete chunk."""
 
     def __init__(self, lines: Iterator[Line], pauses: bool) -> None:
         self.lines, self.pauses = lines, pauses
@@ -49,7 +49,7 @@ class Arriving:
         self.changed = threading.Condition()
 
     def chunks(self, first: int, most: int) -> Iterator[list[Line]]:
-        """Chunks that double from `first` lines to `most`: output begins soon, and sorting by length pays later."""
+        """Yield chunks that double from `first` lines to `most`: early output first, better length sorting later."""
         threading.Thread(target=self._read, args=(most,), daemon=True).start()
         while chunk := self._take(first):
             yield chunk
@@ -65,7 +65,7 @@ class Arriving:
                     self.waiting.append(line)
                     self.characters += len(line.text)
                     self.changed.notify_all()
-        except Exception as error:  # told by the thread that translates, after the lines before it
+        except Exception as error:  # raised by the translating thread, after the lines before it
             self.error = error
         with self.changed:
             self.ended = True
@@ -85,7 +85,7 @@ class Arriving:
 
 
 def sentences(line: str, fits: Callable[[str], bool]) -> list[str]:
-    """The sentences of a line; one that does not fit is halved, at a space where there is one."""
+    """Split a line into sentences; one that does not fit is halved, at a space if possible."""
     ends = [match.end() for match in STOP.finditer(line) if not line[match.end()].islower()]
     parts = [line[start:end] for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
     return [piece for part in parts for piece in _halved(part.strip(), fits)]
@@ -96,7 +96,7 @@ def _halved(text: str, fits: Callable[[str], bool]) -> list[str]:
         return [text]
     middle = len(text) // 2
     spaces = [match.start() for match in re.finditer(r"\s", text)]
-    # The first and last thirds are no place to cut: halves of halves stay few.
+    # Cut only in the middle third, which keeps repeated halving rare.
     near = [place for place in spaces if len(text) / 3 < place < 2 * len(text) / 3]
     cut = min(near, key=lambda place: abs(place - middle), default=middle)
     return [*_halved(text[:cut].strip(), fits), *_halved(text[cut:].strip(), fits)]

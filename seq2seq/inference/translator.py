@@ -1,4 +1,4 @@
-"""Text in, text out: the one path from raw sentences to raw translations.
+"""Text in, text out: the only path from raw sentences to raw translations.
 
 Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L layers, N heads.
 """
@@ -36,32 +36,32 @@ from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
-READ_TOKENS = 2048  # source subwords that a CPU reads together
-FORCED_TOKENS = 2048  # target subwords read together: their logits are float32, and as wide as the vocabulary
-SHARE = 16  # sentences that are worth a process of their own
+READ_TOKENS = 2048  # source subwords that a CPU encodes together
+FORCED_TOKENS = 2048  # target subwords scored together: their logits are float32 and as wide as the vocabulary
+SHARE = 16  # fewest sentences that justify another process
 
 
 @dataclass(frozen=True)
 class Translation:
     text: str
     pieces: tuple[str, ...]  # the subwords of the text
-    score: float  # what translations of a sentence are ranked by
+    score: float  # ranks the translations of a sentence
     log_probability: float  # of all pieces and the end
-    cut: bool  # the source was longer than the model reads, and its end was left out
-    source_pieces: tuple[str, ...]  # what the model read, with its end mark
+    cut: bool  # the source exceeded the model's limit and was truncated
+    source_pieces: tuple[str, ...]  # as the model read them, with the end mark
     token_log_probabilities: tuple[float, ...]  # of each piece, then of the end
-    # Attention to the source, on request: from each piece and the end to each source piece.
+    # Attention weights, on request: from each piece and the end to each source piece.
     weights_LNTS: Tensor | None = field(repr=False, compare=False)
 
     def attention(self, layer: int | None = None, head: int | None = None) -> Tensor:
-        """How much each piece and the end look at each source piece; the mean over layers or heads not named."""
+        """Return each piece's and the end's attention to each source piece, averaged over layers or heads not named."""
         if self.weights_LNTS is None:
             raise ValueError("no attention weights here; ask for them with attention=True")
         weights_NTS = self.weights_LNTS.mean(0) if layer is None else self.weights_LNTS[layer]
         return weights_NTS.mean(0) if head is None else weights_NTS[head]
 
 
-EMPTY = Translation("", (), 0.0, 0.0, False, (), (), None)  # of an empty sentence: no model was asked
+EMPTY = Translation("", (), 0.0, 0.0, False, (), (), None)  # of an empty sentence, which runs no model
 
 
 class Source(NamedTuple):
@@ -73,7 +73,7 @@ class Source(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """What the model gives a target that it is told."""
+    """A target's log probabilities under teacher forcing, and its attention weights."""
 
     log_probabilities: tuple[float, ...]  # of each id, then of END
     weights_LNTS: Tensor | None
@@ -82,7 +82,7 @@ class Forced(NamedTuple):
 class Translator:
     """A model with its tokenizer, or an ensemble, ready to translate raw sentences.
 
-    Nothing in it changes after loading, so several threads may translate with one.
+    It does not change after loading, so several threads may share one.
     """
 
     def __init__(self, model: Seq2Seq, tokenizer: Tokenizer, device: torch.device, max_length: int) -> None:
@@ -101,7 +101,7 @@ class Translator:
         precision: str = "auto",
         processes: int | str = 1,
     ) -> Translator:
-        """The translator of a run's checkpoint; of the newest run without a name; of an ensemble for several names."""
+        """Load a run's checkpoint: the newest run's without a name, an ensemble for several names."""
         names = [run] if run is None or isinstance(run, str) else list(run)
         folders = [Run.find(name, outputs).checkpoint(checkpoint) for name in names]
         translators = [cls.from_checkpoint(folder, device, precision) for folder in folders]
@@ -116,7 +116,7 @@ class Translator:
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
-        """Models of either family that average their probabilities; each may read the source in its own subwords."""
+        """Average the probabilities of models of either family; each may read the source in its own subwords."""
         if not translators:
             raise UserError("run: an ensemble needs at least one run", code=2)
         first = translators[0]
@@ -134,7 +134,7 @@ class Translator:
         return together
 
     def share(self, processes: int | str) -> Translator:
-        """This translator, with so many processes that divide many sentences; "auto": one for each thread of a CPU."""
+        """Divide large inputs among this many processes; "auto" means one per CPU thread."""
         count = choose_processes(processes, self.device)
         self.workers = Workers(self._translate, count) if count > 1 else None
         return self
@@ -149,10 +149,9 @@ class Translator:
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
     ) -> list[list[Translation]]:
-        """For each sentence its translations, best first; an empty sentence has one, the empty one.
+        """Return each sentence's translations, best first; an empty sentence has one empty translation.
 
-        A translation begins with its sentence's prefix, where that is not empty. Attention weights cost another pass
-        of the model over what was found.
+        A translation begins with its sentence's prefix. Attention weights cost another pass over the translations.
         """
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
@@ -167,7 +166,7 @@ class Translator:
     def _divide(
         self, workers: Workers, shares: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
     ) -> list[list[Translation]]:
-        """What several processes find: few long sentences take one as long as many short ones, with little padding."""
+        """Divide the sentences among processes by length: equal cost for each process, and little padding."""
         order = np.argsort([len(text) for text in sentences], kind="stable")
         cost = np.cumsum([(1 + len(sentences[i])) ** 1.1 for i in order])
         cuts = np.searchsorted(cost, cost[-1] * np.arange(1, shares) / shares)
@@ -184,7 +183,7 @@ class Translator:
     ) -> list[list[Translation]]:
         sources, begun = self._read(sentences), self._target_ids(prefixes)
         found: list[list[Hypothesis]] = [[] for _ in sentences]
-        # Short sentences with short ones: little padding, and every batch ends early.
+        # Batching sentences of like length pads little, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
         for i, hypotheses in zip(order, self._search(order, sources, begun, search), strict=True):
@@ -198,7 +197,7 @@ class Translator:
     def _search(
         self, order: list[int], sources: list[Source], begun: list[list[int]], search: SearchConfig
     ) -> list[list[Hypothesis]]:
-        """What is found for each sentence, in this order, batch by batch."""
+        """Search batch by batch; return each sentence's hypotheses in this order."""
         rules = self._rules(search, begun)
         widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
         parts = (order[cut] for cut in by_budget(widths * search.rows, search.tokens))
@@ -211,12 +210,12 @@ class Translator:
                 drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
                 return [hypotheses for of_batch in drawn for hypotheses in of_batch]
             step = self._look if search.coverage_penalty else self.models.step
-            # Sentences may change batches, so their rules are those of all.
+            # Sentences may move between batches, so the rules cover all of them.
             whole = rules and rules.of([begun[i] for i in order])
             return beam_search(step, ((state, replace(task, rules=whole)) for state, task in batches), search, SPECIALS)
 
     def _batch(self, sources: list[Source], search: SearchConfig, rules: Rules | None) -> tuple[State, Task]:
-        """The state before the first word, and what is asked for."""
+        """Return the state before the first token, and the search task."""
         length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
         longest_B = (length_B * search.length_factor).long() + search.length_extra
         shortest_B = (length_B * search.min_length_factor).long() + search.min_length_extra
@@ -227,29 +226,29 @@ class Translator:
         return self._start(sources), Task(longest_B, shortest_B.minimum(longest_B), length_B, seeds, rules)
 
     def _look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        """A step, and where it looked: the mean over layers and heads."""
+        """Like `step`, and return attention weights averaged over layers and heads."""
         logits_RTV, state, weights_RLNTS = self.models.look(target_RT, state)
         return logits_RTV, state, weights_RLNTS[:, :, :, -1].float().mean((1, 2))
 
     def _chosen(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:
-        """The best by score, or by their likeness to the others."""
-        if search.choose != "score":
+        """Return the best hypotheses, by score or by expected similarity to the others."""
+        if search.select_by != "score":
             texts = [self.tokenizer.decode(hypothesis.ids) for hypothesis in hypotheses]
-            likeness = dict(zip(texts, expected_similarity(texts, search.choose), strict=True))
+            likeness = dict(zip(texts, expected_similarity(texts, search.select_by), strict=True))
             by_text = {text: hypothesis for text, hypothesis in reversed(list(zip(texts, hypotheses, strict=True)))}
             ranked = sorted(by_text, key=lambda text: (-likeness[text], texts.index(text)))
             hypotheses = [replace(by_text[text], score=likeness[text]) for text in ranked]
         return hypotheses[: search.n_best]
 
     def _rules(self, search: SearchConfig, prefixes: list[list[int]]) -> Rules | None:
-        """What the search and the prefixes ask for; None where they ask for nothing."""
-        if not (search.require or search.forbid or search.no_repeat or any(prefixes)):
+        """Return the constraints of the search and the prefixes, or None."""
+        if not (search.require or search.forbid or search.no_repeat_ngram or any(prefixes)):
             return None
         required = list(zip(search.require, self._target_ids(search.require), strict=True))
         for text, ids in required:
             if UNKNOWN in ids:
                 raise UserError(f"search.require: {text!r} cannot be written with the subwords of this model", code=2)
-        return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat)
+        return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat_ngram)
 
     def _translation(self, source: Source, hypothesis: Hypothesis, weights_LNTS: Tensor | None) -> Translation:
         return Translation(
@@ -264,7 +263,7 @@ class Translator:
         )
 
     def _attention(self, sources: list[Source], found: list[list[Hypothesis]]) -> dict[int, Tensor | None]:
-        """The weights of every hypothesis, which is told to the model once more."""
+        """Return the attention weights of every hypothesis, from a pass under teacher forcing."""
         pairs = [(source, hypothesis) for source, ranked in zip(sources, found, strict=True) for hypothesis in ranked]
         forced = self._force([source for source, _ in pairs], [hypothesis.ids for _, hypothesis in pairs], True)
         return {id(hypothesis): told.weights_LNTS for (_, hypothesis), told in zip(pairs, forced, strict=True)}
@@ -279,9 +278,9 @@ class Translator:
         *,
         attention: bool = False,
     ) -> list[Translation]:
-        """Each target as a translation of its source: what the model gives it, subword by subword.
+        """Score each target as a translation of its source, subword by subword.
 
-        `search` says how its length counts in the score.
+        `search` sets the length penalty.
         """
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets are no pairs")
@@ -296,7 +295,7 @@ class Translator:
         return scored
 
     def alternatives(self, source: str, prefix: str, count: int) -> list[tuple[str, float]]:
-        """The likeliest next subwords after a forced prefix, with their probabilities."""
+        """Return the likeliest next subwords after a forced prefix, with their probabilities."""
         told_1T = torch.tensor([[BEGIN, *self._target_ids([prefix])[0]]], device=self.device)
         with torch.inference_mode():
             logits_1TV, _ = self.models.step(told_1T, self._start(self._read([source])))
@@ -304,7 +303,7 @@ class Translator:
         return list(zip(self.tokenizer.pieces(best.indices.tolist()), best.values.tolist(), strict=True))
 
     def _force(self, sources: list[Source], targets: list[list[int]], attention: bool) -> list[Forced]:
-        """Teacher forcing: targets without END, told to the model beside their sources."""
+        """Run the model on targets (without END) under teacher forcing."""
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
         forced = [Forced((), None)] * len(targets)
         for batch in by_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), FORCED_TOKENS):
@@ -332,10 +331,10 @@ class Translator:
             forced.append(Forced(tuple(log_T[:T]), looked))
         return forced
 
-    # ------------------------------------------------------------------------------------ what is read
+    # ---------------------------------------------------------------------------------------- encoding
 
     def _read(self, sentences: Sequence[str]) -> list[Source]:
-        """Each sentence as every model of the ensemble reads it."""
+        """Encode each sentence for every model of the ensemble."""
         texts = [text if text.strip() else "" for text in sentences]
         by_model = [tokenizer.encode_source(texts) for tokenizer in self.tokenizers]
         return [self._source(ids) for ids in zip(*by_model, strict=True)]
@@ -348,7 +347,7 @@ class Translator:
         return [ids[:-1] for ids in self.tokenizer.encode_target(texts)]
 
     def _start(self, sources: list[Source]) -> State:
-        """The state before the first word; a CPU reads few sentences together, of like length and in its cache."""
+        """Return the state before the first token; a CPU encodes small batches of like length, which fit its cache."""
         if self.device.type != "cpu":
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
@@ -363,5 +362,5 @@ class Translator:
 
 
 def seed(ids: list[int]) -> int:
-    """A number that a sentence has in every batch."""
+    """Return a random seed that depends on the sentence alone, not on its batch."""
     return int.from_bytes(hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Processes that work side by side with one core each: on a CPU that is faster than threads in every small product."""
+"""Worker processes with one core each: on a CPU faster than threads within every small matrix product."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seq2seq.utils.errors import UserError
 
 
 def choose_processes(count: int | str, device: torch.device) -> int:
-    """As many as torch has threads, where a process can be forked and the work is the CPU's; else this one alone."""
+    """Return the number of processes; "auto" is torch's thread count on a Linux CPU, and 1 elsewhere."""
     possible = device.type == "cpu" and sys.platform == "linux"
     if count == "auto":
         return torch.get_num_threads() if possible else 1
@@ -28,7 +28,7 @@ def choose_processes(count: int | str, device: torch.device) -> int:
 
 
 class Workers:
-    """Forks of this process, made when there is work: what it holds in memory, such as weights, they share."""
+    """Forks of this process, created on demand; they share its memory, such as weights."""
 
     def __init__(self, work: Callable[..., Any], count: int) -> None:
         self.work, self.count = work, count
@@ -36,7 +36,7 @@ class Workers:
         self.free = threading.Lock()
 
     def map(self, shares: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The work's result for each share, at most `count`; what a worker raises is raised here."""
+        """Return the result for each of at most `count` parts; re-raise a worker's exception."""
         results: list[Any] = []
         with self.free:
             try:
@@ -49,13 +49,13 @@ class Workers:
                 raise UserError("a worker was killed or not made, perhaps for memory; processes=1 needs less") from None
             finally:
                 if len(results) < len(shares):
-                    self.close()  # what comes late must not be taken for the answer to something else
+                    self.close()  # a late result must not answer a later request
         for failed in (result for result in results if isinstance(result, Exception)):
             raise failed
         return results
 
     def close(self) -> None:
-        """Each ends when it finds nobody at the other end."""
+        """Close the pipes; each worker exits when its pipe closes."""
         while self.pipes:
             self.pipes.pop().close()
 
@@ -64,18 +64,18 @@ class Workers:
         here, there = context.Pipe()
         process = context.Process(target=self._serve, args=(there, [*self.pipes, here]), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of this process's threads: no worker needs them
+            warnings.simplefilter("ignore", DeprecationWarning)  # about this process's threads, which no worker needs
             process.start()
         there.close()
         return here
 
     def _serve(self, pipe: Connection, of_others: Sequence[Connection]) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that was started
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for other in of_others:
             other.close()
         torch.set_num_threads(1)
-        with suppress(EOFError, OSError):  # the other end is gone
+        with suppress(EOFError, OSError):  # the parent closed the pipe
             while True:
                 share = pipe.recv()
                 try:

@@ -1,6 +1,6 @@
-"""Attention and positions, the one module that the LSTM and the Transformer share.
+"""Attention and positional encodings, shared by the LSTM and the Transformer.
 
-Shapes: B sentences, R rows (B × beam), S source (or past) and T target (or query) positions, D width,
+Shapes: B sentences, R rows (B × beam), S source (or cached) and T target (or query) positions, D width,
 N heads, H head width. Masks are True for real tokens.
 """
 
@@ -17,14 +17,14 @@ from seq2seq.model.layers import Packing, dropout, initialise
 
 
 class KeyValue(NamedTuple):
-    """A memory projected once; every query may use it."""
+    """Keys and values of a memory, projected once for all queries."""
 
     key_RNSH: Tensor
     value_RNSH: Tensor
-    bias_R1QS: Tensor | None  # −∞ where nobody, or none of Q queries, may look; None: all see all
+    bias_R1QS: Tensor | None  # −∞ where masked, for all queries (Q = 1) or for each; None: no mask
 
     def join(self, other: KeyValue) -> KeyValue:
-        """The rows of both; the bias hides what pads the shorter one."""
+        """Concatenate the rows of both; the bias masks the padding of the shorter one."""
         key_RNHS = rows_of_both(self.key_RNSH.mT, other.key_RNSH.mT)
         value_RNSH = rows_of_both(self.value_RNSH, other.value_RNSH)
         bias = None
@@ -34,7 +34,7 @@ class KeyValue(NamedTuple):
 
 
 def rows_of_both(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
-    """One tensor after the other; where one is smaller in another dimension, it is padded."""
+    """Concatenate along the first dimension, after padding the other dimensions to equal size."""
 
     def grown(x: Tensor, like: Tensor) -> Tensor:
         missing = [max(0, want - have) for have, want in zip(x.shape[:0:-1], like.shape[:0:-1], strict=True)]
@@ -49,9 +49,9 @@ class Attended(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Compare queries with keys by a `score`, average the values by its softmax (Bahdanau §3.1, Vaswani §3.2).
+    """Score queries against keys and average the values by the softmax (Bahdanau §3.1, Vaswani §3.2).
 
-    The scores of a query q and a key k, per head: additive v·tanh(q + k) (Bahdanau §A.1.2), dot q·k, scaled_dot
+    Scores of a query q and a key k, per head: additive v·tanh(q + k) (Bahdanau §A.1.2), dot q·k, scaled_dot
     q·k/√H (Vaswani §3.2.1), general q·W k (Luong §3.1), cosine g·q·k/(|q||k|) with a learned g.
     """
 
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def project(
         self, memory_RSD: Tensor, mask_RS: Tensor | None = None, *, start: int = 0, packing: Packing | None = None
     ) -> KeyValue:
-        """Keys and values of a memory whose first position is `start`."""
+        """Project a memory whose first position is `start` to keys and values."""
         key_RSD, value_RSD = self.key(memory_RSD), self.value(memory_RSD) if self.value else memory_RSD
         if packing:
             key_RSD, value_RSD = packing.unpack(key_RSD), packing.unpack(value_RSD)
@@ -112,7 +112,7 @@ class Attention(nn.Module):
     ) -> Attended:
         """Attend from queries whose first position is `start`; several rows may share one sentence's keys.
 
-        `place_S` is the position of each key; None: they stand in order. What is packed comes and goes without padding.
+        `place_S` holds the position of each key (None: 0, 1, 2, …). With `packing`, input and output have no padding.
         """
         query_RTD = self.query(query_RTD)
         if packing:
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         query_RNTH = self._query(self._split(query_RTD), start)
         bias = self._bias(causal, T, S, start, query_RTD, place_S)
         if R != B:
-            # The rows of a sentence become further queries of it: its keys are never copied.
+            # The rows of a sentence become extra queries, so its keys are never copied.
             query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
             bias = None if bias is None else bias.repeat(1, 1, R // B if T > 1 else 1, 1)
         if kv.bias_R1QS is not None:
@@ -146,7 +146,7 @@ class Attention(nn.Module):
         return rotate(key_RNSH, start) if self.position == "rotary" else key_RNSH
 
     def _query(self, query_RNTH: Tensor, start: int) -> Tensor:
-        """Queries such that every score but the additive one is their plain product with the keys."""
+        """Transform queries so that every score but the additive one is their dot product with the keys."""
         if self.score == "scaled_dot":
             query_RNTH = query_RNTH * query_RNTH.shape[-1] ** -0.5
         elif self.score == "general":
@@ -156,7 +156,7 @@ class Attention(nn.Module):
         return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
 
     def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None) -> Tensor | None:
-        """What positions add to the scores: −∞ for the future, and ALiBi's slope; None where it is all zero."""
+        """Return the positional term of the scores: −∞ for the future, plus ALiBi's penalty; None if all zero."""
         bias = alibi(self.heads, T, S, start, like, place_S) if self.position == "alibi" else None
         if causal and start + 1 < S:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
@@ -181,12 +181,12 @@ class Attention(nn.Module):
 
 
 def fused(query_RNTH: Tensor) -> bool:
-    """Whether torch's fused kernel is the fast one: on a CPU the plain form is, for many short sentences."""
+    """Return whether torch's fused kernel is faster; on a CPU the plain form wins for many short sentences."""
     return query_RNTH.is_cuda
 
 
 class Position(nn.Module):
-    """What embeddings get so that order is seen: sinusoidal (Vaswani §3.5) or learned; other kinds add nothing."""
+    """Add positions to embeddings: sinusoidal (Vaswani §3.5) or learned; other kinds add nothing."""
 
     def __init__(self, kind: str, width: int, max_length: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Position(nn.Module):
     def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
         place_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
         if self.table is not None:
-            # Places beyond the table share its last row.
+            # Positions beyond the table share its last row.
             return x_RTD + self.table(place_T.clamp(max=self.table.num_embeddings - 1))
         if self.kind == "sinusoidal":
             angle = _angles(place_T, x_RTD.shape[-1])
@@ -207,12 +207,12 @@ class Position(nn.Module):
 
 
 def _to_rows(x_BNQH: Tensor, T: int) -> Tensor:
-    """The queries of each sentence as rows of their own again."""
+    """Split the queries of each sentence back into rows."""
     return x_BNQH.unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)
 
 
 def rotate(x_RNTH: Tensor, start: int) -> Tensor:
-    """Turn pairs of numbers by an angle that grows with the position (Su et al. 2021, §3.2)."""
+    """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, §3.2)."""
     angle = _angles(torch.arange(start, start + x_RNTH.shape[2], device=x_RNTH.device), x_RNTH.shape[-1])
     sin, cos = angle.sin().to(x_RNTH.dtype), angle.cos().to(x_RNTH.dtype)
     even, odd = x_RNTH[..., 0::2], x_RNTH[..., 1::2]
@@ -220,7 +220,7 @@ def rotate(x_RNTH: Tensor, start: int) -> Tensor:
 
 
 def alibi(heads: int, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None = None) -> Tensor:
-    """A penalty for distance, with a slope for each head (Press et al. 2022, §3); it looks both ways."""
+    """Return a distance penalty with one slope per head (Press et al. 2022, §3), here in both directions."""
     slope_N = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device) / heads)
     query_T = torch.arange(start, start + T, device=like.device)
     distance_TS = (query_T[:, None] - (torch.arange(S, device=like.device) if place_S is None else place_S)).abs()

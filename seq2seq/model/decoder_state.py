@@ -1,4 +1,4 @@
-"""What a decoder remembers between two steps, as a value; select and reorder written once for every model.
+"""Decoder state between steps, as a value; all models share `select` and `reorder`.
 
 Shapes: B sentences, K hypotheses of each, R = B × K rows, T new positions, P slots, N heads, H head width, L layers.
 """
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from seq2seq.model.attention import KeyValue
 
 Tree = Any  # a Tensor, a Past, None, or a (named) tuple of trees
-AHEAD = 6  # steps that a past gets room for when it grows, …
-WHOLE = 16  # … in numbers that vectors take at once
+AHEAD = 6  # steps of room allocated when a past grows, …
+WHOLE = 16  # … rounded up to this multiple for vector instructions
 
 
 def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    """The same tree with the function applied to each tensor and past."""
+    """Apply a function to each tensor and past of a tree."""
     if isinstance(tree, (Tensor, Past)):
         return function(tree)
     if tree is None:
@@ -32,7 +32,7 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 def join_trees(a: Tree, b: Tree) -> Tree:
-    """The rows of both."""
+    """Concatenate the rows of two trees."""
     if isinstance(a, Tensor):
         return torch.cat((a, b))
     if isinstance(a, (KeyValue, Past)):
@@ -42,15 +42,15 @@ def join_trees(a: Tree, b: Tree) -> Tree:
 
 @dataclass(frozen=True)
 class State:
-    """B sentences with `beam` hypotheses each: `fixed` has B rows, `moving` B × beam, a sentence's rows together."""
+    """B sentences with `beam` hypotheses each: `fixed` has B rows, `moving` B × beam, grouped by sentence."""
 
-    fixed: Tree  # belongs to the sentence: the projected memory
-    moving: Tree  # belongs to the hypothesis: past keys and values, or recurrent states
-    length: int = 0  # target positions seen so far
+    fixed: Tree  # per sentence: the projected memory
+    moving: Tree  # per hypothesis: past keys and values, or recurrent states
+    length: int = 0  # target positions decoded so far
     beam: int = 1
 
     def select(self, rows_R: Tensor, beam: int) -> State:
-        """Rows of this state as a new one with `beam` rows for each sentence that is kept."""
+        """Return the given rows as a new state with `beam` rows per kept sentence."""
         sentences_B = rows_R[::beam] // self.beam
         fixed = map_tree(lambda x: x.index_select(0, sentences_B), self.fixed)
 
@@ -60,7 +60,7 @@ class State:
         return replace(self, fixed=fixed, moving=map_tree(rows, self.moving), beam=beam)
 
     def reorder(self, rows_R: Tensor) -> State:
-        """Hypotheses re-ranked inside their sentences: what belongs to the sentence stays where it is."""
+        """Reorder hypotheses within their sentences; per-sentence tensors stay unchanged."""
 
         def rows(x: Tensor | Past) -> Tensor | Past:
             return x.index_select(0, rows_R) if isinstance(x, Tensor) else x.reorder(rows_R)
@@ -68,20 +68,20 @@ class State:
         return replace(self, moving=map_tree(rows, self.moving))
 
     def join(self, other: State) -> State:
-        """The sentences of both, which have as many hypotheses and have come equally far."""
+        """Concatenate two states of the same beam and length."""
         fixed, moving = join_trees(self.fixed, other.fixed), join_trees(self.moving, other.moving)
         return replace(self, fixed=fixed, moving=moving)
 
     def advance(self, moving: Tree, positions: int) -> State:
-        """The state after `positions` more target tokens."""
+        """Return the state after `positions` more target tokens."""
         return replace(self, moving=moving, length=self.length + positions)
 
 
 class Buffer:
-    """Keys and values of every layer, with room for more; `used` slots are written."""
+    """Keys and values of every layer, with spare room; the first `used` slots are written."""
 
     def __init__(self, key_LBNHP: Tensor, value_LBNPH: Tensor, used: int) -> None:
-        # Keys lie as they are multiplied, head width before slots: their product is three times as fast on a CPU.
+        # Keys are stored as they are multiplied, head width before slots: three times as fast on a CPU.
         self.key_LBNHP, self.value_LBNPH, self.used = key_LBNHP, value_LBNPH, used
 
     @property
@@ -90,7 +90,7 @@ class Buffer:
 
     @classmethod
     def of(cls, layers: Sequence[KeyValue], room: int) -> Buffer:
-        """A copy of these layers, in a place with more room; what is not written yet is zero."""
+        """Copy these layers into a larger buffer; unwritten slots are zero."""
         B, N, P, H = layers[0].key_RNSH.shape
         value, L = layers[0].value_RNSH, len(layers)
         buffer = cls(value.new_zeros(L, B, N, H, room), value.new_zeros(L, B, N, room, value.shape[3]), P)
@@ -113,16 +113,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Past:
-    """The keys and values of all that was said: each is written once and never moves.
+    """Keys and values of the prefix: each is written once and never moves.
 
-    The hypotheses of a sentence share its slots, and `bias` tells which ones hold the words of each. So re-ranking
-    them moves a row of numbers, and no key. A buffer is written at its end only; who finds that another past has gone
-    on there copies it first, so that every past stays what it is.
+    The hypotheses of a sentence share its slots, and the bias masks the slots of the others; reordering moves a row
+    of numbers and no keys. Buffers are append-only, and a buffer that another past has already extended is copied
+    first, so every past is immutable.
     """
 
     layers: tuple[KeyValue, ...] = ()  # B rows, P slots
-    buffer: Buffer | None = None  # what the layers are views of, once there is one
-    bias_BKP: Tensor | None = None  # −∞ at slots of other hypotheses; None: all slots belong to all
+    buffer: Buffer | None = None  # storage that the layers view, once allocated
+    bias_BKP: Tensor | None = None  # −∞ at slots of other hypotheses; None: no mask
     place_P: Tensor | None = None  # target position of each slot
 
     @property
@@ -145,7 +145,7 @@ class Past:
         return replace(self, layers=layers, buffer=buffer, bias_BKP=bias_BKP)
 
     def join(self, other: Past) -> Past:
-        """The rows of both, which have the same slots; the next step lays them out anew."""
+        """Concatenate two pasts with the same slots; the next step allocates a new buffer."""
         if not self.layers:
             return self
         layers = join_trees(self.layers, other.layers)
@@ -159,7 +159,7 @@ class Past:
 
 
 class Continuation:
-    """A past while a decoder adds T positions to each hypothesis, one layer after the other."""
+    """A past being extended by T positions per hypothesis, layer by layer."""
 
     def __init__(self, state: State, like_RTD: Tensor) -> None:
         past: Past = state.moving
@@ -172,18 +172,18 @@ class Continuation:
         self.slots = slots + new
         if self.buffer:
             self.buffer.used = self.slots
-        # Attention looks at the whole buffer, whose parts it would have to copy: what is not written yet is hidden.
+        # Attention reads the whole buffer, since it would have to copy a part; unwritten slots are masked.
         empty = self.buffer.room - self.slots if self.buffer else 0
         place_T = torch.arange(state.length, state.length + self.positions, device=like_RTD.device).repeat(self.beam)
         place_P = place_T if past.place_P is None else torch.cat((past.place_P, place_T))
         self.place_P = F.pad(place_P, (0, empty))
-        self.alone = self.beam == 1 and past.bias_BKP is None  # all slots hold this hypothesis, in order
+        self.alone = self.beam == 1 and past.bias_BKP is None  # all slots belong to this hypothesis, in order
         self.bias_BQP = None
         if not self.alone:
             self.bias_BQP = F.pad(self._bias(len(like_RTD) // self.beam, like_RTD), (0, empty), value=-math.inf)
 
     def _bias(self, B: int, like: Tensor) -> Tensor:
-        """−∞ for each new word at the slots of other hypotheses, and at words that come after it."""
+        """Return −∞ for each new token at the slots of other hypotheses and of later tokens."""
         own_TT = torch.ones(self.positions, self.positions, dtype=torch.bool, device=like.device).tril()
         own_QQ = torch.block_diag(*[own_TT] * self.beam).bool() if len(own_TT) > 1 else torch.eye(self.beam) > 0
         own_QQ = like.new_zeros(own_QQ.shape).masked_fill(~own_QQ.to(like.device), -math.inf)
@@ -193,7 +193,7 @@ class Continuation:
         return torch.cat((self.past.bias_BKP.repeat_interleave(self.positions, 1), own_BQQ), 2)
 
     def add(self, new: KeyValue) -> KeyValue:
-        """What the next layer's queries look at: its past, and the new keys and values."""
+        """Append new keys and values to the next layer's past, and return all that its queries attend to."""
         if self.beam > 1:
             new = map_tree(lambda x: x.unflatten(0, (-1, self.beam)).transpose(1, 2).flatten(2, 3), new)
         if self.buffer:

@@ -1,4 +1,4 @@
-"""The one module that names both families: a config becomes a model."""
+"""Build a model from its config; the only module that names both families."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from seq2seq.model.interface import Seq2Seq
 
 
 def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:
-    """The model a config describes, for a vocabulary."""
+    """Build the model that a config describes, for a vocabulary."""
     if isinstance(config, LSTMConfig):
         from seq2seq.model import lstm
 
@@ -19,7 +19,7 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary) -> Seq2Seq:
 
 
 def parameter_table(model: Seq2Seq) -> list[tuple[str, int]]:
-    """Parameters by part, each counted once where parts share it."""
+    """Count parameters by part; a shared parameter counts once."""
     seen: set[int] = set()
     table = []
     for name, part in model.named_children():

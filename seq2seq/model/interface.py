@@ -1,4 +1,4 @@
-"""The contracts of an encoder and a decoder, the model around them, and the one place that names both families.
+"""Encoder and decoder protocols, and the model around them.
 
 Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, D width.
 """
@@ -18,7 +18,7 @@ from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows
 
 
 class Memory(NamedTuple):
-    """What an encoder made of its sentences."""
+    """The output of an encoder."""
 
     states_BSD: Tensor
     mask_BS: Tensor
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 class Decoded(NamedTuple):
     features_RTD: Tensor
     state: State
-    weights: tuple[Tensor, ...]  # of the attention to the source, RNTS for each layer, on request
+    weights: tuple[Tensor, ...]  # cross-attention, RNTS per layer, on request
 
 
 class Encoder(Protocol):
@@ -35,9 +35,9 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """The same call serves training, with all positions at once, and search, with one.
+    """One call serves training (all positions together) and search (one position).
 
-    Features of packed targets come packed, as M rows.
+    Packed targets yield packed features, as M rows.
     """
 
     def start(self, memory: Memory) -> State: ...
@@ -54,7 +54,7 @@ class Seq2Seq(nn.Module):
         self, encoder: Encoder, decoder: Decoder, vocabulary: Vocabulary, width: int, config: ModelConfig
     ) -> None:
         super().__init__()
-        tie, self.word_dropout = config.tie, config.word_dropout
+        tie, self.word_dropout = config.tie_embeddings, config.word_dropout
         self.source_embedding = embedding(vocabulary.source, width)
         self.encoder = encoder
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
@@ -63,7 +63,7 @@ class Seq2Seq(nn.Module):
         self.readout: PreparedLinear | None = None
 
     def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
-        """Sentences read, no word of their translations written."""
+        """Encode the sources and return the initial decoder state."""
         return self.decoder.start(self.encoder(self.source_embedding(source_BS), mask_BS))
 
     def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
@@ -73,7 +73,7 @@ class Seq2Seq(nn.Module):
         return self.readout(features) if self.readout else F.linear(features, self.output.weight)
 
     def prepare(self) -> Seq2Seq:
-        """This model, for translating only: on a CPU its linear maps are laid out once."""
+        """Prepare this model for inference only: on a CPU, reorder the weights of linear maps once."""
         if PreparedLinear.possible(self.output.weight):
             self.readout = PreparedLinear(self.output.weight, None)
             for part in [*self.modules()]:
@@ -85,12 +85,12 @@ class Seq2Seq(nn.Module):
         return self
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
-        """More target tokens → the logits that follow each of them, and the state after them."""
+        """Decode more target tokens; return the logits after each, and the new state."""
         features_RTD, state, _ = self.decode(target_RT, state)
         return self.logits(features_RTD), state
 
     def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
-        """Features_MD at every real target token of a batch, ready for `logits` or the loss."""
+        """Return features_MD at every real target token of a batch, for `logits` or the loss."""
         p = either(word_dropout, self.word_dropout)
         source = Packing(batch.source_place_M, *batch.source_BS.shape)
         target = Packing(batch.target_place_M, *batch.target_in_BT.shape)

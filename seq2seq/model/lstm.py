@@ -16,7 +16,7 @@ from seq2seq.model.layers import Packing, drop_rows, dropout, either, embedding,
 
 
 class Convolutions(nn.Module):
-    """Residual convolutions over the source embeddings; padding stays zero, so it changes nothing."""
+    """Residual convolutions over the source embeddings; padding stays zero, so it has no effect."""
 
     def __init__(self, width: int, kernel: int, count: int) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class Convolutions(nn.Module):
 
 
 class BidirectionalLayer(nn.Module):
-    """Two LSTMs, the second from right to left (§3.2); each sentence is turned around its own end."""
+    """Two LSTMs, the second from right to left (§3.2), with each sentence reversed within its real length."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.forwards, self.backwards = _lstm(width_in, width), _lstm(width_in, width)
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        # Turning every sentence inside its real length keeps padding behind it for both directions.
+        # Reversing each sentence within its real length keeps padding at the end in both directions.
         place_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
         turned_BS = mask_BS.sum(1, keepdim=True) - 1 - place_S
         turned_BS1 = torch.where(mask_BS, turned_BS, place_S).unsqueeze(-1)
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.p, self.embedding_p = config.dropout, either(config.embedding_dropout, config.dropout)
         self.position = Position(config.position, config.embedding, config.max_length)
-        self.convolutions = Convolutions(config.embedding, config.kernel, config.convolutions)
+        self.convolutions = Convolutions(config.embedding, config.kernel_size, config.convolutions)
         widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
         self.layers = nn.ModuleList(BidirectionalLayer(width, config.width) for width in widths)
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """s_t = LSTM([y_{t-1}; c_t], s_{t-1}), with c_t attended to from s_{t-1} (§3.1), layers above, a maxout readout."""
+    """s_t = LSTM([y_{t-1}; c_t], s_{t-1}), c_t attended to from s_{t-1} (§3.1); further layers and a maxout readout."""
 
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         self.embedding_p, self.skip = either(config.embedding_dropout, config.dropout), config.layer_dropout
         a = config.attention
         self.position = Position(config.position, config.embedding, config.max_length)
-        # One head attends to the encoder states themselves; several need views of their own.
+        # One head attends to the encoder states directly; several need separate projections.
         self.attention = Attention(
             config.width,
             memory_width,
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
             a.heads > 1,
         )
         context_width = self.attention.context_width
-        self.pool = Pooling(config, memory_width) if config.start == "pooled" else None
+        self.pool = Pooling(config, memory_width) if config.decoder_init == "pooled" else None
         self.bridge = nn.Linear(config.width if self.pool is None else memory_width, config.width)
         self.embedded_gates = nn.Linear(config.embedding, 4 * config.width)
         self.fed_back_gates = nn.Linear(context_width + config.width, 4 * config.width, bias=False)
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         _open_forget_gate(self.embedded_gates.bias)
 
     def start(self, memory: Memory) -> State:
-        """The first state from the backward encoder, which has just read the first word (§A.2.2), or from a pool."""
+        """Compute the first state from the backward encoder at the first word (§A.2.2), or by pooling."""
         summary_BD = memory.states_BSD[:, 0, self.width :] if self.pool is None else self.pool(memory)
         hidden_BD = self.bridge(summary_BD).tanh()
         cell_BD = torch.zeros_like(hidden_BD, dtype=torch.float32)
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
     def _attend_and_recur(
         self, target_RTE: Tensor, state: State, weights: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-        """The recurrence itself: everything that does not feed back has been taken out of it."""
+        """Run the recurrence alone; everything that does not feed back is computed outside."""
         gates_RTD = self.embedded_gates(target_RTE)
         h_RD, c_RD, _ = state.moving
         memory: KeyValue = state.fixed
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
 
 
 class Pooling(nn.Module):
-    """One learned query attends to the encoder states: their summary."""
+    """Summarise the encoder states by attention from one learned query."""
 
     def __init__(self, config: LSTMConfig, memory_width: int) -> None:
         super().__init__()
@@ -157,14 +157,14 @@ class Pooling(nn.Module):
 
 
 def lstm_cell(gates_RD: Tensor, c_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Input, forget, cell and output gates → hidden state, and the cell in float32, where it adds up many steps."""
+    """Apply input, forget, cell and output gates → hidden state, and cell in float32, as it sums many steps."""
     i, f, g, o = gates_RD.float().chunk(4, -1)
     c_RD = f.sigmoid() * c_RD + i.sigmoid() * g.tanh()
     return (o.sigmoid() * c_RD.tanh()).to(gates_RD.dtype), c_RD
 
 
 def _unit(embedded_RTE: Tensor) -> Tensor:
-    """Embedding rows have length one; entries of size one suit a recurrence better."""
+    """Scale embedding rows of norm one to entries of size one, which suit a recurrence better."""
     return embedded_RTE * embedded_RTE.shape[-1] ** 0.5
 
 
@@ -175,7 +175,7 @@ def _lstm(width_in: int, width: int) -> nn.LSTM:
 
 
 def _initialise_lstm(lstm: nn.LSTM) -> None:
-    """Xavier into the gates, orthogonal between the steps, and an open forget gate."""
+    """Initialise input weights by Xavier, recurrent ones orthogonally, and open the forget gate."""
     for name, parameter in lstm.named_parameters():
         if name.startswith("weight_ih"):
             nn.init.xavier_uniform_(parameter)

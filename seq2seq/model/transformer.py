@@ -17,7 +17,7 @@ from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dro
 
 
 class Input(nn.Module):
-    """Embedded tokens made ready for the first layer (§3.4, §3.5)."""
+    """Scale embedded tokens, then add positions and dropout (§3.4, §3.5)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.self_attention = _attention(config, config.position)
-        # Rotary and ALiBi positions compare places of one sentence, so they stay out of the cross-attention.
+        # Rotary and ALiBi relate positions of one sentence, so cross-attention uses neither.
         self.cross_attention = _attention(config, "none")
         self.feed_forward = _feed_forward(config)
         self.self_residual, self.cross_residual = _residual(config), _residual(config)
@@ -98,9 +98,9 @@ class Decoder(nn.Module):
         self.norm = _final_norm(config)
 
     def start(self, memory: Memory) -> State:
-        """Each layer's keys and values of the source, and an empty past."""
+        """Return each layer's keys and values of the source, and an empty past."""
         projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
-        # Laid out once as every step multiplies them; else each step would copy them first.
+        # Stored once as every step multiplies them; otherwise each step would copy them first.
         fixed = (
             kv._replace(key_RNSH=kv.key_RNSH.mT.contiguous().mT, value_RNSH=kv.value_RNSH.contiguous())
             for kv in projected
@@ -132,8 +132,8 @@ def _feed_forward(config: TransformerConfig) -> FeedForward:
 
 
 def _residual(config: TransformerConfig) -> Residual:
-    return Residual(config.width, config.norm, config.norm_place, config.dropout, config.layer_dropout)
+    return Residual(config.width, config.norm, config.norm_position, config.dropout, config.layer_dropout)
 
 
 def _final_norm(config: TransformerConfig) -> nn.Module:
-    return build_norm(config.norm, config.width) if config.norm_place == "pre" else nn.Identity()
+    return build_norm(config.norm, config.width) if config.norm_position == "pre" else nn.Identity()

@@ -1,6 +1,6 @@
-"""One page on a run: what it learned, how well it translates, where it looks, and how to make it again.
+"""One-page report on a run: training, translation quality, attention, and how to reproduce it.
 
-The page is report.html with the data of a run inside; it asks nothing of the network.
+The page is report.html with the data of a run inside; it needs no network.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from seq2seq.utils.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PLACE = "/*DATA*/"
-# Counters that only grow say nothing as a curve.
+# Counters that only grow are uninformative as curves.
 COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "graphs")
 
 
 def page(data: dict[str, Any]) -> str:
-    """The page with its data; nothing in a sentence can end the script that holds it."""
+    """Return the page with its data, escaped so that no sentence can end the enclosing script."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, text.replace("<", "\\u003c"), 1)
 
@@ -36,7 +36,7 @@ def page(data: dict[str, Any]) -> str:
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """What a run noted while it was trained."""
+    """Read the metrics that training logged."""
     try:
         lines = run.metrics.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -45,7 +45,7 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Every number that was noted, by its name and by the kind of line it stood on: points of update and value."""
+    """Return every logged number by name and kind of line, as points of update and value."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in metrics:
         for name, value in line.items():
@@ -55,7 +55,7 @@ def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int,
 
 
 def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by what they went into, from the tokens and shares that training noted."""
+    """Return seconds by activity, from the tokens and fractions that training logged."""
     seconds = {"real tokens": 0.0, "padding": 0.0, "waiting for batches": 0.0, "validation and checkpoints": 0.0}
     before = 0.0
     for line in metrics:
@@ -75,7 +75,7 @@ def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> dict[str, Any]:
-    """The worst and the best sentences, and those that repeat themselves or break off."""
+    """Return the worst and the best sentences, and those that repeat themselves or break off."""
     scores, found = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
     order = sorted(range(len(test)), key=lambda i: scores[i])
     kinds = {
@@ -106,7 +106,7 @@ def sentence(place: int, hypothesis: str, test: TestSet, score: float) -> dict[s
 
 
 def typical(test: TestSet, count: int) -> list[int]:
-    """Sentences of all lengths, spread evenly, the shortest first."""
+    """Return indices of sentences spread evenly over all lengths, shortest first."""
     order = sorted(range(len(test)), key=lambda i: len(test.source[i].split()))
     return [order[round((i + 0.5) * len(order) / count - 0.5)] for i in range(min(count, len(order)))]
 
@@ -115,9 +115,9 @@ def typical(test: TestSet, count: int) -> list[int]:
 
 
 def attention(place: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
-    """What a picture of a sentence needs: pieces, words, and the weights of every layer and head."""
+    """Return the data of an attention plot: pieces, words, and the weights of every layer and head."""
     assert translation.weights_LNTS is not None
-    # The rows say the pieces and the end, the columns read the pieces and the end mark of the source.
+    # Rows are target pieces and the end mark, columns source pieces and the end mark.
     sources, targets = list(translation.source_pieces[:-1]), list(translation.pieces)
     return {
         "place": place,
@@ -136,7 +136,7 @@ def attention(place: int, translation: Translation, source: str, reference: str,
 
 
 def packed(weights: np.ndarray[Any, Any]) -> str:
-    """Weights from 0 to 1 in steps of 1/65535, as base64."""
+    """Encode weights from 0 to 1 in steps of 1/65535, as base64."""
     return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
 
 

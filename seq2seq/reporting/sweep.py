@@ -1,4 +1,4 @@
-"""The end of a sweep: every setting with the mean and the deviation of its seeds, as a table, a CSV and a picture."""
+"""Summary of a sweep: mean and deviation of every setting over its seeds, as a table, a CSV and a chart."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from statistics import mean, stdev
 
 from seq2seq.utils.run import Run
 
-SEED = "seed"  # what only repeats a setting
+SEED = "seed"  # only repeats a setting
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep, with what was swept, such as {"model": "lstm", "seed": "1"}."""
+    """One run of a sweep, with its swept values, such as {"model": "lstm", "seed": "1"}."""
 
     run: Run
     swept: dict[str, str]
 
     def scores(self) -> dict[str, float]:
-        """Its test scores; without a test set, the best score of its validations; nothing if it did not finish."""
+        """Return the test scores; without a test set, the best validation score; nothing for an unfinished run."""
         try:
             result = json.loads(self.run.result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs with the same values reached, whatever their seeds."""
+    """The scores of runs that differ only in their seeds."""
 
     values: dict[str, str]
     scores: dict[str, list[float]]  # by metric, one for each run
@@ -48,7 +48,7 @@ class Setting:
 
 
 def settings_of(jobs: list[Job]) -> list[Setting]:
-    """The jobs of a sweep by what was swept besides the seed, in the order of the command line."""
+    """Group the jobs of a sweep by all values but the seed, in the order of the command line."""
     grouped: dict[tuple[tuple[str, str], ...], list[dict[str, float]]] = {}
     for job in jobs:
         values = tuple((key, value) for key, value in job.swept.items() if key != SEED)
@@ -61,7 +61,7 @@ def settings_of(jobs: list[Job]) -> list[Setting]:
 
 
 def finish(jobs: list[Job], folder: Path) -> list[str]:
-    """Write table.csv, runs.csv and table.svg into a folder; the lines of the table to print."""
+    """Write table.csv, runs.csv and table.svg into a folder; return the lines of the table to print."""
     settings = settings_of(jobs)
     metrics = list(settings[0].scores)
     if not metrics:
@@ -74,7 +74,7 @@ def finish(jobs: list[Job], folder: Path) -> list[str]:
 
 
 def table(settings: list[Setting]) -> list[str]:
-    """Mean ± standard deviation of each setting, the best of each metric starred."""
+    """Format mean ± standard deviation of each setting, with the best of each metric starred."""
     metrics = list(settings[0].scores)
     top = {name: max((mean(s.scores[name]) for s in settings if s.scores[name]), default=0.0) for name in metrics}
     keys = list(settings[0].values) or [SEED]
@@ -96,7 +96,7 @@ def told(scores: list[float], best: bool) -> str:
 
 
 def settings_csv(settings: list[Setting]) -> str:
-    """A row for each setting."""
+    """Format a row for each setting."""
     metrics = list(settings[0].scores)
     header = [*settings[0].values, "runs", *(f"{m}_{what}" for m in metrics for what in ("mean", "deviation"))]
     rows = []
@@ -111,7 +111,7 @@ def settings_csv(settings: list[Setting]) -> str:
 
 
 def runs_csv(jobs: list[Job]) -> str:
-    """A row for each run."""
+    """Format a row for each run."""
     metrics = list(dict.fromkeys(name for job in jobs for name in job.scores()))
     rows = [[job.run.folder.name, *job.swept.values(), *(job.scores().get(m, "") for m in metrics)] for job in jobs]
     return as_csv([["run", *jobs[0].swept, *metrics], *rows])
@@ -131,14 +131,14 @@ STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.soft{fill:#66717d}.
 
 
 def band(scores: list[float]) -> tuple[float, float]:
-    """A deviation to both sides of the mean; of scores that cannot be negative, not below zero."""
+    """Return mean ± deviation, cut at zero if no score is negative."""
     middle, spread = mean(scores), stdev(scores) if len(scores) > 1 else 0.0
     low = middle - spread
     return max(0.0, low) if min(scores) >= 0 else low, middle + spread
 
 
 def axis(points: list[float]) -> tuple[float, float, list[float]]:
-    """The ends of an axis that holds all points, and round numbers on it."""
+    """Return the ends of an axis that holds all points, and round ticks on it."""
     low, high = min(points), max(points)
     length = max(high - low, 0.05)
     step = 10.0 ** math.floor(math.log10(length))
@@ -149,7 +149,7 @@ def axis(points: list[float]) -> tuple[float, float, list[float]]:
 
 
 def picture(settings: list[Setting], metric: str) -> str:
-    """A row for each setting: every run a dot, their mean a stroke, their deviation a band."""
+    """Draw a row for each setting: each run a dot, their mean a stroke, their deviation a band."""
     shown = [setting for setting in settings if setting.scores[metric]]
     every = [setting.scores[metric] for setting in shown]
     low, high, ticks = axis([point for scores in every for point in (*scores, *band(scores))])

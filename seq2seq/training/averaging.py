@@ -19,17 +19,17 @@ Weights = dict[str, Tensor]
 
 class Average(Protocol):
     def update(self, update: int) -> None:
-        """Called after each update of the live weights, with its number."""
+        """Account for an update of the live weights, given its number."""
 
     def weights(self) -> Weights:
-        """The averages of now, by parameter name."""
+        """Return the current averages by parameter name."""
 
     def load(self, weights: Weights) -> None:
-        """Go on from the averages of a checkpoint."""
+        """Continue from the averages of a checkpoint."""
 
 
 class RunningMean:
-    """An exponential moving average; the first updates, which know little, are forgotten faster."""
+    """An exponential moving average that forgets the first, poorly trained weights faster."""
 
     def __init__(self, model: Seq2Seq, decay: float) -> None:
         self.live = dict(model.named_parameters())
@@ -50,7 +50,7 @@ class RunningMean:
 
 
 class LastCheckpoints:
-    """The mean of the live weights and of the checkpoints that validations left before (Vaswani et al. 2017, §6.1)."""
+    """The mean of the live weights and the checkpoints of earlier validations (Vaswani et al. 2017, §6.1)."""
 
     def __init__(self, model: Seq2Seq, earlier: Callable[[], list[Path]]) -> None:
         self.live, self.earlier = dict(model.named_parameters()), earlier
@@ -70,7 +70,7 @@ class LastCheckpoints:
 
 
 class ScheduleFreeAverage:
-    """What schedule-free AdamW averages by itself."""
+    """The average that schedule-free AdamW maintains."""
 
     def __init__(self, model: Seq2Seq, optimizer: ScheduleFree) -> None:
         self.model, self.optimizer = model, optimizer
@@ -86,7 +86,7 @@ class ScheduleFreeAverage:
 def build_average(
     config: TrainConfig, model: Seq2Seq, optimizers: Optimizers, earlier: Callable[[], list[Path]]
 ) -> Average | None:
-    """The average a config asks for; `earlier` lists the weight files of the last validations."""
+    """Build the average that a config selects; `earlier` lists the weight files of the last validations."""
     if isinstance(optimizers.parts[0], ScheduleFree):
         return ScheduleFreeAverage(model, optimizers.parts[0])
     if config.training.average == "ema":

@@ -1,4 +1,4 @@
-"""Training checkpoints: everything needed to resume, written to a temporary folder and renamed into its path."""
+"""Training checkpoints: everything needed to resume, written to a temporary folder, then renamed."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from seq2seq.utils.run import INDEX, Run
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     update: int = 0
     best_score: float = float("-inf")
     best_loss: float = float("inf")  # decides between equal scores
     best_update: int = 0
     without_gain: int = 0  # validations since the best one
-    halved: int = 0  # how often the plateau schedule has halved the rate
-    skipped: int = 0  # updates whose numbers were not finite
+    halved: int = 0  # how often the plateau schedule has halved the learning rate
+    skipped: int = 0  # updates with a non-finite loss or gradient norm
     skipped_in_a_row: int = 0
     target_tokens: int = 0
-    line_loss: float = 0.0  # summed since the last line that stays, and over how many tokens
+    line_loss: float = 0.0  # summed over `line_tokens` since the last logged line
     line_tokens: int = 0
-    seconds: float = 0.0  # of training, validation left out
+    seconds: float = 0.0  # of training, without validation
 
 
 @dataclass
 class RunState:
-    """Everything that a run needs to continue as if it had never stopped."""
+    """Everything that a run needs to resume as if uninterrupted."""
 
     config: TrainConfig
     tokenizer: Tokenizer
@@ -69,10 +69,10 @@ class RunState:
     world: World = ALONE
 
     def write(self, folder: Path, random: list[dict[str, Tensor]]) -> None:
-        """Everything into a folder; `random` has the generators of every process."""
+        """Write everything into a folder; `random` holds the generator states of every process."""
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
-        # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights each on their own.
+        # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights separately.
         write_weights(dict(self.model.named_parameters()), folder / WEIGHTS)
         if self.average:
             write_weights(self.average.weights(), folder / AVERAGED)
@@ -85,7 +85,7 @@ class RunState:
         torch.save(training, folder / TRAINING)
 
     def read(self, folder: Path) -> None:
-        """Continue where the checkpoint stopped."""
+        """Restore the state of a checkpoint."""
         read_weights(self.model, folder / WEIGHTS)
         try:
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
@@ -93,18 +93,18 @@ class RunState:
         except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
             raise damaged(folder / TRAINING, error) from None
         if self.average:
-            path = translating_weights(folder)  # the live ones where the run had no average so far
+            path = translating_weights(folder)  # the live ones if the run had no average so far
             try:
                 self.average.load(load_file(path))
             except (OSError, SafetensorError) as error:
                 raise damaged(path, error) from None
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
-        if len(training["random"]) == self.world.size:  # else other processes draw other numbers anyway
+        if len(training["random"]) == self.world.size:  # otherwise the processes draw other numbers anyway
             self.set_random(training["random"][self.world.rank])
 
     def random(self) -> dict[str, Tensor]:
-        """The random generators that this process draws from: the CPU's, and its device's."""
+        """Return the states of this process's random generators: the CPU's and its device's."""
         return {kind: module.get_rng_state() for kind, module in self._generators().items()}
 
     def set_random(self, states: dict[str, Tensor]) -> None:
@@ -118,18 +118,18 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last one, the best one and those to average are kept; an index names them."""
+    """The checkpoints of a run; an index names those kept: the last, the best, and those to average."""
 
     def __init__(self, run: Run, recent: int = 0) -> None:
         self.run, self.folder, self.recent = run, run.checkpoints, recent
 
     def save(self, state: RunState, best: bool = False, validated: bool = False) -> None:
-        """A complete checkpoint appears at once, or not at all; then the index turns to it."""
+        """Save a complete checkpoint atomically, then update the index."""
         random = state.world.gather(state.random())
         if state.world.leads:
             try:
                 self._write(state, random, best, validated)
-            except (OSError, SafetensorError, RuntimeError) as error:  # each library has its own for a full disk
+            except (OSError, SafetensorError, RuntimeError) as error:  # each library raises its own for a full disk
                 shutil.rmtree(self._aside(state), ignore_errors=True)
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
                 raise UserError(
@@ -139,12 +139,12 @@ class Checkpoints:
         state.world.wait()
 
     def last(self) -> str:
-        """Where a run can go on from, in words."""
+        """Describe the checkpoint that a run can resume from."""
         index = self.run.index()
         return f"the last checkpoint is {self.folder / index['last']}" if index else "there is no checkpoint before it"
 
     def earlier(self) -> list[Path]:
-        """The weight files of the last validations, newest first."""
+        """Return the weight files of the last validations, newest first."""
         names = self.run.index().get("recent", [])[: self.recent]
         return [self.folder / name / WEIGHTS for name in names]
 
@@ -158,7 +158,7 @@ class Checkpoints:
         state.write(aside, random)
         for file in aside.iterdir():
             to_disk(file)
-        shutil.rmtree(self.folder / name, ignore_errors=True)  # unfinished business of a killed run
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # left over from a killed run
         aside.rename(self.folder / name)
         if os.name == "posix":  # elsewhere a folder cannot be synced
             descriptor = os.open(self.folder, os.O_RDONLY)
@@ -179,7 +179,7 @@ def _name(state: RunState) -> str:
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
-    """Another run's weights into a new model; every parameter must be there, in the same shape."""
+    """Load another run's weights into a new model; every parameter must exist, in the same shape."""
     path, own = translating_weights(folder), dict(model.named_parameters())
     try:
         stored = {name: tuple(weight.shape) for name, weight in load_file(path).items()}

@@ -1,4 +1,4 @@
-"""Several processes that train one model: who this one is, and how they add up what they found."""
+"""Data-parallel training: the rank of this process, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from seq2seq.utils.errors import UserError
 
-PATIENCE = timedelta(minutes=30)  # a rank may wait so long for another that tokenises, or validates
+PATIENCE = timedelta(minutes=30)  # the longest wait for a rank that tokenises or validates
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; alone, it costs nothing."""
+    """The processes of a run; no overhead for a single one."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """The one process that speaks and writes."""
+        """Whether this is the one process that logs and writes."""
         return self.rank == 0
 
     def add(self, tensors: list[Tensor]) -> None:
-        """Every tensor becomes its sum over the processes, in one message."""
+        """Replace every tensor by its sum over the processes, in one message."""
         if self.size > 1:
             flat = torch.cat([x.flatten() for x in tensors])
             dist.all_reduce(flat)
@@ -39,7 +39,7 @@ class World:
             torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(sums, tensors, strict=True)])
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in the order of ranks."""
+        """Collect the value of each process, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -56,7 +56,7 @@ ALONE = World()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun started together, or this one alone."""
+    """Join the processes that torchrun started, or run alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -64,7 +64,7 @@ def joined(device: torch.device) -> Iterator[World]:
     rank = int(os.environ["RANK"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # torchrun keeps one store through all restarts; a prefix keeps the dead processes' addresses out of sight.
+    # torchrun keeps one store through all restarts; a prefix hides the addresses of dead processes.
     store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE
     )

@@ -1,4 +1,4 @@
-"""What a run depends on besides its config: code, packages, data, tokenizer and machine."""
+"""Record what a run depends on besides its config: code, packages, data, tokenizer and machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "numpy", "sentencepiece", "datasets", "sacrebleu", "hydra-c
 
 
 def record(run: Run, update: int, seed: int, corpora: Corpora, tokenizer: Tokenizer) -> None:
-    """Add to environment.json where a run starts, or continues, after an update."""
+    """Add an entry to environment.json for a run that starts, or resumes after an update."""
     entry = {
         "update": update,
         "seed": seed,
@@ -41,7 +41,7 @@ def record(run: Run, update: int, seed: int, corpora: Corpora, tokenizer: Tokeni
 
 
 def read(run: Run) -> list[dict[str, Any]]:
-    """Every start of a run; nothing for one that wrote none."""
+    """Return every recorded start of a run; empty if there is none."""
     try:
         entries: list[dict[str, Any]] = json.loads(run.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def read(run: Run) -> list[dict[str, Any]]:
 
 
 def code() -> dict[str, str | bool]:
-    """The version of this package and, in a git checkout, its commit and whether files differ from it."""
+    """Return the version of this package and, in a git checkout, its commit and whether files differ from it."""
     told: dict[str, str | bool] = {"seq2seq": __version__}
     checkout = PACKAGE.parent
     if (checkout / ".git").exists():
@@ -80,7 +80,7 @@ def _version(package: str) -> str:
 
 
 def content(corpus: Corpus | None) -> str | None:
-    """A name that changes with any sentence of a corpus."""
+    """Return a fingerprint of all sentences of a corpus."""
     if corpus is None:
         return None
     return corpus.content or key_of(*corpus.source, *corpus.target)
@@ -96,7 +96,7 @@ def hardware() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU; Linux has it in a file alone."""
+    """Return the name of the CPU, which Linux has only in a file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -106,7 +106,7 @@ def processor() -> str:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two starts, as "packages.torch: 2.6 → 2.7"."""
+    """List the differences between two starts, such as "packages.torch: 2.6 → 2.7"."""
     parts = ("code", "packages", "data", "hardware", "tokenizer")
     old, new = ({part: entry[part] for part in parts} for entry in (before, after))
     return differences(old, new)

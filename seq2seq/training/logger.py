@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal and in train.log, everything in TensorBoard, metrics as JSON."""
+"""Logging: lines to the terminal and train.log, everything to TensorBoard, metrics as JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from seq2seq.utils.run import Run
 
 
 class Logbook:
-    """Speaks from the start; from `open` on it writes as well, beginning with what was said before."""
+    """Print from the start; after `open` also write to files, beginning with the lines printed before."""
 
     def __init__(self, silent: bool = False) -> None:
-        self.silent = silent  # of several processes, one speaks
+        self.silent = silent  # only one of several processes logs
         self._said: list[str] = []
         self._files: tuple[Any, TextIO, TextIO] | None = None
 
     def open(self, run: Run, update: int) -> None:
-        """Write into a run's folder, going on after an update."""
+        """Start writing into a run's folder, continuing after an update."""
         if self.silent:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -32,7 +32,7 @@ class Logbook:
         log.write("".join(f"{line}\n" for line in self._said))
 
     def say(self, text: str = "") -> None:
-        """A line that stays."""
+        """Log a permanent line."""
         if self.silent:
             return
         status("")
@@ -44,16 +44,16 @@ class Logbook:
             self._files[1].flush()
 
     def fact(self, name: str, value: str) -> None:
-        """One line of the page that a run begins with."""
+        """Log one line of the summary at the start of a run."""
         self.say(f"{name:10} {value}")
 
     def status(self, text: str) -> None:
-        """A line that the next one replaces, on a terminal only."""
+        """Show a line that the next one replaces, on a terminal only."""
         if not self.silent:
             status(text)
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Numbers of an update, on the board and among the metrics."""
+        """Log numbers of an update to TensorBoard and the metrics file."""
         self.board(kind, update, values)
         if self._files is not None:
             rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
@@ -61,7 +61,7 @@ class Logbook:
             self._files[2].flush()
 
     def board(self, kind: str, update: int, values: Mapping[str, float]) -> None:
-        """Numbers for the board alone."""
+        """Log numbers to TensorBoard only."""
         if self._files is not None:
             for name, value in values.items():
                 self._files[0].add_scalar(f"{kind}/{name}", value, update)
@@ -78,7 +78,7 @@ class Logbook:
         pictures: Mapping[str, Any],
         note: str,
     ) -> None:
-        """Scores, sentences beside what was meant, and pictures of how they were read."""
+        """Log scores, translations beside their references, and attention images."""
         shown = f"loss {scores['loss']:.3f}  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
         self.say(f"validation after update {update:,}: {shown}  ({note})")
         for sample in samples:
@@ -95,7 +95,7 @@ class Logbook:
             self.say(f"    {name:10} {text}")
 
     def result(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """What was chosen and what came of it, for the board's table of all runs."""
+        """Log settings and final scores for TensorBoard's table of runs."""
         if self._files is not None:
             values = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
             self._files[0].add_hparams(values, dict(scores), run_name=".")

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy, taken chunk by chunk so that no float32 table of tokens × vocabulary exists.
+"""Label-smoothed cross-entropy, computed in chunks so that no float32 tensor of tokens × vocabulary exists.
 
 Shapes: M real target tokens, C tokens of a chunk, V vocabulary, D width.
 """
@@ -16,31 +16,31 @@ from seq2seq.config.schema import TrainingConfig
 from seq2seq.data.encoding import Batch
 from seq2seq.model.interface import Seq2Seq
 
-CHUNK = {"cpu": 2**22}  # logits at once: what stays in a CPU's cache …
-LARGE_CHUNK = 2**26  # … and what keeps a GPU busy
+CHUNK = {"cpu": 2**22}  # logits per chunk: few enough for a CPU's cache …
+LARGE_CHUNK = 2**26  # … and enough to keep a GPU busy
 TINY = torch.finfo(torch.float32).tiny
 
 
 def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
-    """The summed loss of a batch's real target tokens; divide by the tokens of the whole update."""
+    """Return the summed loss of a batch's real target tokens; divide by the tokens of the whole update."""
     return cross_entropy(model, model(batch), batch, smoothing)
 
 
 def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
-    """What an update minimises, with the regulariser that is chosen, and the plain loss in it; both are sums."""
+    """Return the objective with the chosen regulariser, and the plain loss in it; both are sums."""
     smoothing, batch = settings.label_smoothing, replace(batch, packed=settings.packing)
     first_MD = model(batch)
     plain = cross_entropy(model, first_MD, batch, smoothing)
     weight_VD = model.output.weight
     if settings.r_drop:
-        # Liang et al. 2021, §2.1: two passes under different dropout, both right, and close to each other both ways.
+        # Liang et al. 2021, §2.1: two passes under different dropout, and their divergence in both directions.
         second_MD = model(batch)
         other = cross_entropy(model, second_MD, batch, smoothing)
         apart = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
         return (plain + other + settings.r_drop * apart / 2) / 2, plain.detach()
     if settings.simcut:
-        # Gao et al. 2022, §3.2: close to a pass with words cut out; the gradient goes through both.
-        cut_MD = model(batch, settings.cutoff)
+        # Gao et al. 2022, §3.2: divergence from a pass with words cut out; the gradient flows through both.
+        cut_MD = model(batch, settings.simcut_cutoff)
         return plain + settings.simcut * divergence(first_MD, cut_MD, weight_VD), plain.detach()
     return plain, plain.detach()
 
@@ -52,7 +52,7 @@ def cross_entropy(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: 
 
 
 def divergence(p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor) -> Tensor:
-    """The sum of KL(p ‖ q) over tokens, chunk by chunk, each computed again on the way back."""
+    """Sum KL(p ‖ q) over tokens in chunks, recomputed in the backward pass."""
     size = _chunk(p_MD, len(weight_VD))
     parts = zip(p_MD.split(size), q_MD.split(size), strict=True)
     return torch.stack([checkpoint(_divergence, p, q, weight_VD, use_reentrant=False) for p, q in parts]).sum()
@@ -70,9 +70,9 @@ def _chunk(features_MD: Tensor, vocabulary: int) -> int:
 class SmoothedCrossEntropy(torch.autograd.Function):
     """Cross-entropy with the target (1 − ε)·one-hot + ε/V (Szegedy et al. 2016, §7), summed over tokens.
 
-    The gradient is known as soon as a chunk's softmax is, so it is taken on the way forward. The part of ε is the same
-    for all words: it needs sums of features and of weights only. So the softmax is the one pass over the logits, in
-    their own precision, which took 7 % off an update beside passes in float32.
+    A chunk's gradient follows from its softmax, so the forward pass computes it. The term in ε is the same for all
+    words and needs only sums of features and of weights. The softmax is thus the only pass over the logits, in their
+    own precision, which cut the time of an update by 7 % compared with passes in float32.
     """
 
     @staticmethod

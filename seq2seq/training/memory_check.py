@@ -1,4 +1,4 @@
-"""What would run out of memory does so before the first update, with the budget that would fit."""
+"""Check before the first update that the largest batches fit into memory, and find a budget that fits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError
 
-SMALLEST = 64  # tokens; who cannot train on these cannot train
-WORTH_TRYING = {"cpu": 2**12}  # larger batches bring no speed there
+SMALLEST = 64  # tokens; the smallest useful budget
+WORTH_TRYING = {"cpu": 2**12}  # larger batches are no faster there
 WORTH_TRYING_ON_GPU = 2**17
 
 
 def rehearse_all(trainer: Trainer, corpus: Corpus) -> str:
-    """The worst batch and the widest beam; with `tokens=auto` the budget is found → what was found, in words."""
+    """Try the worst batch and the widest beam; find the budget for `tokens=auto` → the result in words."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
     told = ""
     if tokens == "auto" or not survives(trainer, tokens):
@@ -53,7 +53,7 @@ def rehearse_all(trainer: Trainer, corpus: Corpus) -> str:
 
 
 def largest_budget(trainer: Trainer, below: int) -> int:
-    """The largest power of two below a budget whose worst batch fits, by trying smaller and smaller ones; 0: none."""
+    """Return the largest power of two below `below` whose worst batch fits, trying ever smaller ones; 0: none."""
     tokens = 2 ** ((below - 1).bit_length() - 1)
     while tokens >= SMALLEST and not survives(trainer, tokens):
         tokens //= 2
@@ -71,7 +71,7 @@ def survives(trainer: Trainer, tokens: int) -> bool:
 
 
 def rehearse(trainer: Trainer, tokens: int) -> None:
-    """The worst batch of a budget through forward, backward and update; it leaves no trace."""
+    """Run the worst batch of a budget through forward, backward and update, without side effects."""
     state, model = trainer.state, trainer.working.model.train()
     with _undisturbed(trainer):
         batch = worst_batch(state.batches.encoded, tokens).to(trainer.device)
@@ -86,9 +86,9 @@ def rehearse(trainer: Trainer, tokens: int) -> None:
 
 
 def rehearse_search(trainer: Trainer, corpus: Corpus) -> None:
-    """The longest validation sentence, as often as a batch of the search holds it."""
+    """Translate a full search batch of copies of the longest validation sentence."""
     if trainer.device.type == "cpu":
-        return  # there a search takes seconds and far less memory than the batch that has just fitted
+        return  # there a search takes seconds, and far less memory than the batch that just fitted
     state, config = trainer.state, trainer.state.config
     longest = max(corpus.source, key=len)
     width = len(state.tokenizer.encode_source([longest])[0])
@@ -99,7 +99,7 @@ def rehearse_search(trainer: Trainer, corpus: Corpus) -> None:
 
 @contextmanager
 def _undisturbed(trainer: Trainer) -> Iterator[None]:
-    """Random generators, gradients and moments as they were."""
+    """Restore random generators, gradients and moments afterwards."""
     state, random = trainer.state, trainer.state.random()
     try:
         yield

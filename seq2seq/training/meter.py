@@ -1,4 +1,4 @@
-"""How fast a run learns, and what it takes: the numbers of a progress line."""
+"""Loss, speed and resources of a run: the numbers of a progress line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UpdateStats:
 
 
 class Meter:
-    """Means since the last line, and the time that is left."""
+    """Means since the last line, and the remaining time."""
 
     def __init__(self, state: RunState, precision: torch.dtype) -> None:
         self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
@@ -37,12 +37,12 @@ class Meter:
         self.begin()
 
     def begin(self) -> None:
-        """At the start, and after what is no training. The best rate counts: others may have used the machine."""
+        """Start measuring, or resume after a pause; the best matrix rate counts, as the machine may be shared."""
         self.rate_of_matrices = max(self.rate_of_matrices, matrix_rate(self.device, self.precision))
         self.restart()
 
     def restart(self) -> None:
-        """Speeds are taken from now on."""
+        """Measure speeds from now on."""
         self.tokens = self.places = self.sources = self.targets = self.waited = 0.0
         self.began, self.busy = time.perf_counter(), self.progress.seconds
 
@@ -57,7 +57,7 @@ class Meter:
         self.waited += time.perf_counter() - began
 
     def count(self, stats: UpdateStats, share: Share) -> None:
-        """An update of this process: its loss, and the real tokens among the places of its batches."""
+        """Count an update of this process: its loss, and the real tokens and positions of its batches."""
         self.stats = stats
         if not stats.skipped:
             self.progress.line_loss += stats.loss * share.target_tokens
@@ -73,7 +73,7 @@ class Meter:
     def scalars(self, rate: float) -> dict[str, float]:
         progress = self.progress
         seconds, encoder, decoder = time.perf_counter() - self.began, *self.multiply_adds
-        # Twice as much on the way back as forth; a multiply-add is two operations.
+        # The backward pass costs twice the forward pass; a multiply-add is two operations.
         work = 6 * (encoder * self.sources + decoder * self.targets) / seconds
         return {
             "loss": progress.line_loss / progress.line_tokens if progress.line_tokens else float("nan"),
@@ -90,7 +90,7 @@ class Meter:
         }
 
     def line(self, v: dict[str, float], bar: bool = False) -> str:
-        """Everything of an update on one line."""
+        """Format the numbers of an update as one line."""
         progress, settings, gradient = self.progress, self.settings, v["gradient_norm"]
         pace = progress.seconds / max(1, progress.update)
         every = settings.validate_every
@@ -114,19 +114,19 @@ class Meter:
         if bar:
             done = round(BAR * progress.update / settings.updates)
             parts.insert(0, "━" * done + "─" * (BAR - done))
-            # A terminal shows what fits: the times first.
+            # A terminal cuts the line to its width: the times come first.
             parts = [*parts[:5], *parts[11:13], *parts[5:11], *parts[13:]]
         return "  ".join(parts)
 
 
 def multiply_adds(model: Seq2Seq) -> tuple[int, int]:
-    """The weights that each source token meets in the encoder, and each target token in the decoder and the output."""
+    """Count the weights applied to each source token (encoder) and each target token (decoder and output)."""
     sizes = {name: sum(p.numel() for p in part.parameters() if p.dim() >= 2) for name, part in model.named_children()}
     return sizes["encoder"], sizes["decoder"] + model.output.weight.numel()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -15,7 +15,7 @@ from seq2seq.model.interface import Seq2Seq
 class WorkingCopy:
     """The model that runs forward and backward: the master itself in float32, else a copy in lower precision.
 
-    Weights are cast once an update, not at each use; the master and its optimizer stay in float32.
+    Weights are cast once per update, not at each use; the master and its optimizer stay in float32.
     """
 
     def __init__(self, master: Seq2Seq, precision: torch.dtype) -> None:
@@ -25,7 +25,7 @@ class WorkingCopy:
 
     @torch.no_grad()
     def hand_over_gradients(self) -> None:
-        """The copy's gradients added to the master's: in lower precision a sum of many would lose the small ones."""
+        """Add the copy's gradients to the master's; a sum of many in lower precision would lose the small ones."""
         for master, working in self._pairs:
             if working.grad is not None:
                 gradient, working.grad = working.grad.float(), None
@@ -33,14 +33,14 @@ class WorkingCopy:
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """The master's weights, after it changed."""
+        """Copy the master's weights after they changed."""
         if self._pairs:
             masters, workings = map(list, zip(*self._pairs, strict=True))
             torch._foreach_copy_(workings, masters)
 
     @contextmanager
     def holding(self, weights: dict[str, Tensor] | None) -> Iterator[Seq2Seq]:
-        """The model that computes, for a while with other weights than the master's."""
+        """Yield the working model, temporarily with the given weights, if any."""
         own = dict(self.model.named_parameters())
         kept = {name: p.detach().clone() for name, p in own.items()} if weights else {}
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Optimizers over float32 parameters, and the copy of these that computes in another precision."""
+"""Optimizers over float32 parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Group = dict[str, Any]
 
 
 class Optimizers:
-    """One optimizer, or several that share the parameters among them, as one."""
+    """One or several optimizers over disjoint parameters, used as one."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -26,7 +26,7 @@ class Optimizers:
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self, rate: float) -> None:
-        """An update at a rate, which each kind of parameter takes a multiple of."""
+        """Update at a learning rate, multiplied by a factor for each kind of parameter."""
         for group in self.groups:
             group["lr"] = rate * group["multiple"]
         for part in self.parts:
@@ -36,7 +36,7 @@ class Optimizers:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Moments as they were; rates, decay and the like as they are configured now."""
+        """Restore moments; learning rates, decay and the like follow the current config."""
         for part, state in zip(self.parts, states, strict=True):
             configured = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
             part.load_state_dict(state)
@@ -50,17 +50,22 @@ class Optimizers:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """Every trained parameter in a group of its kind."""
+    """Build the optimizer, with trained parameters grouped by kind."""
     members = parameters_by_kind(model)
     groups = {
-        kind: {"params": members[kind], "kind": kind, "multiple": chosen["rate"], "weight_decay": chosen["decay"]}
-        for kind, chosen in asdict(config.kinds).items()
+        kind: {
+            "params": members[kind],
+            "kind": kind,
+            "multiple": group["lr_scale"],
+            "weight_decay": group["weight_decay"],
+        }
+        for kind, group in asdict(config.param_groups).items()
         if members[kind]
     }
     beta1, beta2 = config.betas
 
     def adamw(parts: Iterable[Group]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(list(parts), lr=config.rate, betas=(beta1, beta2), eps=config.epsilon, fused=True)
+        return torch.optim.AdamW(list(parts), lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
     if config.name == "muon":
         if not hasattr(torch.optim, "Muon"):
@@ -70,18 +75,18 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         rest = [group for kind, group in groups.items() if kind != "matrices"]
         rest += [{**groups["matrices"], "params": solid}] if solid else []
         muon = torch.optim.Muon(
-            [{**groups["matrices"], "params": flat}], lr=config.rate, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            [{**groups["matrices"], "params": flat}], lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
         return Optimizers([muon, adamw(rest)])
     if config.name == "schedule_free":
-        return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.epsilon)])
+        return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.eps)])
     if config.name == "adafactor":
-        return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=config.rate)])
+        return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=config.lr)])
     return Optimizers([adamw(groups.values())])
 
 
 def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Embedding tables, matrices, and vectors: gains and biases, which have no direction to forget."""
+    """Group parameters into embedding tables, matrices, and vectors: gains and biases, which need no decay."""
     tables = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
     members: dict[str, list[nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
@@ -92,12 +97,12 @@ def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tuple[str, str]]:
-    """Each group of parameters, and how it is trained."""
+    """Describe each group of parameters and how it is trained."""
     return [
         (
             f"{group['kind']:17}",
             f"{sum(p.numel() for p in group['params']):>12,}  {type(part).__name__}, "
-            f"rate {config.rate * group['multiple']:.2g}, decay {group['weight_decay']:g}",
+            f"rate {config.lr * group['multiple']:.2g}, decay {group['weight_decay']:g}",
         )
         for part in optimizers.parts
         for group in part.param_groups
@@ -107,8 +112,8 @@ def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tup
 class ScheduleFree(torch.optim.Optimizer):
     """Schedule-free AdamW (Defazio et al. 2024, algorithm 1).
 
-    The parameters are y, where gradients are taken; z makes the steps, and x averages z by squared rates. Since
-    y = (1 − β₁) z + β₁ x, only z is stored.
+    The parameters are y, where gradients are taken; z takes the steps, and x averages z weighted by squared learning
+    rates. Since y = (1 − β₁) z + β₁ x, only z is stored.
     """
 
     def __init__(self, groups: Iterable[Group], betas: tuple[float, float], epsilon: float) -> None:
@@ -141,7 +146,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
     @torch.no_grad()
     def average(self, y: Tensor) -> Tensor:
-        """x of a parameter: what translates."""
+        """Return x of a parameter, the weights to translate with."""
         beta1 = self.param_groups[0]["betas"][0]
         z = self.state[y].get("z", y)
         return z + (y - z) / beta1

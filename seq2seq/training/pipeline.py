@@ -41,16 +41,16 @@ from seq2seq.utils.device import choose_device, choose_precision, deterministic,
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
 
-PLACE = ("name:", "outputs:", "overwrite:")  # where a run lies, which is no change of it
-# What a run that continues cannot change.
+PLACE = ("name:", "outputs:", "overwrite:")  # the path of a run, not its training
+# Settings that a resumed run cannot change.
 KEPT = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
 
-# What the board's table of runs shows beside their scores.
+# Settings that TensorBoard's table of runs shows beside the scores.
 COMPARED = ("data.name", "model.", "optimizer.", "precision", "seed", "tokenizer.", "training.")
 
 
 def train(config: TrainConfig) -> Run:
-    """Train a run, or continue it, and translate the test set with its best checkpoint."""
+    """Train or resume a run, and translate the test set with its best checkpoint."""
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> Run:
             deterministic()
         state = prepare_state(run, config, corpora.train, device, world, logbook)
         trainer = prepare_trainer(state, corpora.validation, precision, run, logbook)
-        world.wait()  # before the folder changes, everyone has read it
+        world.wait()  # all processes have read the folder before it changes
         if world.leads:
             open_folder(run, state.config, state.progress.update)
             if state.progress.update < state.config.training.updates:
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> Run:
 
 @contextmanager
 def alone(run: Run, world: World) -> Iterator[None]:
-    """Keep a second training out of the same folder."""
+    """Lock the run's folder against a second training process."""
     if not world.leads:
         yield
         return
@@ -107,7 +107,7 @@ def alone(run: Run, world: World) -> Iterator[None]:
 
 
 def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) -> None:
-    """Sizes, what was left out, and what the doctor sees at a glance."""
+    """Log sizes, omitted pairs, and the doctor's quick findings."""
     sizes(config.data, corpora, logbook.fact)
     for finding in quick(corpora):
         if finding.serious:
@@ -115,13 +115,13 @@ def describe_corpora(config: TrainConfig, corpora: Corpora, logbook: Logbook) ->
 
 
 def changes_of(run: Run, config: TrainConfig) -> list[str]:
-    """What differs from the run that is continued; nothing for a new one."""
+    """List the changes to the run being resumed; none for a new run."""
     if config.overwrite or not run.exists:
         return []
     stored = configs.completed(read_plain_config(run.checkpoint("last") / CONFIG))
     changes = [change for change in configs.differences(stored, configs.plain(config)) if not change.startswith(PLACE)]
     refused = [change for change in changes if change.startswith(KEPT) and "dropout:" not in change]
-    # Another model differs in everything; its name says enough.
+    # Another model differs in every setting; its name suffices.
     refused = [change for change in refused if change.startswith("model.name")] or refused
     if refused:
         raise UserError(
@@ -133,7 +133,7 @@ def changes_of(run: Run, config: TrainConfig) -> list[str]:
 
 
 def open_folder(run: Run, config: TrainConfig, update: int) -> None:
-    """The run's folder, made only now that its data, tokenizer and model are known to be good."""
+    """Create the run's folder, only after its data, tokenizer and model are known to be good."""
     try:
         if not update:
             run.clear()
@@ -148,7 +148,7 @@ def open_folder(run: Run, config: TrainConfig, update: int) -> None:
 def prepare_state(
     run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, world: World, logbook: Logbook
 ) -> RunState:
-    """Tokenizer, model, optimizer and batches: new, from the run's last checkpoint, or from another run's weights."""
+    """Build tokenizer, model, optimizer and batches: new, from the last checkpoint, or from another run's weights."""
     last = run.checkpoint("last") if run.exists and not config.overwrite else None
     origin = last or (config.init_from and origin_of(config.init_from, config.outputs))
     tokenizer = Tokenizer.load(origin) if origin else open_tokenizer(corpus, config, logbook)
@@ -156,7 +156,7 @@ def prepare_state(
     batches.rank, batches.world = world.rank, world.size
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary).to(device)
-    torch.manual_seed(config.seed + world.rank)  # equal weights, but every process drops other units
+    torch.manual_seed(config.seed + world.rank)  # equal weights, but different dropout in every process
     describe(config, model, tokenizer, logbook)
     optimizer = build_optimizer(model, config.optimizer)
     logbook.fact("optimizer", f"{config.optimizer.name}, {config.optimizer.schedule} after {config.optimizer.warmup:,}")
@@ -176,13 +176,13 @@ def prepare_state(
 
 
 def origin_of(name: str, outputs: str) -> Path:
-    """The checkpoint that `init_from` names: a checkpoint's folder, or a run's best one."""
+    """Return the checkpoint that `init_from` names: a checkpoint's folder, or a run's best one."""
     folder = Path(name)
     return folder if (folder / WEIGHTS).is_file() else Run.find(name, outputs).checkpoint("best")
 
 
 def prepare_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logbook: Logbook) -> Trainer:
-    """A trainer that validates on a corpus, and has shown that what it will do fits into memory."""
+    """Build a trainer that validates on a corpus, and check that training fits into memory."""
     encoded = encode_corpus(corpus, state.tokenizer)
 
     def check(model: Seq2Seq) -> Validation:
@@ -206,7 +206,7 @@ def open_tokenizer(corpus: Corpus, config: TrainConfig, logbook: Logbook) -> Tok
 
 
 def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logbook: Logbook) -> Batches:
-    """The training pairs as ids, from the cache or encoded now, in batches."""
+    """Batch the training pairs as ids, from the cache or newly encoded."""
     data, limit = config.data, config.data.max_length
     encoded, cached = encode_training(corpus, tokenizer, limit, data.cache, logbook.status)
     if not len(encoded):
@@ -214,9 +214,9 @@ def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logb
     if encoded.dropped:
         logbook.fact("", f"{encoded.dropped:,} pairs with a side empty or over {limit} subwords left out")
     mix = None
-    if data.more:
+    if data.extra:
         ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.parts)]
-        mix = mix_of(ends, [1.0, *(more.weight for more in data.more)], data.temperature)
+        mix = mix_of(ends, [1.0, *(more.weight for more in data.extra)], data.temperature)
         logbook.fact(
             "mix", "an epoch draws " + ", ".join(f"{count:,}" for count in mix.counts) + " pairs of each corpus"
         )
@@ -234,7 +234,7 @@ def open_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logb
 
 
 def describe(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logbook: Logbook) -> None:
-    """Vocabulary and parameter table."""
+    """Log vocabulary sizes and parameter table."""
     sizes = tokenizer.vocabulary
     joint = f"{sizes.source:,} joint" if sizes.joint else f"{sizes.source:,} source, {sizes.target:,} target"
     logbook.fact("subwords", joint)
@@ -245,7 +245,7 @@ def describe(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logbook:
 
 
 def fit(trainer: Trainer) -> bool:
-    """Train to the end → True; a run that is stopped before says how to go on."""
+    """Train to the end → True; a run stopped earlier reports how to continue."""
     state, logbook = trainer.state, trainer.logbook
     with stopping_softly(trainer):
         trainer.fit()
@@ -265,7 +265,7 @@ def fit(trainer: Trainer) -> bool:
 
 @contextmanager
 def stopping_softly(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish the update and save; a second Ctrl-C stops at once."""
+    """On Ctrl-C or SIGTERM, finish the update and save; a second Ctrl-C stops immediately."""
 
     def stop(number: int, _: Any) -> None:
         signal.signal(number, before[signal.Signals(number)])
@@ -282,7 +282,7 @@ def stopping_softly(trainer: Trainer) -> Iterator[None]:
 
 
 def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -> None:
-    """The best checkpoint on the test set, and what to do next."""
+    """Score the best checkpoint on the test set, and log what to do next."""
     config, progress = state.config, state.progress
     result: dict[str, Any] = {"progress": asdict(progress)}
     final = {"best_validation": progress.best_score}
@@ -292,7 +292,7 @@ def finish(run: Run, state: RunState, corpus: Corpus | None, logbook: Logbook) -
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
         hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target, RESAMPLES)
-        for sample in samples(corpus, hypotheses, config.training.samples):
+        for sample in samples(corpus, hypotheses, config.training.examples):
             logbook.sample(*sample)
         logbook.say(
             f"test       {scores}  (beam {config.search.beam}, best checkpoint: update {progress.best_update:,})"

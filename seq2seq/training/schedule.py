@@ -8,12 +8,12 @@ from seq2seq.config.schema import OptimizerConfig
 
 
 def rate_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -> float:
-    """The rate of an update, counted from 1, in a run of `updates`: a linear rise, then the schedule.
+    """Return the learning rate of an update, from 1, in a run of `updates`: linear warmup, then the schedule.
 
-    Only `plateau` depends on more than the update: on how often validations have halved it.
+    Only `plateau` depends on more than the update: on how often validations have halved the rate.
     """
     if update <= config.warmup:
-        return config.rate * update / config.warmup
+        return config.lr * update / config.warmup
     share_left = max(0.0, (updates - update) / max(1, updates - config.warmup))
     course = {
         "constant": 1.0,
@@ -23,4 +23,4 @@ def rate_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0)
         "stable": min(1.0, (updates - update) / max(1.0, config.cooldown * updates)),  # Hu et al. 2024, §4
         "plateau": 0.5**halved,
     }
-    return config.rate * max(0.0, course[config.schedule])
+    return config.lr * max(0.0, course[config.schedule])

@@ -1,4 +1,4 @@
-"""The loop that trains every model."""
+"""The training loop for every model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from seq2seq.training.schedule import rate_at
 from seq2seq.training.validation import Validation
 from seq2seq.utils.errors import UserError
 
-PATIENCE_WITH_NUMBERS = 5  # updates in a row that are not finite end a run
+PATIENCE_WITH_NUMBERS = 5  # consecutive non-finite updates that end a run
 
 
 class Trainer:
-    """Updates, and every so often a validation with a checkpoint; `validate` sees the model that translates."""
+    """Run updates, with regular validations and checkpoints; `validate` receives the model that translates."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Trainer:
         self.state, self.validate_model = state, validate
         self.checkpoints, self.logbook = checkpoints, logbook
         self.working = WorkingCopy(state.model, precision)
-        self.compute: Any = self.working.model  # what runs forward; compiled, perhaps
+        self.compute: Any = self.working.model  # runs forward; possibly compiled
         self.device = next(state.model.parameters()).device
-        self.stopping = ""  # the reason: finish the update, save, and stop
+        self.stopping = ""  # the reason to finish the update, save and stop
         self.stopped_by_signal = False
         self.saved = state.progress.update
         self.precision = precision
@@ -69,11 +69,11 @@ class Trainer:
             self.save()
 
     def stop(self, reason: str, by_signal: bool = False) -> None:
-        """From outside, at any time."""
+        """Request a stop, from outside and at any time."""
         self.stopping, self.stopped_by_signal = reason, by_signal
 
     def update(self, share: Share) -> UpdateStats:
-        """One optimizer step from the summed loss of all its batches in all processes, per real target token."""
+        """Take one optimizer step on the loss per real target token over all batches of all processes."""
         state, settings, model = self.state, self.state.config.training, self.working.model
         state.model.zero_grad()
         model.train()
@@ -87,7 +87,7 @@ class Trainer:
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         state.world.add([*gradients, found])
         torch._foreach_mul_(gradients, 1.0 / share.target_tokens)
-        norm, loss, stops = torch.stack([clip(gradients, state.config.optimizer.clip), *found]).tolist()
+        norm, loss, stops = torch.stack([clip(gradients, state.config.optimizer.clip_norm), *found]).tolist()
         loss /= share.target_tokens
         if stops and not self.stopping:
             self.stop("another process was asked to", by_signal=True)
@@ -104,7 +104,7 @@ class Trainer:
         return UpdateStats(loss, norm, skipped=not math.isfinite(norm + loss))
 
     def skip(self, share: Share, loss: float, norm: float) -> None:
-        """Leave the weights as they are; after several such updates in a row stop, and say all that is known."""
+        """Keep the weights; after several such updates in a row, stop with a diagnosis."""
         progress = self.state.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
@@ -112,14 +112,14 @@ class Trainer:
         if progress.skipped_in_a_row >= PATIENCE_WITH_NUMBERS:
             raise UserError(
                 f"update {progress.update}: loss {loss:.3g}, gradient norm {norm:.3g}, for the "
-                f"{PATIENCE_WITH_NUMBERS}th time in a row; lower optimizer.rate, or set precision=float32",
+                f"{PATIENCE_WITH_NUMBERS}th time in a row; lower optimizer.lr, or set precision=float32",
                 f"first number that is not finite: {self.first_non_finite(share)}",
                 *pairs_of(share.batches[0], self.state.tokenizer),
                 self.checkpoints.last(),
             )
 
     def first_non_finite(self, share: Share) -> str:
-        """The module whose output stops being a number, found by running the update's batches again."""
+        """Name the first non-finite weight or module output, found by rerunning the update's batches."""
         seen: list[str] = []
 
         def watch(name: str) -> Callable[..., None]:
@@ -154,11 +154,11 @@ class Trainer:
             progress.best_update, progress.without_gain = progress.update, 0
         else:
             progress.without_gain += 1
-            if plateau.schedule == "plateau" and progress.without_gain % plateau.halve_after == 0:
+            if plateau.schedule == "plateau" and progress.without_gain % plateau.plateau_patience == 0:
                 progress.halved += 1
         note = "best so far" if best else f"best: update {progress.best_update:,}"
         scores = {**found.scores, "seconds": time.perf_counter() - began}
-        # Told before it is saved: what is told twice is dropped on continuing, what is saved first would be missing.
+        # Log before saving: resuming drops duplicates, but could not restore a missing entry.
         self.logbook.validation(progress.update, scores, found.samples, found.pictures, note)
         self.save(best, validated=True)
 
@@ -167,20 +167,20 @@ class Trainer:
         self.saved = self.state.progress.update
 
     def log(self, meter: Meter) -> None:
-        """A line that stays, and the numbers behind it."""
+        """Log a permanent line, and the numbers behind it."""
         update, values = self.state.progress.update, meter.scalars(self.rate())
         self.logbook.say(meter.line(values))
         guessing = math.log(len(self.state.model.output.weight))
         if values["loss"] > 1.5 * guessing:
-            self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.rate may help")
+            self.logbook.say(f"    a loss over {guessing:.1f} is worse than guessing; a lower optimizer.lr may help")
         compiled = {"graphs": float(graphs())} if self.compute is not self.working.model else {}
         self.logbook.scalars("train", update, {**values, **compiled})
-        # Named so that they stand after the curves that everybody looks at first.
+        # Named to sort after the most important curves.
         self.logbook.board("weights", update, self.norms())
         meter.next_line()
 
     def norms(self) -> dict[str, float]:
-        """The norms of weights and gradients, by part of the model."""
+        """Return the norms of weights and gradients, by part of the model."""
         squares: dict[str, float] = {}
         for name, p in self.state.model.named_parameters():
             part = ".".join(name.split(".")[:-1][:3])
@@ -197,23 +197,23 @@ class Trainer:
         return 0 < self.state.config.training.patience <= self.state.progress.without_gain
 
     def compile(self, rehearse: Callable[[Trainer, int], None]) -> str:
-        """Let torch.compile write the passes → what came of a rehearsal; a failure is told, and training goes on."""
+        """Compile the model and try a small batch → the result in words; after a failure, train uncompiled."""
         self.compute = torch.compile(self.working.model, dynamic=True)  # one graph for all shapes of batches
         try:
             rehearse(self, 64)
-        except Exception as error:  # whatever a compiler may raise
+        except Exception as error:  # a compiler may raise anything
             self.compute = self.working.model
             return f"FAILED ({' '.join(str(error).split())[:160]}); training goes on without it"
         return f"{graphs()} graphs so far, for batches of every shape"
 
 
 def graphs() -> int:
-    """How often torch.compile has compiled; a number that grows says that shapes keep changing."""
+    """Count the compilations of torch.compile; a growing number means that shapes keep changing."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def pairs_of(batch: Batch, tokenizer: Tokenizer) -> list[str]:
-    """Which pairs a batch has, and what the first ones say, for a person to look them up."""
+    """List the pair numbers of a batch, and the text of the first ones, for looking them up."""
     numbers = [f"{int(i) + 1:,}" for i in batch.index_B[:8]]
     more = ", …" if len(batch.index_B) > len(numbers) else ""
     lines = [f"the batch: {len(batch.index_B)} pairs, numbers {', '.join(numbers)}{more} of the training corpus"]

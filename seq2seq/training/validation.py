@@ -1,4 +1,4 @@
-"""What a validation looks at: loss, scores of the translations, and a few of them to read."""
+"""Validation: loss, scores, and a few example translations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Sample = tuple[str, str, str]  # source, reference, output
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found: named scores, lines worth reading, and pictures by name."""
+    """The result of a validation: named scores, example translations, and images by name."""
 
     scores: dict[str, float]
     samples: list[Sample]
@@ -32,7 +32,7 @@ class Validation:
 
 @torch.inference_mode()
 def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCorpus) -> Validation:
-    """Loss per target token, BLEU and chrF, and the first few translations; processes share the work."""
+    """Compute loss per target token, BLEU, chrF and a few examples; processes divide the work."""
     config, world = state.config, state.world
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
@@ -47,24 +47,24 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     hypotheses = [parts[i % world.size][2][i // world.size] for i in range(len(corpus))]
     scores = score(hypotheses, corpus.target, config.data.target)
     loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-    count = config.training.samples
+    count = config.training.examples
     seen = pictures(translator, [corpus.source[i] for i in spread(corpus, count)], config.search) if world.leads else {}
     values = {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf}
     return Validation(values, samples(corpus, hypotheses, count), seen)
 
 
 def spread(corpus: Corpus, count: int) -> list[int]:
-    """Places all over a corpus, always the same."""
+    """Return indices spread over a corpus, always the same."""
     return sorted({round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)})
 
 
 def samples(corpus: Corpus, hypotheses: list[str], count: int) -> list[Sample]:
-    """Some sentences, with what was meant and what was said."""
+    """Return some sentences with their references and translations."""
     return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in spread(corpus, count)]
 
 
 def pictures(translator: Translator, sentences: list[str], search: SearchConfig) -> dict[str, Any]:
-    """Where the model looked in its translations, the mean of all layers and heads."""
+    """Draw the attention of translations, averaged over all layers and heads."""
     found = [best for best, *_ in translator.translate(sentences, search, attention=True)]
     return {
         f"attention/{number}": attention_image(best.attention(), best.source_pieces, [*best.pieces, "</s>"])

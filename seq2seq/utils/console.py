@@ -1,4 +1,4 @@
-"""What a terminal shows of a translation: subwords with their probabilities, and attention as a heat map."""
+"""Terminal output of a translation: subwords with their probabilities, and attention as a heat map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHADES = ((0.6, "█", 33), (0.35, "▓", 33), (0.15, "▒", 39), (0.05, "░", 
 
 
 class Screen:
-    """Where lines are printed, and whether colour is welcome there (no-color.org)."""
+    """An output stream, coloured if it supports and permits colour (no-color.org)."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
@@ -35,14 +35,14 @@ class Screen:
         return f"\x1b[2m{text}\x1b[0m" if self.colours else text
 
     def wrapped(self, entries: Sequence[str]) -> None:
-        """Entries in columns, as many as the screen has room for."""
+        """Print entries in as many columns as fit."""
         wide = max(map(width, entries)) + 2
         fitting = max(1, shutil.get_terminal_size().columns // wide)
         for start in range(0, len(entries), fitting):
             self.print("".join(padded(entry, wide) for entry in entries[start : start + fitting]).rstrip())
 
     def tokens(self, pieces: Sequence[str], log_probabilities: Sequence[float]) -> None:
-        """Each subword above its probability, in as many rows as the screen needs."""
+        """Print each subword above its probability, in as many rows as needed."""
         room = shutil.get_terminal_size().columns
         above, below, used = "", "", 0
         for piece, log in zip([*pieces, "</s>"], log_probabilities, strict=True):
@@ -58,7 +58,7 @@ class Screen:
         self.print(above.rstrip() + "\n" + below.rstrip())
 
     def heat_map(self, weights_TS: Tensor, sources: Sequence[str], targets: Sequence[str]) -> None:
-        """A row for each target subword, two columns for each source subword; their names read downwards."""
+        """Print a row per target subword and two columns per source subword, whose names read downwards."""
         left = max(map(width, targets)) + 1
         names = [piece.removeprefix("▁") for piece in sources]
         tall = max(map(len, names))
@@ -76,7 +76,7 @@ class Screen:
 
 
 def width(text: str) -> int:
-    """Columns that a terminal gives a text."""
+    """Return the terminal columns that a text occupies."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -85,12 +85,12 @@ def padded(text: str, columns: int) -> str:
 
 
 def status(text: str) -> None:
-    """A line that the next one replaces, on a terminal only."""
+    """Print a line that the next one overwrites, on a terminal only."""
     if sys.stdout.isatty():
         print("\r\033[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
 
 def hint(command: str, **values: str) -> str:
-    """A command line to copy; keys at their defaults are left out."""
+    """Return a command line to copy, without keys at their defaults."""
     words = [f"{key}={value}" for key, value in values.items() if (key, value) != ("outputs", "outputs")]
     return shlex.join(["seq2seq", command, *words])

@@ -1,4 +1,4 @@
-"""Where the model runs and in what precision: chosen once, said aloud, never silently different."""
+"""Choice of device and precision: made once, reported, never changed silently."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from seq2seq.utils.errors import UserError
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
-    """The device a config names, and why; a device that is not there is an error."""
+    """Return the configured device and the reason; an unavailable device is an error."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     apple = torch.backends.mps.is_available()
     present = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if apple else [])]
     if name == "auto":
         if gpus:
-            # Of several processes on a machine each takes a GPU of its own.
+            # Each of several processes on a machine takes another GPU.
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % gpus)
             return device, f"auto: {torch.cuda.get_device_name(device)}"
         if apple:
@@ -32,7 +32,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The type of the numbers that weights and activations have inside the model, and why."""
+    """Return the dtype of the model's weights and activations, and the reason."""
     if name == "tf32":
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             raise UserError(f"precision: tf32 is for NVIDIA GPUs since Ampere, not for {device}; take float32", code=2)
@@ -49,12 +49,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
 
 
 def tune_cpu() -> None:
-    """Let the allocator keep freed memory: giving it back costs a page fault for every large tensor.
+    """Let the allocator keep freed memory: returning it costs page faults for every large tensor.
 
-    And bound oneDNN's caches of kernels, one for each shape of a batch: they grow to gigabytes, and save no time.
+    Also bound oneDNN's caches of kernels, one per batch shape: they grow to gigabytes and save no time.
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")  # read when the first kernel is made
+        os.environ.setdefault(cache, "64")  # read when the first kernel is created
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -66,16 +66,16 @@ def tune_cpu() -> None:
 
 
 def deterministic() -> None:
-    """Only algorithms that give the same bits every time; on a CPU all do."""
+    """Use only algorithms with bit-identical results; on a CPU all are."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product runs
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product here: what utilisation is measured against."""
+    """Return the FLOP/s of a large matrix product on this device: the reference for utilisation."""
     size = 8192 if device.type == "cuda" else 1024
-    # A generator of its own: measuring must not change what a run draws.
+    # A separate generator: measuring must not change a run's random numbers.
     a = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), device=device).to(precision)
     seconds = []
     for _ in range(6):
@@ -93,7 +93,7 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: by tensors on a GPU, by the whole process elsewhere."""
+    """Return the peak memory in bytes: of tensors on a GPU, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -104,7 +104,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error means; torch has a type of its own for it on GPUs only."""
+    """Whether an error means out of memory; torch has a dedicated type on GPUs only."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
         re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
     )

@@ -1,15 +1,15 @@
-"""What a user can mend: told in one line, without a traceback."""
+"""Errors that a user can fix: reported in one line, without a traceback."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-STOPPED = 130  # the exit code of a program that a signal stopped, as shells count
+STOPPED = 130  # exit code of an interrupted program, by the convention of shells
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; each problem is one line that says what to do."""
+    """Unusable input from the user; each problem is one line that says what to do."""
 
     def __init__(self, *problems: str, code: int = 1) -> None:
         super().__init__("\n".join(problems))
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The hint "; did you mean X?" where some choice is spelled like the word, else nothing."""
+    """Return the hint "; did you mean X?" if some choice is spelled like the word, else an empty string."""
     choices = list(choices)
     by_last_part = {choice.rpartition(".")[2]: choice for choice in choices}
     last_part = word.rpartition(".")[2]

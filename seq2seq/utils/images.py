@@ -1,4 +1,4 @@
-"""Attention weights as a picture: rows say the target, columns read the source."""
+"""Attention weights as an image: target pieces in rows, source pieces in columns."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL, GAP, LETTERS = 28, 8, 17  # pixels: of a weight's square, around labels, of their letters
-# From no weight to all of it; every step is darker than the one before, on a screen and on paper.
+CELL, GAP, LETTERS = 28, 8, 17  # pixels: a weight's square, the gap around labels, their font size
+# From weight 0 to 1; every step is darker than the one before, on screen and on paper.
 COLOURS = np.array([(255, 255, 255), (215, 225, 243), (150, 184, 222), (75, 131, 190), (27, 77, 142), (8, 32, 74)])
 INK, PAPER, FRAME = (33, 37, 41), (255, 255, 255), (173, 181, 189)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def attention_image(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces: Sequence[str]) -> Image.Image:
-    """The heat map of one head, or of a mean of heads, with the pieces beside its rows and above its columns."""
+    """Draw the heat map of one head, or of a mean of heads, with its rows and columns labelled."""
     font, every_letter = _font()
     sources, targets = ([_label(piece, every_letter) for piece in side] for side in (source_pieces, target_pieces))
     left, top = (GAP * 2 + max(_width(font, text) for text in [*side, ""]) for side in (targets, sources))
@@ -32,7 +32,7 @@ def attention_image(weights_TS: Tensor, source_pieces: Sequence[str], target_pie
     for row, text in enumerate(targets):
         draw.text((left - GAP, top + CELL * (row + 0.5)), text, INK, font, anchor="rm")
     for column, text in enumerate(sources):
-        # Written lying, then turned: every label reads upwards from its column.
+        # Drawn horizontally, then rotated: every label reads upwards from its column.
         label = Image.new("RGB", (_width(font, text) + 1, CELL), PAPER)
         ImageDraw.Draw(label).text((0, CELL // 2), text, INK, font, anchor="lm")
         turned = label.transpose(Image.Transpose.ROTATE_90)
@@ -41,7 +41,7 @@ def attention_image(weights_TS: Tensor, source_pieces: Sequence[str], target_pie
 
 
 def colours(weights: Tensor) -> NDArray[np.uint8]:
-    """Weights from 0 to 1 as red, green and blue, in a last dimension of their own."""
+    """Map weights from 0 to 1 to red, green and blue, in an additional last dimension."""
     shares = weights.detach().float().cpu().clamp(0, 1).nan_to_num().numpy() * (len(COLOURS) - 1)
     steps = np.arange(len(COLOURS))
     return (
@@ -50,7 +50,7 @@ def colours(weights: Tensor) -> NDArray[np.uint8]:
 
 
 def _font() -> tuple[Font, bool]:
-    """A font of the system, or Pillow's own; and whether it has more than the letters of ASCII."""
+    """Return a system font or Pillow's default, and whether it covers more than ASCII."""
     for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"):
         try:
             return ImageFont.truetype(name, LETTERS), True

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Atomic writing: files and folders appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seq2seq.utils.errors import UserError
 
 
 def write_aside(path: Path, text: str) -> None:
-    """A file with this text, whole or not at all."""
+    """Write a text file atomically."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(text, encoding="utf-8")
     to_disk(aside)
@@ -29,7 +29,7 @@ def to_disk(path: Path) -> None:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
-    """Make a folder, whole or not at all, once for all processes → whether it was there already."""
+    """Build a folder atomically, once for all processes; return whether it existed already."""
     if folder.is_dir():
         return True
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
         if folder.is_dir():
             return True
         aside = folder.with_name(f".{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed build has left
+        shutil.rmtree(aside, ignore_errors=True)  # left by a killed build
         aside.mkdir()
         try:
             build(aside)
@@ -53,7 +53,7 @@ def part_of(path: str) -> Path:
 
 @contextmanager
 def output_stream(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when it is complete; Ctrl-C leaves its part beside it."""
+    """Open standard output, or a file that appears when complete; Ctrl-C leaves a .part file beside it."""
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         yield sys.stdout

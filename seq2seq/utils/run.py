@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and how a run is found by name."""
+"""The folder of a run: its paths, and finding a run by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from seq2seq.utils.errors import UserError, nearest
 from seq2seq.utils.io import write_aside
 
-# Read by the command line before torch is needed, so nothing here imports it.
+# The command line imports this before it needs torch, so nothing here imports torch.
 
 
 INDEX = "index.json"
@@ -32,11 +32,11 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether there is something to continue or to translate with."""
+        """Whether there is a checkpoint to resume or to translate with."""
         return bool(self.index())
 
     def index(self) -> dict[str, Any]:
-        """The names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
+        """Return the names of the last and the best checkpoint; without an index, the newest checkpoint is the last."""
         try:
             return {**json.loads((self.checkpoints / INDEX).read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError):
@@ -44,12 +44,12 @@ class Run:
             return {"last": complete[-1]} if complete else {}
 
     def checkpoint(self, which: str) -> Path:
-        """The folder of "last", "best", or of a path."""
+        """Return the checkpoint folder for "last", "best", or a path."""
         index = self.index()
         if which in ("last", "best"):
             if "last" not in index:
                 raise UserError(f"{self.folder}: no checkpoint yet; the run saves one at each validation")
-            # A score that never was a number makes no checkpoint the best.
+            # If every score was NaN, there is no best checkpoint.
             return self.checkpoints / str(index.get(which, index["last"]))
         for folder in (Path(which), self.checkpoints / which):
             if (folder / "config.yaml").is_file():
@@ -57,14 +57,14 @@ class Run:
         raise UserError(f"checkpoint: {which} is no checkpoint; possible: best, last, or a checkpoint's folder")
 
     def clear(self) -> None:
-        """Remove what a run made, and nothing else that may lie in its folder."""
+        """Remove the files of the run, and nothing else in its folder."""
         for path in (self.checkpoints, self.tensorboard, self.evaluation):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.config, self.log, self.metrics, self.result, self.environment):
             path.unlink(missing_ok=True)
 
     def forget_after(self, update: int) -> None:
-        """Drop the metrics of updates that a killed run made after its last checkpoint: they come again."""
+        """Drop metrics that a killed run logged after its last checkpoint: resuming repeats those updates."""
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
@@ -75,13 +75,13 @@ class Run:
 
     @classmethod
     def all(cls, outputs: str) -> list[Run]:
-        """Every run in a folder that has a checkpoint, the newest last."""
+        """Return every run in a folder that has a checkpoint, the newest last."""
         indices = Path(outputs).glob(f"**/checkpoints/{INDEX}")
         return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
 
     @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
-        """A run by its name or folder; without a name the newest one."""
+        """Find a run by its name or folder; without a name, the newest one."""
         found = cls.all(outputs)
         if name is None:
             if found:

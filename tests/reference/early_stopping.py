@@ -17,7 +17,7 @@ class Course:
 
 
 def course(
-    scores: list[float], losses: list[float], every: int, patience: int, halve_after: int, recent: int
+    scores: list[float], losses: list[float], every: int, patience: int, plateau_patience: int, recent: int
 ) -> Course:
     """A run with these scores at its validations; equal scores are decided by the lower loss, and a tie is no gain."""
     best: int | None = None
@@ -29,7 +29,7 @@ def course(
         if better:
             best = i
         since = i - best if best is not None else i + 1
-        if since and since % halve_after == 0:
+        if since and since % plateau_patience == 0:
             halved += 1
         if (patience and since >= patience) or i == len(scores) - 1:
             newest = tuple(every * (j + 1) for j in range(i, -1, -1))[:recent]

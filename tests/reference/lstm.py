@@ -73,7 +73,7 @@ def encode(weights: Weights, config: Any, source: list[int], sites: Sites = OFF,
 
 def first_state(weights: Weights, config: Any, memory_SD: Tensor) -> Tensor:
     """tanh(W ←h_1) (§A.2.2), or the same of a learned query's attention over all annotations."""
-    if config.start == "backward":
+    if config.decoder_init == "backward":
         summary = memory_SD[0, config.width :]
     else:
         pool = below(weights, "decoder.pool.attention")

@@ -82,7 +82,7 @@ class Group:
 
 
 def length_penalty(length: int, options: Any) -> float:
-    if options.normalization == "gnmt":
+    if options.length_normalization == "gnmt":
         return float(((5 + length) / 6) ** options.length_penalty)
     return float(length**options.length_penalty)
 
@@ -119,7 +119,7 @@ def beam_search(model: Model, request: Request, options: Any) -> Outcome:
     different = {path.ids: path for group in groups for path in group.finished}
     ordered = sorted(different.values(), key=lambda path: -path.score)
     ties.ranked([path.score for path in ordered])
-    count = options.n_best if options.choose == "score" else options.beam
+    count = options.n_best if options.select_by == "score" else options.beam
     assert all(path.ids[-1] == end for path in ordered)
     return Outcome(ordered[:count], length, ties.clear)
 
@@ -191,7 +191,7 @@ def _decided(group: Group, request: Request, options: Any, length: int, K: int, 
         return len(group.finished) == K
     if not group.live:
         return True
-    kept = min(options.n_best, K) if options.choose == "score" else K
+    kept = min(options.n_best, K) if options.select_by == "score" else K
     if len(group.finished) < kept:
         return False
     after = request.longest if options.stop == "certain" else length + 1
@@ -287,10 +287,10 @@ def shaped(logs: Numbers, options: Any, ties: Ties) -> Numbers:
     if options.min_p > 0:
         ties.clear &= all(abs(x - options.min_p * p.max()) > 1e-6 or x == p.max() for x in p)
         p = np.where(p >= options.min_p * p.max(), p, 0.0)
-    if options.epsilon > 0:
+    if options.epsilon_cutoff > 0:
         q = p / p.sum()
-        ties.clear &= all(abs(x - options.epsilon) > 1e-6 for x in q)
-        p = np.where((q >= options.epsilon) | (q == q.max()), p, 0.0)
+        ties.clear &= all(abs(x - options.epsilon_cutoff) > 1e-6 for x in q)
+        p = np.where((q >= options.epsilon_cutoff) | (q == q.max()), p, 0.0)
     return p
 
 

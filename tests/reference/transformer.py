@@ -40,7 +40,7 @@ def feed_forward(weights: Weights, config: Any, x_TD: Tensor, sites: Sites) -> T
 
 def sublayer(weights: Weights, config: Any, x_TD: Tensor, apply: Any, sites: Sites) -> Tensor:
     """x + layer(norm(x)), or norm(x + layer(x)) (§3.1 and §5.4)."""
-    pre = config.norm_place == "pre"
+    pre = config.norm_position == "pre"
     weights = below(weights, "norm")
     change = apply(norm(weights, config.norm, x_TD) if pre else x_TD)
     x_TD = x_TD + sites.sentences(sites.numbers(change, config.dropout), config.layer_dropout)
@@ -70,7 +70,7 @@ def encode(weights: Weights, config: Any, source: list[int], sites: Sites = OFF,
 
         x_SD = sublayer(below(w, "attention_residual"), config, x_SD, look, sites)
         x_SD = sublayer(below(w, "feed_forward_residual"), config, x_SD, feed, sites)
-    return norm(below(weights, "encoder.norm"), config.norm, x_SD) if config.norm_place == "pre" else x_SD
+    return norm(below(weights, "encoder.norm"), config.norm, x_SD) if config.norm_position == "pre" else x_SD
 
 
 def decode(
@@ -99,4 +99,4 @@ def decode(
         x_TD = sublayer(below(w, "self_residual"), config, x_TD, look_back, sites)
         x_TD = sublayer(below(w, "cross_residual"), config, x_TD, look_across, sites)
         x_TD = sublayer(below(w, "feed_forward_residual"), config, x_TD, feed, sites)
-    return norm(below(weights, "decoder.norm"), config.norm, x_TD) if config.norm_place == "pre" else x_TD, looked
+    return norm(below(weights, "decoder.norm"), config.norm, x_TD) if config.norm_position == "pre" else x_TD, looked

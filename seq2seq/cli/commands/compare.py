@@ -1,4 +1,4 @@
-"""seq2seq compare: is one run better than another, or was it luck, and where do they differ?"""
+"""seq2seq compare: whether one run is better than another or just lucky, and where they differ."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
-NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # what says nothing about how a run was made
+NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # keys that do not describe how a run was trained
 
 
 def compare(config: CompareConfig) -> None:
-    """Each run against the first: significance, configs, lengths, and the sentences that differ most."""
+    """Compare each run with the first: significance, configs, lengths, and the sentences that differ most."""
     require_tokenizer(config.tokenize)
     runs = find_runs(config)
     notes = what_differs(runs, config)
@@ -53,7 +53,7 @@ def compare(config: CompareConfig) -> None:
 
 
 def what_differs(runs: list[Run], config: CompareConfig) -> list[str]:
-    """Notes on runs that learned from another corpus than the first; other languages leave nothing to compare."""
+    """Note runs trained on another corpus than the first; other languages are an error."""
     first, *others = (stored_config(run, config).data for run in runs)
     notes = []
     for run, data in zip(runs[1:], others, strict=True):
@@ -69,7 +69,7 @@ def what_differs(runs: list[Run], config: CompareConfig) -> list[str]:
 
 
 def find_runs(config: CompareConfig) -> list[Run]:
-    """The runs that are named, or the two newest, the older one first."""
+    """Return the named runs, or the two newest, the older one first."""
     if config.run is not None:
         return [Run.find(name, config.outputs) for name in config.run]
     newest = Run.all(config.outputs)[-2:]
@@ -79,14 +79,14 @@ def find_runs(config: CompareConfig) -> list[Run]:
 
 
 def tell_scores(names: list[str], found: dict[str, list[Paired]], metrics: Sequence[str]) -> None:
-    """Scores with intervals, and how likely a difference so large is between equals."""
+    """Print scores with intervals, and the probability of so large a difference between equal systems."""
     width = max(map(len, names)) + 4
     print("\n" + " " * width + "".join(f"{TITLES[metric]:<20}" for metric in metrics))
     for i, name in enumerate(names):
         rows = [found[metric][i] for metric in metrics]
         print(f"{name:{width}}" + "".join(f"{f'{row.value:.2f} ± {row.interval:.2f}':<20}" for row in rows).rstrip())
         if i:
-            # Equal systems never differ by more than nothing, so their p-values are the smallest there are.
+            # No resample of equal systems differs by more than zero, so their p-values would be the smallest possible.
             equal = [row.value == found[metric][0].value for row, metric in zip(rows, metrics, strict=True)]
             for title, values in (
                 ("bootstrap", [row.bootstrap for row in rows]),
@@ -105,7 +105,7 @@ def tell_scores(names: list[str], found: dict[str, list[Paired]], metrics: Seque
 
 
 def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired) -> str:
-    """What two p-values mean, in a sentence."""
+    """Interpret two p-values in a sentence."""
     difference = other.value - first.value
     sign = -1 if metric in LOWER_IS_BETTER else 1
     p = max(other.bootstrap, other.randomised)
@@ -118,7 +118,7 @@ def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired)
 
 
 def tell_configs(names: list[str], configs: list[dict[str, Any]]) -> None:
-    """Every value in which the runs differ."""
+    """Print every config value in which the runs differ."""
     values = [flat(config) for config in configs]
     every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one if key not in NAMES}
     keys = [key for key, several in every.items() if len(set(several)) > 1]
@@ -140,7 +140,7 @@ def tell_lengths(names: list[str], hypotheses: list[list[str]], test: TestSet, t
 
 
 def tell_sentences(names: tuple[str, str], hypotheses: tuple[list[str], list[str]], test: TestSet, count: int) -> None:
-    """The sentences that gained and lost most in chrF, one translation under the other."""
+    """Print the sentences that gained and lost most in chrF, one translation below the other."""
     before, after = (sentence_scores(lines, test) for lines in hypotheses)
     gains = [b - a for a, b in zip(before, after, strict=True)]
     order = sorted(range(len(gains)), key=lambda i: gains[i])

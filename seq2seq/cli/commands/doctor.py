@@ -1,4 +1,4 @@
-"""seq2seq doctor: what is wrong with a corpus, on one page."""
+"""seq2seq doctor: the problems of a corpus, on one page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seq2seq.utils.console import status
 
 
 def doctor(config: DoctorConfig) -> None:
-    """One page on a corpus: its sizes, what is wrong with it, and what training on it takes."""
+    """Print one page on a corpus: its sizes, its problems, and the cost of an epoch."""
     corpora = open_corpora(config.data, config.seed, status)
     tokenizer, notes = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
     encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache, status)

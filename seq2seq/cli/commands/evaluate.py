@@ -1,4 +1,4 @@
-"""seq2seq evaluate: scores with error bars, of one run on its test set or of several on several."""
+"""seq2seq evaluate: scores with error bars, of one or several runs on one or several test sets."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Evaluated:
     scores: list[Score]
     lengths: Lengths
     details: dict[str, list[Group]]
-    alignment: AlignmentErrors | None  # where the true alignment is known
+    alignment: AlignmentErrors | None  # if the true alignment is known
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluated]:
-    """Translate test sets and print the scores; hypotheses and scores are written into the run."""
+    """Translate test sets, print the scores, and write hypotheses and scores into the run."""
     if "comet" in config.metrics:
         require_comet()
     require_tokenizer(config.tokenize)
@@ -109,7 +109,7 @@ def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateC
 
 
 def training_counts(run: Run, config: EvaluateConfig) -> tuple[Counter[str], Counter[str]]:
-    """How often training saw each word, of both languages."""
+    """Count each word of the training text, in both languages."""
     status("counting the words of the training text …")
     stored = stored_config(run, config)
     train = open_corpora(stored.data, stored.seed, status).train
@@ -121,7 +121,7 @@ def training_counts(run: Run, config: EvaluateConfig) -> tuple[Counter[str], Cou
 def in_detail(
     hypotheses: list[str], test: TestSet, counts: tuple[Counter[str], Counter[str]], tokenize: str | None
 ) -> dict[str, list[Group]]:
-    """Where the score comes from: short and long sentences, common and rare words."""
+    """Break the score down by short and long sentences, common and rare words."""
     by_length = grouped_score("bleu", hypotheses, test, length_groups(test.source), tokenize)
     rarest = source_frequency_groups(test.source, counts[0])
     return {
@@ -145,13 +145,13 @@ def print_evaluation(one: Evaluated, several: bool) -> None:
 
 
 def bar(value: float, width: int = 30) -> str:
-    """A value from 0 to 100 as a bar."""
+    """Draw a value from 0 to 100 as a bar."""
     full = round(width * min(max(value, 0.0), 100.0) / 100)
     return "█" * full + "·" * (width - full)
 
 
 def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]:
-    """Runs below one another for each test set, the best score of each metric starred; then the signatures."""
+    """Print a table of runs for each test set, the best score of each metric starred; then the signatures."""
     tests = {(one.test.name, one.test.key): f"{one.test.name}, {len(one.test):,}" for one in found}
     width = max(len(one.run.folder.name) for one in found) + 2
     first = max(map(len, ["test set, pairs", *tests.values()])) + 2
@@ -174,7 +174,7 @@ def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]
 
 
 def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConfig) -> None:
-    """The hypotheses, a line each, and beside them all that was measured."""
+    """Write the hypotheses, one per line, and a file of all measurements."""
     measured = {
         "scores": {name: asdict(score) for name, score in zip(config.metrics, one.scores, strict=True)},
         "lengths": asdict(one.lengths),

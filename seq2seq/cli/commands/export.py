@@ -1,4 +1,4 @@
-"""seq2seq export: a CTranslate2 model of a run, with the proof that it says the same."""
+"""seq2seq export: a CTranslate2 model of a run, with the proof that it translates alike."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ For many sentences try a core for each batch: `ctranslate2.Translator(folder, in
 
 
 def export(config: ExportConfig) -> None:
-    """Convert, prove, and only then let the folder appear."""
+    """Convert the model and prove it equal; the folder appears only after the proof."""
     run = Run.find(config.run, config.outputs)
     print(f"run        {run.folder}")
     folder = run.checkpoint(config.checkpoint)
@@ -72,14 +72,14 @@ def validation(config: ExportConfig, stored: TrainConfig) -> Corpus:
 
 
 def convert(config: ExportConfig, checkpoint: Path, place: Path, corpus: Corpus) -> list[str]:
-    """The model in `place`, and what is proven about it."""
+    """Save the converted model, and return what was proven about it."""
     stored, tokenizer, model = load_checkpoint(checkpoint)
     assert isinstance(stored.model, TransformerConfig)
     rows = [i for i in range(len(corpus)) if corpus.source[i].strip()][: config.sentences]
     most = stored.model.max_length
     sources = [ids if len(ids) <= most else [*ids[: most - 1], END] for ids in encoded(tokenizer, corpus, rows)]
     sentences, references = [corpus.source[i] for i in rows], [corpus.target[i] for i in rows]
-    # Twice the longest sentence: a model that finds no end need not prove it for hundreds of subwords.
+    # Twice the longest sentence: a model that finds no end need not run on for hundreds of subwords.
     longest = min(most, 2 * len(sources[-1]) + 10)
     save_ctranslate2(model.eval(), stored.model, tokenizer, place, "float32")
     here, there = Here(model, search_preset("beam"), longest), There(place, tokenizer, longest)
@@ -107,14 +107,14 @@ def convert(config: ExportConfig, checkpoint: Path, place: Path, corpus: Corpus)
 
 
 def encoded(tokenizer: Tokenizer, corpus: Corpus, rows: list[int]) -> list[list[int]]:
-    """The sources of these rows, which are put in the order of their length."""
+    """Encode the sources of these rows, and sort `rows` in place by length."""
     found = dict(zip(rows, tokenizer.encode_source([corpus.source[i] for i in rows]), strict=True))
     rows.sort(key=lambda i: len(found[i]))
     return [found[i] for i in rows]
 
 
 def agreement(tokenizer: Tokenizer, full: list[list[int]], small: list[list[int]], references: list[str]) -> str:
-    """How much of the float32 output is left after rounding the weights."""
+    """Report how much of the float32 output remains after quantization."""
     equal = sum(a == b for a, b in zip(full, small, strict=True))
     scores = [
         sacrebleu.corpus_bleu([tokenizer.decode(ids) for ids in said], [references], force=True).score
@@ -125,7 +125,7 @@ def agreement(tokenizer: Tokenizer, full: list[list[int]], small: list[list[int]
 
 @contextmanager
 def aside(output: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is complete; after an error nothing of it is left."""
+    """Yield a temporary folder, renamed when complete and removed after an error."""
     place = output.with_name(f".{output.name}")
     shutil.rmtree(place, ignore_errors=True)
     try:

@@ -1,4 +1,4 @@
-"""seq2seq report: one offline page on a run."""
+"""seq2seq report: one offline page about a run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import write_aside
 from seq2seq.utils.run import Run
 
-GROUPS = ("data", "search")  # which a preset names
+GROUPS = ("data", "search")  # config groups, each given by a preset's name
 METRICS = ("bleu", "bleu_lc", "chrf", "chrf++", "ter")
 
 
 def report(config: ReportConfig) -> None:
-    """Measure a run, look into it, and write the page."""
+    """Measure and inspect a run, and write the page."""
     run = Run.find(config.run, config.outputs)
     tests = find_test_sets(config, run)
     if len(tests) > 1:
@@ -58,7 +58,7 @@ def report(config: ReportConfig) -> None:
 
 
 def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
-    """Everything on the page."""
+    """Collect the contents of the page."""
     stored = stored_config(run, config)
     hypotheses = translated(run, test, config)
     status("measuring …")
@@ -98,14 +98,14 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
 
 
 def parameters(stored: TrainConfig, translator: Translator) -> int:
-    """Of the model as it was trained; the one that translates may hold them in another form."""
+    """Count the parameters of the model as trained; the translating model may hold them in another form."""
     with torch.device("meta"):
         model = build_model(stored.model, translator.tokenizer.vocabulary)
     return sum(count for _, count in parameter_table(model))
 
 
 def progress(run: Run) -> dict[str, Any] | None:
-    """How far the run came; nothing for one that has not finished."""
+    """Return the progress of a run, or None if it has not finished."""
     try:
         told: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
     except (OSError, ValueError, KeyError):
@@ -116,10 +116,10 @@ def progress(run: Run) -> dict[str, Any] | None:
 def attention_of(
     translator: Translator, test: TestSet, kinds: dict[str, list[int]], config: ReportConfig
 ) -> list[dict[str, Any]]:
-    """The sentences that were asked for, some of every length, and a few of the worst and best."""
+    """Return attention for the requested sentences, some of every length, and a few of the worst and best."""
     places = [place - 1 for place in config.show]
     places += [*pages.typical(test, 8), *kinds["worst"][:4], *kinds["best"][:2]]
-    # An empty sentence has nothing to look at.
+    # An empty sentence has no attention.
     places = [place for place in dict.fromkeys(places) if test.source[place].strip()]
     found = translator.translate([test.source[place] for place in places], config.search, attention=True)
     several = [lines for lines in zip(*test.references, strict=True)]
@@ -132,7 +132,7 @@ def attention_of(
 
 
 def repeat(run: Run, config: ReportConfig) -> list[str]:
-    """Commands that make the run, its scores and this page again, with all that was asked for here."""
+    """Return the commands that reproduce the run, its scores and this page, with its settings."""
     usual = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
     asked = {key: value for key, value in vars(config).items() if key not in GROUPS and value != usual[key]}
     if config.data:
@@ -146,7 +146,7 @@ def repeat(run: Run, config: ReportConfig) -> list[str]:
 
 
 def asked_of_search(search: SearchConfig) -> dict[str, Any]:
-    """The preset that a search is, or what differs from the usual one."""
+    """Name the preset of a search, or its differences from the default."""
     for preset in sorted((CONFIGS / "search").glob("*.yaml")):
         if search == search_preset(preset.stem):
             return {} if preset.stem == "beam" else {"search": preset.stem}
@@ -155,7 +155,7 @@ def asked_of_search(search: SearchConfig) -> dict[str, Any]:
 
 
 def typed(value: Any) -> str:
-    """A value as it is typed on a command line."""
+    """Format a value as on a command line."""
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

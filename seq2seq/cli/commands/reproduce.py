@@ -1,4 +1,4 @@
-"""seq2seq reproduce: train a run again from its stored config, and hold the scores side by side."""
+"""seq2seq reproduce: train a run again from its stored config, and compare the scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from seq2seq.utils.run import Run
 
 
 def reproduce(config: ReproduceConfig) -> None:
-    """A new run under a new name; its score must lie in the interval of the old one."""
+    """Train a new run under a new name; its score must lie in the interval of the old one."""
     old = Run.find(config.run, config.outputs)
     again = config_of(old, config)
     new = Run(Path(again.outputs) / again.name)
@@ -45,7 +45,7 @@ def reproduce(config: ReproduceConfig) -> None:
 
 
 def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
-    """What the new run is trained with: all that the old one stored, in one go, beside it."""
+    """Return the new run's config: the stored one, without a time limit, in the same outputs folder."""
     stored = read_config(old.config)
     return replace(
         stored,
@@ -59,7 +59,7 @@ def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
 
 
 def expectation(run: Run, data: Any) -> dict[str, Any]:
-    """The test scores of a run with their interval; a run that did not keep one is measured now."""
+    """Return a run's test scores with their interval; measure them if none is stored."""
     try:
         test: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["test"]
     except (OSError, ValueError, KeyError):
@@ -75,7 +75,7 @@ def expectation(run: Run, data: Any) -> dict[str, Any]:
 
 
 def changed_since(old: Run, new: Run) -> list[str]:
-    """What the two runs stood on, where it differs."""
+    """List the differences between the environments of the two runs."""
     before, after = environment.read(old), environment.read(new)
     if not before:
         return [f"unknown: {old.environment} is not there"]
@@ -83,7 +83,7 @@ def changed_since(old: Run, new: Run) -> list[str]:
 
 
 def same_metrics(old: Run, new: Run) -> bool:
-    """Whether loss and scores are equal wherever they were noted; times never are."""
+    """Whether all logged losses and scores are equal; times never are."""
     return _noted(old) == _noted(new)
 
 

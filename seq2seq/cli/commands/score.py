@@ -1,4 +1,4 @@
-"""seq2seq score: what a model gives translations that it is told."""
+"""seq2seq score: the probability of given translations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 4096  # pairs scored together
 
 
 def score(config: ScoreConfig) -> None:
-    """A line for each pair: log probability, target subwords with the end mark, perplexity; or one line for all."""
+    """Print for each pair log probability, target subwords with the end mark, and perplexity; or one line for all."""
     for key, path in (("source", config.source), ("target", config.target)):
         if path is not None and not Path(path).is_file():
             raise UserError(f"{key}: {path} is no file here")
@@ -46,7 +46,7 @@ def score(config: ScoreConfig) -> None:
 
 
 def scored(translator: Translator, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[float, ...]]:
-    """The log probabilities of the subwords of each target; what is cut off a source is told."""
+    """Yield the log probabilities of each target's subwords; warn of truncated sources."""
     pairs, number = iter(pairs), 0
     while chunk := list(islice(pairs, CHUNK)):
         for translation in translator.score([source for source, _ in chunk], [target for _, target in chunk]):
@@ -58,12 +58,12 @@ def scored(translator: Translator, pairs: Iterable[tuple[str, str]]) -> Iterator
 
 
 def perplexity(log_probability: float, tokens: int) -> float:
-    """Of a subword; as good as choosing blindly among so many."""
+    """The perplexity per subword: as uncertain as a uniform choice among that many."""
     return math.exp(min(-log_probability / max(tokens, 1), 700.0))
 
 
 def tabbed(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Lines of source, tab, target."""
+    """Yield pairs from lines of source, tab, target."""
     for number, line in enumerate(lines, 1):
         try:
             columns = line.decode("utf-8").rstrip("\r\n").split("\t")

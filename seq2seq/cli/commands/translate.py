@@ -22,11 +22,11 @@ from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.io import output_stream, part_of
 
-FIRST_LINES, MOST_LINES = 256, 4096  # of a chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
+FIRST_LINES, MOST_LINES = 256, 4096  # per chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
 
 
 def translate(config: TranslateConfig) -> None:
-    """Lines in, lines out: a prompt where a person types, a filter everywhere else."""
+    """Translate line by line: a prompt on a terminal, a filter everywhere else."""
     if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
         raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
     if config.input and not Path(config.input).is_file():
@@ -58,7 +58,7 @@ class Filter:
         self.done = 0  # lines read, translated, and written
         self.began = time.perf_counter()
         self.terminal = sys.stderr.isatty()
-        # Where translations and progress would share a terminal, the translations are progress enough.
+        # If translations and progress would share a terminal, the translations alone show the progress.
         own_screen = self.terminal and (config.output is not None or not sys.stdout.isatty())
         self.progress = own_screen if config.progress is None else config.progress
 
@@ -90,7 +90,7 @@ class Filter:
         return "".join(f"{number}\t{t.score:.3f}\t{one_line(t.text)}\n" for t in translations)
 
     def tell(self, chunk: list[Line], found: list[list[Translation]]) -> None:
-        """What there is to say about each line, then how fast it goes."""
+        """Print warnings about the lines, then the speed."""
         clear = "\x1b[K" if self.terminal else ""
         for number, (line, translations) in enumerate(zip(chunk, found, strict=True), self.done - len(chunk) + 1):
             if line.broken:
@@ -99,7 +99,7 @@ class Filter:
                 limit = f"over {self.translator.max_length} subwords; its end is left out, split_lines=true keeps it"
                 print(f"line {number}: {limit}{clear}", file=sys.stderr)
         if self.progress:
-            # On a terminal each state takes the place of the one before.
+            # On a terminal each status overwrites the one before.
             print(self.speed() + clear, end="\r" if self.terminal else "\n", file=sys.stderr, flush=True)
 
     def speed(self) -> str:
@@ -108,29 +108,29 @@ class Filter:
 
 
 def joined(parts: Sequence[Translation]) -> Translation:
-    """The translations of a line's sentences as that of the line."""
+    """Join the translations of a line's sentences into one."""
     text = " ".join(part.text for part in parts if part.text)
     return replace(EMPTY, text=text, cut=any(part.cut for part in parts))
 
 
 def one_line(text: str) -> str:
-    """Subwords made of bytes can spell any sign, the ends of a line too."""
+    """Join the lines of a translation: byte subwords can spell line ends."""
     return " ".join(text.splitlines())
 
 
 def arriving_stdin() -> Arriving:
-    """The pipe or the file at standard input."""
+    """Read the pipe or the file at standard input."""
     if sys.stdin is None:
         return Arriving(iter(()), pauses=False)
     descriptor = sys.stdin.fileno()
-    # A reader of our own: a thread that waits in sys.stdin would keep the program from ending.
+    # A separate reader: a thread that waits in sys.stdin would keep the program from exiting.
     lines = open(descriptor, "rb", closefd=False)  # noqa: SIM115 (it stays open as long as the program)
     return Arriving(decoded(lines), pauses=not stat.S_ISREG(os.fstat(descriptor).st_mode))
 
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C is answered after the block, so that no line is left half-written."""
+    """Delay Ctrl-C until after the block, so that no line is left half-written."""
     came: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
