@@ -48,7 +48,7 @@ def tokenizer() -> Tokenizer:
 def config_of(family: str, **changes: Any) -> TrainConfig:
     """A search that writes some characters for every sentence, whatever the model has learned."""
     search = {"search__no_repeat_ngram": 1, "search__min_length_factor": 1.0, "search__min_length_extra": 3}
-    ours = {"training__examples": 4, "training__label_smoothing": 0.3, "data__target": "zh", "model__tie": "output"}
+    ours = {"training__examples": 4, "training__label_smoothing": 0.3, "data__target": "zh", "model__tie_embeddings": "output"}
     return varied(family, **{**search, **ours, "model__dropout": 0.5, **changes})
 
 
