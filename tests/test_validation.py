@@ -109,7 +109,7 @@ def validating(made: Trainer, corpus: Corpus) -> Trainer:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_validation_is_the_plain_loss_and_sacrebleus_scores(family: str, average: str, tmp_path: Path) -> None:
     """Per real target token, without smoothing or dropout, of the model that translates, in the corpus's order."""
-    named = {"optimizer__name": "schedule_free", "optimizer__rate": 0.3} if average == "schedule_free" else {}
+    named = {"optimizer__name": "schedule_free", "optimizer__lr": 0.3} if average == "schedule_free" else {}
     config = config_of(family, training__average="none" if named else average, **named)
     made = trainer_of(config, tmp_path)
     model, state = made.state.model, made.state
