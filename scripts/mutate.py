@@ -546,7 +546,7 @@ def main() -> None:
     options = parser.parse_args()
 
     files = target_files(REPOSITORY, options.only)
-    mutants = [m for m in planted(REPOSITORY) if m.file in files and re.search(options.bugs, m.bug)]
+    mutants = [m for m in planted(REPOSITORY) if m.file in files and re.search(options.bugs, m.bug)][:: options.every]
     if options.check:
         for mutant in mutants:
             _parses(mutant)
