@@ -50,7 +50,7 @@ UNTARGETED = (
     *("data/toy.py", "data/doctor.py", "training/environment.py"),  # a grammar in strings, and two reports
     *("inference/prompt.py", "inference/ctranslate2.py"),  # a dialogue; an export that compares itself with its origin
 )
-TIMEOUT = 120  # seconds for one mutant: an endless loop is a caught bug
+TIMEOUT = 60  # seconds for one mutant: an endless loop is a caught bug
 
 
 @dataclass(frozen=True)
@@ -530,6 +530,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="files whose path matches")
     parser.add_argument("--bugs", default="", metavar="REGEX", help="planted bugs whose words match")
     parser.add_argument("--planted", action="store_true", help="no operator mutants")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth planted bug (default 1)")
     parser.add_argument(
         "--density", type=float, default=0.06, help="operator mutants for each line of code (default 0.06)"
     )
