@@ -6,7 +6,7 @@ INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --di
 
 .PHONY: demo test quick check clean
 
-demo: $(VENV)/installed   ## train on the embedded corpus: a BLEU score, translations, and the line that opens the prompt
+demo: $(VENV)/installed   ## train on the built-in corpus: a BLEU score, translations, and the line that opens the prompt
 	$(BIN)/seq2seq train name=demo
 
 test: $(VENV)/installed-dev   ## all tests, on every core, and the share of lines and branches that they run

@@ -104,10 +104,10 @@ def training_speed(folder: Path, updates: int = 12) -> float:
     model = build_model(config_of(folder).model, Vocabulary(8000, 8000, True)).to(device, precision)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     began = 0.0
-    for number, share in enumerate(islice(open_all(folder), updates + 2)):
+    for number, rank_batches in enumerate(islice(open_all(folder), updates + 2)):
         if number == 2:
             began = time.perf_counter()
-        loss_sum(model, share.batches[0].to(device), 0.1).backward()
+        loss_sum(model, rank_batches.micro_batches[0].to(device), 0.1).backward()
         optimizer.step()
         optimizer.zero_grad()
     return updates / (time.perf_counter() - began)

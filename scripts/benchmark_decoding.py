@@ -32,7 +32,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, TransformerConfig
 from seq2seq.data.corpus import Corpus, load_split
 from seq2seq.data.tokenizer import FILES, Tokenizer
-from seq2seq.evaluation.testsets import moved
+from seq2seq.evaluation.testsets import relocate
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ctranslate2 import save_ctranslate2
 from seq2seq.inference.translator import Translator
@@ -107,7 +107,7 @@ def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus
         folder = work / f"ctranslate2-{quantization}"
         folder.mkdir(parents=True, exist_ok=True)
         save_ctranslate2(model.eval(), config, tokenizer, folder, quantization)
-    data = moved(stored.data, data_path) if data_path else stored.data
+    data = relocate(stored.data, data_path) if data_path else stored.data
     corpus = load_split(data, "test", stored.seed)
     assert corpus is not None
     (work / "test.txt").write_text("\n".join(corpus.source[:]), encoding="utf-8")
@@ -125,7 +125,7 @@ def measure_own(checkpoint: str, precision: str, processes: str, file: str, beam
 
 def own_translator(checkpoint: str, precision: str = "auto", processes: str = "auto") -> Translator:
     tune_cpu()
-    return Translator.from_checkpoint(Path(checkpoint), "cpu", precision).share(processes)
+    return Translator.from_checkpoint(Path(checkpoint), "cpu", precision).use_processes(processes)
 
 
 def texts(translator: Translator, search: SearchConfig, sentences: Any) -> list[str]:

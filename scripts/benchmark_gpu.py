@@ -25,14 +25,14 @@ import torch
 from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import TrainConfig
-from seq2seq.data.batching import by_budget
+from seq2seq.data.batching import split_by_token_budget
 from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import Specials, Task
 from seq2seq.model.factory import build_model
 from seq2seq.training.trainer import Trainer
-from seq2seq.utils.device import matrix_rate, out_of_memory, peak_memory, tune_cpu
+from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -64,18 +64,18 @@ def train(
     """Real target tokens a second of one model, with all that an update is."""
     trainer = trainer_of(preset, encoded, packed)
     if compiled:
-        trainer.compute = torch.compile(trainer.working.model, dynamic=True)
+        trainer.forward_model = torch.compile(trainer.working.model, dynamic=True)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    shares = iter(trainer.state.batches)
+    updates = iter(trainer.state.batches)
     for _ in range(WARM_UP):  # kernels are chosen and compiled, the allocator finds its size
-        trainer.update(next(shares))
+        trainer.update(next(updates))
     tokens, operations, began = 0, 0.0, _now()
     while time.perf_counter() < min(began + SECONDS, deadline):
-        share = next(shares)
-        trainer.update(share)
-        tokens += share.target_tokens
-        operations += benchmarks.operations(trainer, share)
+        rank_batches = next(updates)
+        trainer.update(rank_batches)
+        tokens += rank_batches.target_tokens
+        operations += benchmarks.operations(trainer, rank_batches)
     seconds = _now() - began
     return {
         "tokens_per_second": tokens / seconds,
@@ -96,7 +96,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     search = replace(search_preset("beam"), beam=beam)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for cut in by_budget(encoded.source.lengths(rows), budget):
+        for cut in split_by_token_budget(encoded.source.lengths(rows), budget):
             source_BS = torch.from_numpy(encoded.source.padded(rows[cut], PAD)).to(DEVICE)
             yield source_BS, (source_BS != PAD).sum(1)
 
@@ -118,12 +118,12 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
 def where_time_goes(encoded: EncodedCorpus) -> str:
     """The operations of three updates of base, longest first."""
     trainer = trainer_of("transformer_base", encoded)
-    shares = iter(trainer.state.batches)
+    updates = iter(trainer.state.batches)
     for _ in range(5):
-        trainer.update(next(shares))
+        trainer.update(next(updates))
     with torch.profiler.profile() as profile:
         for _ in range(3):
-            trainer.update(next(shares))
+            trainer.update(next(updates))
         _now()
     order = "self_cuda_time_total" if GPU else "self_cpu_time_total"
     return str(profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
@@ -184,7 +184,7 @@ def main() -> None:
     machine, encoded, rate = (
         benchmarks.machine(),
         benchmarks.synthetic(PAIRS, VOCABULARY),
-        matrix_rate(DEVICE, torch.bfloat16),
+        matmul_flops(DEVICE, torch.bfloat16),
     )
     print("  ".join(f"{key}: {value}" for key, value in machine.items()))
     print(f"bfloat16 matrix products: {rate / 1e12:,.2f} TFLOP/s{'' if GPU else '; no GPU: a trial of the code only'}")

@@ -36,18 +36,18 @@ def measure(tokens: int, length: int, vocabulary: int, width: int, layers: int) 
     depth = [f"model.encoder_layers={layers}", f"model.decoder_layers={layers}"]
     config = load_config("train", "model=transformer", *sizes, *depth)
     device = torch.device("cpu")
-    rate = benchmarks.matrix_rate(torch.bfloat16)
+    rate = benchmarks.matmul_flops(torch.bfloat16)
     encoded = benchmarks.synthetic(20_000, vocabulary, length)
     trainer = benchmarks.trainer_of(config, encoded, vocabulary, device)
-    shares = iter(trainer.state.batches)
+    updates = iter(trainer.state.batches)
     for _ in range(3):
-        trainer.update(next(shares))
+        trainer.update(next(updates))
     count, operations, began = 0, 0, time.perf_counter()
     while time.perf_counter() < began + 3:
-        share = next(shares)
-        trainer.update(share)
-        count += share.target_tokens
-        operations += benchmarks.operations(trainer, share)
+        rank_batches = next(updates)
+        trainer.update(rank_batches)
+        count += rank_batches.target_tokens
+        operations += benchmarks.operations(trainer, rank_batches)
     seconds = time.perf_counter() - began
     return {"speed": count / seconds, "bound": count / (operations / rate), "peak_gb": peak_memory(device) / 1e9}
 

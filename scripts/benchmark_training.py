@@ -52,11 +52,11 @@ def prepare(config: TrainConfig, work: Path) -> tuple[EncodedCorpus, Tokenizer]:
     corpora = open_corpora(config.data, config.seed)
     tokenizer, _ = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
     encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache)
-    shares = islice(Batches(encoded, TOKENS, config.seed), 60)
+    updates = islice(Batches(encoded, TOKENS, config.seed), 60)
     arrays = {
         f"{i}.{side}": tensor.numpy()
-        for i, share in enumerate(shares)
-        for batch in share.batches
+        for i, rank_batches in enumerate(updates)
+        for batch in rank_batches.micro_batches
         for side, tensor in (("source", batch.source_BS), ("target", batch.target_out_BT))
     }
     work.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=["data=multi30k"], help="config of the data")
     arguments = parser.parse_args()
     if arguments.measure:
-        rates = {name: benchmarks.matrix_rate(getattr(torch, name)) for name in ("float32", "bfloat16")}
+        rates = {name: benchmarks.matmul_flops(getattr(torch, name)) for name in ("float32", "bfloat16")}
         print(json.dumps(rates))
         return
     work = arguments.work.resolve()

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from seq2seq.config.schema import ModelConfig, TrainConfig, TransformerConfig
-from seq2seq.data.batching import Batches, Share
+from seq2seq.data.batching import Batches, RankBatches
 from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import END, Vocabulary
 from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Progress, RunState
-from seq2seq.training.distributed import World
+from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
 
@@ -98,7 +98,7 @@ def measured(python: Path | str, script: str, *arguments: object) -> dict[str, A
     return values
 
 
-def matrix_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, seconds: float = 1.0) -> float:
+def matmul_flops(dtype: torch.dtype, device: str = "cpu", size: int = 2048, seconds: float = 1.0) -> float:
     """Floating-point operations a second in a product of two square matrices: two for each multiply-add."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     rounds, spent = 0, 0.0
@@ -138,10 +138,10 @@ def multiply_adds(config: ModelConfig, vocabulary: int, source: int, target: int
     return encoder + attention + decoder + readout
 
 
-def operations(trainer: Trainer, share: Share) -> int:
+def operations(trainer: Trainer, rank_batches: RankBatches) -> int:
     """Floating-point operations of an update: a multiply-add is two, and the way back is twice the way forth."""
     model, total = trainer.state.config.model, 0
-    for batch in share.batches:
+    for batch in rank_batches.micro_batches:
         source_B, target_B = (mask.numpy().sum(1) for mask in (batch.source_mask_BS, batch.target_mask_BT))
         squares = (int((source_B**2).sum()), int((target_B**2).sum()), int((source_B * target_B).sum()))
         vocabulary = len(trainer.state.model.output.weight)
@@ -170,7 +170,7 @@ def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, dev
     batches = Batches(encoded, int(config.training.tokens), config.seed)
     optimizer = build_optimizer(model, config.optimizer)
     nothing: Any = None
-    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, World())
+    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, ProcessGroup())
     return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
 
 

@@ -83,7 +83,7 @@ def random_corpus(lengths: list[int], seed: int = 0) -> EncodedCorpus:
 
 def drawn(batches: Batches, count: int) -> list[Batch]:
     """The batches of the next `count` updates."""
-    return [batch for share in islice(batches, count) for batch in share.batches]
+    return [batch for rank_batches in islice(batches, count) for batch in rank_batches.micro_batches]
 
 
 def padded(sentences: list[list[int]], extra: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -181,9 +181,9 @@ def replace_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A small table of draws for dropout, so that tests are fast and have tensors on both sides of its size."""
     monkeypatch.setattr(layers_module, "WINDOW", 4096)
-    layers_module._draws.cache_clear()
+    layers_module._mask_table.cache_clear()
     yield 4096
-    layers_module._draws.cache_clear()
+    layers_module._mask_table.cache_clear()
 
 
 def check_steps(config: ModelConfig) -> None:

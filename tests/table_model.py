@@ -69,24 +69,24 @@ class Table:
     def begin(self, sentences: Sequence[int], sources: Sequence[int]) -> State:
         """The width of the padded source is that of keys, as in an attention."""
         padded = torch.zeros(len(sentences), 1, max(sources), 1)
-        fixed = torch.tensor(list(sentences)), torch.tensor(list(sources)), KeyValue(padded, padded, None)
-        return State(fixed, (torch.zeros(len(sentences), dtype=torch.int64),))
+        memory = torch.tensor(list(sentences)), torch.tensor(list(sources)), KeyValue(padded, padded, None)
+        return State(memory, (torch.zeros(len(sentences), dtype=torch.int64),))
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
         features_RTD, after, _ = self.decode(target_RT, state)
         return self.logits(features_RTD), after
 
-    def look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+    def step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """A step that gives the mean of its attention as well."""
         features_RTD, after, weights = self.decode(target_RT, state, weights=True)
         return self.logits(features_RTD), after, torch.stack(weights, 1)[:, :, :, -1].mean((1, 2))
 
     def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
         """Features are numbers of rows of the tables."""
-        sentence_B, source_B, keys = state.fixed
+        sentence_B, source_B, keys = state.memory
         self.calls.append(sentence_B.tolist())
         sentence_R = sentence_B.repeat_interleave(state.beam)
-        code_R, rows = state.moving[0], []
+        code_R, rows = state.history[0], []
         for token_R in target_RT.T:
             code_R = (code_R * FACTOR + token_R + 1) % PRIME
             rows.append((code_R + STRIDE * sentence_R) % ROWS)

@@ -84,7 +84,7 @@ def test_the_fused_kernel_is_the_plain_form(
     for causal in (False, True):
         plain = module(query, kv, causal=causal).context_RTD
         with monkeypatch.context() as patch:
-            patch.setattr(attention_module, "fused", lambda _: True)
+            patch.setattr(attention_module, "use_fused_kernel", lambda _: True)
             fused = module(query, kv, causal=causal).context_RTD
         torch.testing.assert_close(fused, plain, **({} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.model import attention as attention_module
-from seq2seq.model.attention import Attention, KeyValue, Position, alibi, rotate, rows_of_both
+from seq2seq.model.attention import Attention, KeyValue, Position, alibi, concatenate_padded, rotate
 
 PAIRS = list(itertools.product(SCORES, POSITIONS))
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}  # angles and slopes are computed in float32
@@ -90,13 +90,13 @@ def test_every_score_and_position_is_its_formula_under_every_head(
     mask_BS = torch.arange(S) < torch.tensor(lengths)[:, None]
     kv = module.project(memory_BSD, mask_BS, start=key_start)
     # ALiBi reads the keys' positions when it compares, rotary positions are in the keys already.
-    place_S = torch.arange(key_start, key_start + S)
-    attended = module(query_RTD, kv, start=start, causal=causal, weights=True, place_S=place_S)
+    position_S = torch.arange(key_start, key_start + S)
+    attended = module(query_RTD, kv, start=start, causal=causal, weights=True, position_S=position_S)
     for r in range(3 * rows):
         length = lengths[r // rows]
         visible = [[s < length and (not causal or s <= start + t) for s in range(S)] for t in range(T)]
         context_TD, weights_NTS = expected_row(
-            module, query_RTD[r], memory_BSD[r // rows], visible, start, place_S.tolist()
+            module, query_RTD[r], memory_BSD[r // rows], visible, start, position_S.tolist()
         )
         torch.testing.assert_close(attended.context_RTD[r], context_TD, **CLOSE)
         torch.testing.assert_close(attended.weights_RNTS[r], weights_NTS, **CLOSE)
@@ -107,7 +107,7 @@ def test_keys_may_stand_in_any_order(score: str) -> None:
     """Slots of a beam: ALiBi's penalty follows each key's position, not its slot (Press et al. 2022, §3)."""
     module, places = built(score, "alibi"), [0, 2, 1, 2, 1]
     memory_BSD, query_RTD = drawn(2, 5, 7), drawn(4, 2, 5, seed=2)
-    attended = module(query_RTD, module.project(memory_BSD), start=3, weights=True, place_S=torch.tensor(places))
+    attended = module(query_RTD, module.project(memory_BSD), start=3, weights=True, position_S=torch.tensor(places))
     for r in range(4):
         every = [[True] * 5] * 2
         context_TD, weights_NTS = expected_row(module, query_RTD[r], memory_BSD[r // 2], every, 3, places)
@@ -166,7 +166,7 @@ def test_dropout_falls_on_the_weights_after_the_softmax_in_training_only(
 ) -> None:
     """The values are averaged with dropped weights, and the weights that are handed out are the whole ones."""
     replace_dropout(monkeypatch)
-    monkeypatch.setattr(attention_module, "fused", lambda _: kernel == "fused")
+    monkeypatch.setattr(attention_module, "use_fused_kernel", lambda _: kernel == "fused")
 
     def scaled_dot_product_attention(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float, scale: float
@@ -302,7 +302,7 @@ def test_rows_of_both_are_padded_behind_in_every_dimension(
 ) -> None:
     """The second follows the first; what one lacks has the given value."""
     first, second = drawn(*a), drawn(*b, seed=2)
-    joined = rows_of_both(first, second, value)
+    joined = concatenate_padded(first, second, value)
     size = [a[0] + b[0], *map(max, zip(a[1:], b[1:], strict=True))]
     expected = torch.full(size, value, dtype=torch.float64)
     at_first, at_second = [slice(0, a[0]), *map(slice, a[1:])], [slice(a[0], None), *map(slice, b[1:])]

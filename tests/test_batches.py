@@ -32,7 +32,14 @@ from reference.batches import (
 
 from seq2seq.cli.main import load_config
 from seq2seq.data import encoding
-from seq2seq.data.batching import Batches, Mix, by_budget, in_order, mix_of, worst_batch
+from seq2seq.data.batching import (
+    Batches,
+    Mix,
+    largest_batch,
+    sequential_batches,
+    split_by_token_budget,
+    temperature_mix,
+)
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch, EncodedCorpus, encode_corpus, encode_training, resampler
 from seq2seq.data.store import Integers, Ragged
@@ -73,7 +80,10 @@ def content(batch: Batch) -> tuple[Any, ...]:
 
 def next_updates(batches: Batches, count: int) -> list[Any]:
     """What a process does in its next updates: all ids, and the tokens of each update."""
-    return [([content(b) for b in share.batches], share.target_tokens) for share in islice(batches, count)]
+    return [
+        ([content(b) for b in rank_batches.micro_batches], rank_batches.target_tokens)
+        for rank_batches in islice(batches, count)
+    ]
 
 
 @pytest.fixture
@@ -90,7 +100,7 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_cuts_are_those_of_a_greedy_loop(widths: list[int], budget: int) -> None:
     """A batch takes rows while its padded size stays within the budget; an exact fit is within."""
     widths = sorted(widths)
-    found = [(cut.start, cut.stop) for cut in by_budget(np.array(widths, np.int32), budget)]
+    found = [(cut.start, cut.stop) for cut in split_by_token_budget(np.array(widths, np.int32), budget)]
     assert found == greedy_cuts(widths, budget)
 
 
@@ -108,13 +118,13 @@ def test_cuts_are_those_of_a_greedy_loop(widths: list[int], budget: int) -> None
 )
 def test_an_exact_fit_is_one_batch_and_one_token_less_is_two(widths: list[int], budget: int, cuts: list[int]) -> None:
     """The budget itself is allowed; a row over it is alone."""
-    assert [cut.stop - cut.start for cut in by_budget(np.array(widths), budget)] == cuts
+    assert [cut.stop - cut.start for cut in split_by_token_budget(np.array(widths), budget)] == cuts
 
 
 def test_budgets_over_two_billion_tokens_do_not_overflow() -> None:
     """The product of a width and a count needs more than 32 bits."""
     widths = np.full(3, 2**30, np.int32)
-    assert [cut.stop for cut in by_budget(widths, 2**31)] == [2, 3]
+    assert [cut.stop for cut in split_by_token_budget(widths, 2**31)] == [2, 3]
 
 
 @LAW
@@ -124,7 +134,7 @@ def test_validation_reads_every_pair_once_by_rising_width_within_the_budget(leng
     corpus = corpus_of(lengths)
     widths = width_of(corpus)
     expected = pool_batches(range(len(corpus)), widths, budget)
-    found = list(in_order(corpus, budget))
+    found = list(sequential_batches(corpus, budget))
     assert [tuple(batch.index_B.tolist()) for batch in found] == [
         tuple(int(corpus.rows[i]) for i in rows) for rows in expected
     ]
@@ -137,12 +147,12 @@ def test_validation_reads_every_pair_once_by_rising_width_within_the_budget(leng
 def test_the_worst_batch_is_as_large_as_any_batch_can_be(budget: int) -> None:
     """Both sides are as wide as the widest side of all pairs, no position is padding, and one more row is too many."""
     corpus = encoded(random_sentences([3, 7, 1]), random_sentences([5, 2, 1]), range(3))
-    batch = worst_batch(corpus, budget)
+    batch = largest_batch(corpus, budget)
     rows = max(1, budget // 8)  # seven words and END
     assert batch.source_BS.tolist() == batch.target_out_BT.tolist() == [[UNKNOWN] * 8] * rows
     assert len(batch.index_B) == rows and batch.source_mask_BS.all() and batch.target_mask_BT.all()
     turned = encoded(random_sentences([5, 2, 1]), random_sentences([3, 7, 1]), range(3))
-    assert worst_batch(turned, budget).source_BS.shape == batch.source_BS.shape
+    assert largest_batch(turned, budget).source_BS.shape == batch.source_BS.shape
 
 
 # ------------------------------------------------------------------------------------------- a batch
@@ -163,8 +173,8 @@ def test_a_batch_is_what_a_plain_loop_makes_of_its_pairs(lengths: list[tuple[int
     assert batch.target_in_BT.tolist() == expected.target_in
     assert batch.target_out_BT.tolist() == expected.target_out
     assert batch.target_mask_BT.tolist() == expected.target_mask
-    assert batch.source_place_M.tolist() == expected.source_positions
-    assert batch.target_place_M.tolist() == expected.target_positions
+    assert batch.source_index_M.tolist() == expected.source_positions
+    assert batch.target_index_M.tolist() == expected.target_positions
     assert batch.target_tokens == sum(map(sum, expected.target_mask))
     assert batch.index_B.tolist() == [numbers[i] for i in rows]
     assert batch.index_B.dtype == batch.source_BS.dtype == batch.target_in_BT.dtype == torch.int64
@@ -273,7 +283,7 @@ def test_what_was_asked_before_changes_nothing(small_pools: int) -> None:
     for update in range(40):
         found += next_updates(trained, 1)
         rows_of(trained, update % 3)
-        trained.waste()
+        trained.estimate_padding()
     assert found == expected
     alone = [tuple(batch[0]) for update, _ in expected for batch in update]
     assert alone == [*itertools.chain(*fresh)][:40], "training reads what `rows` shows, epoch by epoch"
@@ -359,7 +369,7 @@ def test_each_rank_has_its_batches_of_each_update_and_all_know_its_tokens(
     tokens = [sum(i != PAD for row in target for i in row) for _, _, target in alone]
     for rank in range(world):
         batches = made(kind, corpus, update_tokens=wanted)
-        batches.rank, batches.world = rank, world
+        batches.rank, batches.world_size = rank, world
         expected = updates(tokens, rank, world, wanted)
         found = next_updates(batches, len(expected))
         assert found == [([alone[i] for i in own], total) for own, total in expected]
@@ -369,7 +379,9 @@ def test_an_update_that_reaches_its_tokens_exactly_is_complete() -> None:
     """An exact fit needs no further batch."""
     batches = Batches(encoded([[5, END]] * 8, [[5, 6, END]] * 8, range(8)), 3, 1)
     batches.update_tokens = 6
-    assert [(len(share.batches), share.target_tokens) for share in islice(batches, 4)] == [(2, 6)] * 4
+    assert [(len(rank_batches.micro_batches), rank_batches.target_tokens) for rank_batches in islice(batches, 4)] == [
+        (2, 6)
+    ] * 4
 
 
 # ------------------------------------------------------------------------------------------- counting
@@ -386,16 +398,16 @@ def test_batches_an_epoch_and_padding_are_counted_on_the_first_pool(kind: str, p
     counted = made(kind, corpus)
     counted.epoch = 1
     positions = real = seen = number = 0
-    for share in counted:
-        (batch,) = share.batches
+    for rank_batches in counted:
+        (batch,) = rank_batches.micro_batches
         seen, number = seen + len(batch.index_B), number + 1
         for ids_BX in (batch.source_BS, batch.target_out_BT):
             positions += ids_BX.numel()
             real += int((ids_BX != PAD).sum())
         if seen == min(drawn, small_pools):
             break
-    count, padding = batches.waste()
-    assert count == round(number * drawn / seen) and batches.size() == max(1, count)
+    count, padding = batches.estimate_padding()
+    assert count == round(number * drawn / seen) and batches.batches_per_epoch() == max(1, count)
     assert padding == pytest.approx(1 - real / positions, abs=1e-12)
 
 
@@ -404,15 +416,15 @@ def test_epochs_done_are_the_part_of_the_pairs_that_was_drawn(small_pools: int) 
     corpus = encoded([[5, 5, END]] * 40, [[5, END]] * 40, range(40))
     for mix, pairs in ((None, 40), (Mix((10, 40), (30, 30)), 60)):
         batches = Batches(corpus, 12, 1, mix)  # four pairs a batch
-        size = batches.size()
+        size = batches.batches_per_epoch()
         assert size == pairs / 4
-        assert batches.epoch_of(size) == 0
+        assert batches.epochs_done(size) == 0
         for update in range(1, int(2.5 * size)):
             next(iter(batches))
-            assert batches.epoch_of(size) == pytest.approx(4 * update / pairs, abs=1e-9)
-            assert batches.epoch_of(size / 100) <= batches.epoch + 1, "a size guessed too small ends no epoch"
+            assert batches.epochs_done(size) == pytest.approx(4 * update / pairs, abs=1e-9)
+            assert batches.epochs_done(size / 100) <= batches.epoch + 1, "a size guessed too small ends no epoch"
     one = Batches(encoded([[5, END]], [[5, END]], [0]), 1, 1)
-    assert one.size() == 1 and one.epoch_of(1) == 0
+    assert one.batches_per_epoch() == 1 and one.epochs_done(1) == 0
 
 
 # ------------------------------------------------------------------------------------------- mixes
@@ -431,7 +443,7 @@ def test_a_mix_follows_its_formula_and_uses_each_corpus_up(parts: list[tuple[int
     """Shares are (pairs × weight) ^ (1 / temperature); no pair comes a second time before all of its corpus came."""
     sizes, weights = zip(*parts, strict=True)
     ends = list(itertools.accumulate(sizes))
-    mix = mix_of(ends, weights, temperature)
+    mix = temperature_mix(ends, weights, temperature)
     assert mix.ends == tuple(ends)
     expected = mix_counts(sizes, weights, temperature)
     for count, wanted in zip(mix.counts, expected, strict=True):

@@ -54,7 +54,7 @@ class Case:
 def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
     """The search's own answer, batch after batch."""
     pieces = LETTERS if case.rules.get("required") or case.rules.get("forbidden") else [""] * case.vocabulary
-    rules = Rules(pieces, END, **case.rules).of(case.prefixes) if case.rules or any(case.prefixes) else None
+    rules = Rules(pieces, END, **case.rules).for_prefixes(case.prefixes) if case.rules or any(case.prefixes) else None
     batches: list[tuple[State, Task]] = []
     first = 0
     for size in case.batches:
@@ -64,7 +64,7 @@ def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
         sources = [case.sources[i] for i in rows]
         asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.tensor(sources), rows, rules)
         batches.append((table.begin(rows, sources), asked))
-    step = table.look if case.options.coverage_penalty else table.step
+    step = table.step_with_attention if case.options.coverage_penalty else table.step
     return beam_search(step, iter(batches), case.options, SPECIALS)
 
 

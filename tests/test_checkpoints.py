@@ -19,10 +19,10 @@ from torch import Tensor
 from trainers import LENGTHS, Threads, fast, make_trainer, small_tokenizer, updates_of, varied, weights
 
 from seq2seq.inference import checkpoint as checkpoint_module
-from seq2seq.inference.checkpoint import damaged, load_checkpoint
+from seq2seq.inference.checkpoint import damaged_error, load_checkpoint
 from seq2seq.model.factory import build_model
-from seq2seq.training.checkpoint import Checkpoints, Progress, start_from
-from seq2seq.training.distributed import World
+from seq2seq.training.checkpoint import Checkpoints, Progress, load_initial_weights
+from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
@@ -34,8 +34,8 @@ NOISY = {"model__dropout": 0.3, "training__updates": 12, "training__validate_eve
 
 def trained(folder: Path, updates: int = 2, family: str = "lstm", **changes: Any) -> Trainer:
     made = make_trainer(varied(family, **{**NOISY, **changes}), folder)
-    for share in updates_of(made, updates):
-        made.update(share)
+    for rank_batches in updates_of(made, updates):
+        made.update(rank_batches)
     return made
 
 
@@ -87,9 +87,9 @@ def test_a_run_read_from_its_checkpoint_goes_on_to_the_same_bits(
     other = make_trainer(made.state.config, tmp_path, resume=True)
     moments = [other.state.optimizer.state_dict(), made.state.optimizer.state_dict()]
     torch.testing.assert_close(*(one[0]["state"] for one in moments), rtol=0, atol=0)
-    losses = [made.update(share) for share in updates_of(made, 2)], torch.rand(3)
+    losses = [made.update(rank_batches) for rank_batches in updates_of(made, 2)], torch.rand(3)
     other.state.read(last(made))  # the random generators are one for both
-    again = [other.update(share) for share in updates_of(other, 2)], torch.rand(3)
+    again = [other.update(rank_batches) for rank_batches in updates_of(other, 2)], torch.rand(3)
     assert losses[0] == again[0] and torch.equal(losses[1], again[1])
     assert same_weights(other, weights(made.state.model))
     if made.state.average:
@@ -125,12 +125,12 @@ def test_every_process_has_its_own_random_numbers_again(
     folder.mkdir()
     made.state.write(folder, states)
     for rank in range(size):
-        made.state.world = World(rank, size)
+        made.state.process_group = ProcessGroup(rank, size)
         torch.manual_seed(50)
         made.state.read(folder)
         assert torch.equal(torch.get_rng_state(), states[rank]["cpu"])
-    for world in (World(0, size + 1), World(0, 1)):
-        made.state.world = world
+    for process_group in (ProcessGroup(0, size + 1), ProcessGroup(0, 1)):
+        made.state.process_group = process_group
         before = torch.manual_seed(50).get_state()
         made.state.read(folder)
         assert torch.equal(torch.get_rng_state(), before)
@@ -139,10 +139,10 @@ def test_every_process_has_its_own_random_numbers_again(
 @pytest.mark.usefixtures("fast")
 def test_the_first_process_saves_the_random_numbers_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of ranks, and no other process writes."""
-    made = [make_trainer("lstm", tmp_path / str(rank), world=World(rank, 3)) for rank in range(3)]
+    made = [make_trainer("lstm", tmp_path / str(rank), process_group=ProcessGroup(rank, 3)) for rank in range(3)]
     for rank, one in enumerate(made):
-        monkeypatch.setattr(one.state, "random", lambda rank=rank: {"cpu": torch.full((2,), rank)})
-    Threads(3, monkeypatch).run(lambda world: made[world.rank].save())
+        monkeypatch.setattr(one.state, "rng_states", lambda rank=rank: {"cpu": torch.full((2,), rank)})
+    Threads(3, monkeypatch).run(lambda process_group: made[process_group.rank].save())
     stored = torch.load(last(made[0]) / "training.pt", weights_only=True)["random"]
     assert [one["cpu"].tolist() for one in stored] == [[0, 0], [1, 1], [2, 2]]
     assert [one.checkpoints.folder.exists() for one in made] == [True, False, False]
@@ -154,11 +154,11 @@ def test_a_gpu_has_random_numbers_of_its_own(tmp_path: Path, monkeypatch: pytest
     model = torch.nn.Linear(1, 1, device="meta")
     monkeypatch.setattr(made.state, "model", model)
     monkeypatch.setattr("torch.meta", type("Device", (), {"get_rng_state": lambda: torch.ones(2)}), raising=False)
-    found = made.state.random()
+    found = made.state.rng_states()
     assert found.keys() == {"cpu", "meta"} and torch.equal(found["meta"], states["cuda"])
     assert torch.equal(found["cpu"], torch.get_rng_state())
     wanted = torch.Generator().manual_seed(8).get_state()
-    made.state.set_random({"cpu": wanted})
+    made.state.set_rng_states({"cpu": wanted})
     assert torch.equal(torch.get_rng_state(), wanted)
 
 
@@ -169,8 +169,8 @@ def test_what_translates_has_the_averaged_weights(family: str, average: str, tmp
     """Where there are any; the live ones go on being trained."""
     made = trained(tmp_path, 3, family, training__average=average, model__tie_embeddings="output")
     made.save(best=True, validated=True)
-    [share] = updates_of(made, 1)
-    made.update(share)
+    [rank_batches] = updates_of(made, 1)
+    made.update(rank_batches)
     expected = made.state.average.weights() if made.state.average else weights(made.state.model)
     expected = {name: weight.clone() for name, weight in expected.items()}
     made.save(best=True, validated=True)
@@ -181,7 +181,7 @@ def test_what_translates_has_the_averaged_weights(family: str, average: str, tmp
     assert same_weights(made, weights(make_trainer(config, tmp_path, resume=True).state.model))
     # Another run begins with these as well.
     fresh = build_model(varied(config, seed=7).model, tokenizer.vocabulary)
-    start_from(fresh, last(made))
+    load_initial_weights(fresh, last(made))
     for name, p in fresh.named_parameters():
         torch.testing.assert_close(p, expected[name], rtol=0, atol=0)
 
@@ -198,24 +198,25 @@ def test_other_weights_are_refused_by_name_and_shape(tmp_path: Path) -> None:
     def problems(changed: dict[str, Tensor]) -> list[str]:
         save_file(changed, folder / "averaged.safetensors")
         with pytest.raises(UserError) as raised:
-            start_from(model, folder)
+            load_initial_weights(model, folder)
         assert raised.value.code == 2 and all(torch.equal(p, live[n]) for n, p in model.named_parameters())
         return list(raised.value.problems)
 
     names = list(dict(model.named_parameters()))
     *shown, advice = problems({**stored, names[0]: torch.ones(3, 8)})
-    assert len(shown) == 1 and f"init_from: {names[0]} is (3, 8) there and {tuple(live[names[0]].shape)}" in shown[0]
+    difference = f"init_from: {names[0]} is (3, 8) in the checkpoint, {tuple(live[names[0]].shape)} in this model"
+    assert len(shown) == 1 and difference in shown[0]
     assert str(folder / "config.yaml") in advice
     *shown, _ = problems({name: weight for name, weight in stored.items() if name != names[1]})
-    assert len(shown) == 1 and f"{names[1]} is None there" in shown[0]
+    assert len(shown) == 1 and f"{names[1]} is None in the checkpoint" in shown[0]
     *shown, _ = problems({**stored, "more": torch.ones(2)})
-    assert len(shown) == 1 and "more is (2,) there and None here" in shown[0]
+    assert len(shown) == 1 and "more is (2,) in the checkpoint, None in this model" in shown[0]
     *shown, more, _ = problems({name: weight for name, weight in stored.items() if name not in names[:6]})
     assert [line.split()[1] for line in shown] == names[:4] and more == "… and 2 more"
     *shown, _ = problems({name: weight for name, weight in stored.items() if name not in names[:4]})
     assert [line.split()[1] for line in shown] == names[:4], "no more than there are"
     save_file({name: weight + 1 for name, weight in stored.items()}, folder / "averaged.safetensors")
-    start_from(model, folder)
+    load_initial_weights(model, folder)
     assert all(torch.equal(p, stored[name] + 1) for name, p in model.named_parameters())
 
 
@@ -237,7 +238,7 @@ def test_damaged_files_are_named_and_change_nothing_of_the_model(tmp_path: Path)
     stored = load_file(last(made) / "model.safetensors")
     first = min(stored)
     save_file({name: weight for name, weight in stored.items() if name != first}, last(made) / "model.safetensors")
-    with pytest.raises(UserError, match=f"other parameters than the config's model: {first}"):
+    with pytest.raises(UserError, match=f"parameters differ from the config's model: {first}"):
         made.state.read(last(made))
 
 
@@ -250,7 +251,7 @@ def test_a_damaged_file_has_a_reason_in_one_short_line(tmp_path: Path) -> None:
         (RuntimeError("x" * 300), "x" * 160),
         (EOFError(), "EOFError"),
     ):
-        [line] = damaged(path, error).problems
+        [line] = damaged_error(path, error).problems
         assert line.startswith(f"{path}: missing or damaged ({reason});")
 
 
@@ -274,11 +275,11 @@ def test_the_index_turns_to_what_is_saved_and_the_rest_is_deleted(tmp_path: Path
         index = json.loads((made.checkpoints.folder / "index.json").read_text())
         assert index == {"last": name, "best": best, "recent": recent}
         assert {p.name for p in made.checkpoints.folder.iterdir()} == {name, best, *recent, "index.json"}
-        assert [p.parent.name for p in made.checkpoints.earlier()] == recent
-        assert made.saved == n
+        assert [p.parent.name for p in made.checkpoints.recent_weights()] == recent
+        assert made.saved_update == n
     # Another process, with another number to average, knows the best one still.
     other = Checkpoints(Run(tmp_path), 1)
-    assert [p.parent.name for p in other.earlier()] == recent[:1]
+    assert [p.parent.name for p in other.recent_weights()] == recent[:1]
     made.state.progress.update = 7
     other.save(made.state, False, True)
     assert made.checkpoints.run.index() == {"last": "update-0000007", "best": best, "recent": ["update-0000007"]}
@@ -365,8 +366,8 @@ def test_a_run_killed_at_any_step_of_a_save_goes_on(tmp_path: Path) -> None:
     made.save(best=True, validated=True)
     states = {1: weights(made.state.model)}
     shutil.copytree(tmp_path / "run", tmp_path / "first")
-    [share] = updates_of(made, 1)
-    made.update(share)
+    [rank_batches] = updates_of(made, 1)
+    made.update(rank_batches)
     states[2] = weights(made.state.model)
     with disk() as noted:
         made.save(best=True, validated=True)
@@ -386,7 +387,7 @@ def test_a_run_killed_at_any_step_of_a_save_goes_on(tmp_path: Path) -> None:
             assert torch.load(path / "training.pt", weights_only=True)["progress"]["update"] == n
             assert {file.name for file in path.iterdir()} == whole, f"step {at}"
             seen.add((which, n))
-        assert all((file.parent / "training.pt").is_file() for file in made.checkpoints.earlier())
+        assert all((file.parent / "training.pt").is_file() for file in made.checkpoints.recent_weights())
         with disk():
             made.save(best=True, validated=True)
         names = {path.name for path in made.checkpoints.folder.iterdir()}
@@ -421,7 +422,7 @@ def test_a_disk_that_fails_at_any_step_is_one_line(error: Exception, tmp_path: P
 
 def test_a_first_save_that_fails_says_that_there_is_none_before(tmp_path: Path) -> None:
     made = trained(tmp_path, 0)
-    with disk(OSError(28, "No space left on device"), 3), pytest.raises(UserError, match="there is no checkpoint bef"):
+    with disk(OSError(28, "No space left on device"), 3), pytest.raises(UserError, match="there is no earlier checkp"):
         made.save()
     assert not made.checkpoints.run.exists
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Program
 
 from seq2seq.cli import main as cli
-from seq2seq.config.loading import search_preset, typed
+from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.paths import CONFIGS
 from seq2seq.utils.errors import UserError, nearest
 
@@ -93,7 +93,7 @@ def test_every_default_stands_in_yaml(command: str) -> None:
     plain = dataclasses.asdict(cli.load_config(command))
     for name in plain:
         with pytest.raises(UserError, match=f"{name}: missing"):
-            typed(cli.COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
+            build_config(cli.COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
 
 
 def test_a_preset_for_python_is_the_command_lines() -> None:
@@ -141,12 +141,12 @@ def test_all_that_is_wrong_is_told_at_once(program: Program, tmp_path: Path) -> 
 
 CONTRADICTIONS = {
     "model.attention.heads: 3 does not divide the width 256": ["model.attention.heads=3"],
-    "rotary positions turn pairs": ["model.position=rotary", "model.width=36", "model.attention.heads=12"],
+    "rotary positions rotate pairs": ["model.position=rotary", "model.width=36", "model.attention.heads=12"],
     "model.heads: no such key; did you mean model.attention.heads?": ["model.heads=3"],
     "model.tie_embeddings: all shares one table": ["tokenizer.joint=false"],
-    "model.max_length: 20 learned positions do not hold": ["model.position=learned", "model.max_length=20"],
-    "data.target: en is the source as well": ["data.target=en"],
-    "search.n_best: 3 translations cannot come from a beam of 1": ["search.n_best=3"],
+    "model.max_length: 20 learned positions are too few": ["model.position=learned", "model.max_length=20"],
+    "data.target: en is also the source": ["data.target=en"],
+    "search.n_best: 3 exceeds beam=1": ["search.n_best=3"],
     "optimizer.betas: [0.9] must be two numbers": ["optimizer.betas=[0.9]"],
     "model.dropout: 1.5 is out of range; it must be between 0 and 0.999": ["model.dropout=1.5"],
     "model.kernel_size: 4 is even": ["model=lstm", "model.kernel_size=4"],
@@ -174,7 +174,7 @@ def test_commands_flags_and_devices_that_are_not_there(program: Program) -> None
     commands = ", ".join(COMMANDS)
     assert refused(program, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
     assert refused(program, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
-    assert "cuda:99 is not there; this machine has cpu" in refused(program, "train", "device=cuda:99")[0]
+    assert "cuda:99 is unavailable; this machine has cpu" in refused(program, "train", "device=cuda:99")[0]
 
 
 def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:

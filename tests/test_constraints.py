@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from reference.constraints import PlainRules, occurrences
 from table_model import BEGIN, END
 
-from seq2seq.decoding.constraints import Phrase, Rules, ban_repeats, begun
+from seq2seq.decoding.constraints import Phrase, Rules, ban_repeats, partial_match
 
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 FAST = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32)
 ALPHABET = "aé1_.- "
@@ -50,10 +50,10 @@ def banned(rules: Rules, ids: list[int], final: bool, early: bool = False) -> se
     raw_RV[1] += 0.5
     logits_RV = raw_RV.clone()
     if early:
-        logits_RV[:, END] = NEVER
-    said_RT = torch.tensor([[BEGIN, *ids], [BEGIN, *reversed(ids)]])
-    rules.ban(logits_RV, raw_RV, said_RT, torch.tensor([0, 0]), torch.tensor([final, not final]))
-    possible_RV = logits_RV > NEVER
+        logits_RV[:, END] = NEG_INF
+    prefix_RT = torch.tensor([[BEGIN, *ids], [BEGIN, *reversed(ids)]])
+    rules.ban(logits_RV, raw_RV, prefix_RT, torch.tensor([0, 0]), torch.tensor([final, not final]))
+    possible_RV = logits_RV > NEG_INF
     assert torch.equal(logits_RV[possible_RV], raw_RV[possible_RV]), "what is possible keeps its value"
     return set((~possible_RV[0]).nonzero()[:, 0].tolist())
 
@@ -89,10 +89,10 @@ def test_a_phrase_is_a_whole_word_or_more(phrase: str) -> None:
     word = phrase[-1].isalnum()
     for before, after in product(["", "x", " ", "-", "_", "1"], repeat=2):
         text = before + phrase + after
-        assert bool(known.said.search(text)) == bool(occurrences(phrase, text, closed=False)), text
-        assert bool(known.closed.search(text)) == bool(occurrences(phrase, text, closed=True)), text
-    assert bool(known.said.search(phrase + "x")) == (not word)
-    assert bool(known.closed.search(phrase)) == (not word)
+        assert bool(known.complete_pattern.search(text)) == bool(occurrences(phrase, text, closed=False)), text
+        assert bool(known.closed_pattern.search(text)) == bool(occurrences(phrase, text, closed=True)), text
+    assert bool(known.complete_pattern.search(phrase + "x")) == (not word)
+    assert bool(known.closed_pattern.search(phrase)) == (not word)
 
 
 @FAST
@@ -108,7 +108,7 @@ def test_no_sequence_of_ids_comes_twice(seed: int) -> None:
         grams = {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
         for id_ in range(8):
             if len(said) >= n - 1 and (*said[len(said) - n + 1 :], id_) in grams:
-                wanted_RV[row, id_] = NEVER
+                wanted_RV[row, id_] = NEG_INF
     ban_repeats(logits_RV, torch.tensor(ids, dtype=torch.int64).view(rows, length), n)
     assert torch.equal(logits_RV, wanted_RV)
 
@@ -125,26 +125,30 @@ def test_a_prefix_is_said_id_by_id_whatever_is_forbidden() -> None:
     """Each row follows the prefix of its sentence; after it everything is free again."""
     prefixes = [letters("a.a"), [], [ID["a"], 1], letters("é")]
     general = Rules(PIECES, END, forbidden=["a", "."], no_repeat=1)
-    rules = general.of(prefixes)
-    assert list(general.prefixes) == [] and list(rules.of([[]]).prefixes) == [[]] and list(rules.prefixes) == prefixes
+    rules = general.for_prefixes(prefixes)
+    assert (
+        list(general.prefixes) == []
+        and list(rules.for_prefixes([[]]).prefixes) == [[]]
+        and list(rules.prefixes) == prefixes
+    )
     sentence_R = torch.tensor([3, 0, 0, 2, 1])
     raw_RV = torch.randn(5, len(PIECES))
     for position in range(4):
         others = letters("-é1_")
         said = [[BEGIN, *[*prefixes[s][:position], *others][:position]] for s in sentence_R]
-        logits_RV = torch.full_like(raw_RV, NEVER)
+        logits_RV = torch.full_like(raw_RV, NEG_INF)
         rules.ban(logits_RV, raw_RV, torch.tensor(said), sentence_R, torch.zeros(5, dtype=torch.bool))
         for row, s in enumerate(sentence_R.tolist()):
             only = prefixes[s][position] if position < len(prefixes[s]) else END
-            assert (logits_RV[row] > NEVER).nonzero()[:, 0].tolist() == [only]
+            assert (logits_RV[row] > NEG_INF).nonzero()[:, 0].tolist() == [only]
             assert logits_RV[row, only] == raw_RV[row, only]
 
 
 def test_a_sentence_must_have_room_for_its_prefix_and_all_that_is_required() -> None:
     """The ids of every required phrase together, and those of the sentence's own prefix."""
     rules = Rules(PIECES, END, [("a a", [4, 5]), ("é", [6])])
-    assert rules.of([[], [7, 8]]).lengths() == [3, 5]
-    assert Rules(PIECES, END).of([[], [7, 8]]).lengths() == [0, 2]
+    assert rules.for_prefixes([[], [7, 8]]).min_lengths() == [3, 5]
+    assert Rules(PIECES, END).for_prefixes([[], [7, 8]]).min_lengths() == [0, 2]
 
 
 @FAST
@@ -157,12 +161,12 @@ def test_progress_and_what_is_wanted_next(seed: int) -> None:
     rules, plain = Rules(PIECES, END, required), PlainRules(PIECES, END, required)
     said = [letters(random_text(random, phrases)[-6:].rjust(6, ".")) for _ in range(3)]
     assert [rules.progress(ids) for ids in said] == [plain.progress(tuple(ids)) for ids in said]
-    wanted = rules.wanted(torch.tensor([[BEGIN, *ids] for ids in said]))
+    wanted = rules.next_required_ids(torch.tensor([[BEGIN, *ids] for ids in said]))
     assert [set(ids) for ids in wanted] == [plain.wanted(tuple(ids)) for ids in said]
     assert all(len(set(ids)) == len(ids) for ids in wanted)
     for ids in said:
         for _, phrase in required:
-            assert begun(ids, phrase) == plain.begun(tuple(ids), phrase)
+            assert partial_match(ids, phrase) == plain.begun(tuple(ids), phrase)
 
 
 @FAST
@@ -173,31 +177,31 @@ def test_a_beam_is_shared_among_degrees_of_progress(seed: int) -> None:
     required = random.choice([[("a", letters("a"))], [("a a", letters("a a")), ("é", letters("é"))]])
     rules, plain = Rules(PIECES, END, required), PlainRules(PIECES, END, required)
     B, K, C, T = random.choice([1, 3]), random.choice([1, 2, 4, 5, 7]), random.choice([8, 15]), random.randint(1, 3)
-    said_BKT = torch.tensor(
+    prefix_BKT = torch.tensor(
         [[[BEGIN, *letters("".join(random.choices("aé ", k=T)))] for _ in range(K)] for _ in range(B)]
     )
     ids_BC = torch.tensor([[random.choice([END, *letters("aaéé -. ")]) for _ in range(C)] for _ in range(B)])
     origin_BC = torch.tensor([[random.randrange(K) for _ in range(C)] for _ in range(B)])
     scores_BC = torch.tensor(
-        [[random.choice([NEVER, *([random.gauss(0, 1)] * 4)]) for _ in range(C)] for _ in range(B)]
+        [[random.choice([NEG_INF, *([random.gauss(0, 1)] * 4)]) for _ in range(C)] for _ in range(B)]
     )
-    left_B = torch.tensor([random.randint(0, 5) for _ in range(B)])
-    chosen_BK, void_BK = rules.allocate(scores_BC, ids_BC, origin_BC, said_BKT, left_B)
-    assert chosen_BK.shape == void_BK.shape == (B, K)
+    remaining_B = torch.tensor([random.randint(0, 5) for _ in range(B)])
+    chosen_BK, filler_BK = rules.allocate(scores_BC, ids_BC, origin_BC, prefix_BKT, remaining_B)
+    assert chosen_BK.shape == filler_BK.shape == (B, K)
     for b in range(B):
         whole = [
-            (*said_BKT[b, k, 1:].tolist(), id_)
+            (*prefix_BKT[b, k, 1:].tolist(), id_)
             for k, id_ in zip(origin_BC[b].tolist(), ids_BC[b].tolist(), strict=True)
         ]
         order = sorted(range(C), key=lambda c: -float(scores_BC[b, c]))
-        possible = [c for c in order if scores_BC[b, c] > NEVER and whole[c][-1] != END]
+        possible = [c for c in order if scores_BC[b, c] > NEG_INF and whole[c][-1] != END]
         first = {whole[c]: c for c in reversed(possible)}
-        wanted = plain.allocated(sorted(first, key=lambda ids: possible.index(first[ids])), K, int(left_B[b]))
-        kept = [c for c, void in zip(chosen_BK[b].tolist(), void_BK[b].tolist(), strict=True) if not void]
+        wanted = plain.allocated(sorted(first, key=lambda ids: possible.index(first[ids])), K, int(remaining_B[b]))
+        kept = [c for c, void in zip(chosen_BK[b].tolist(), filler_BK[b].tolist(), strict=True) if not void]
         assert {whole[c] for c in kept} == wanted and len(kept) == len(wanted)
         assert all(c in first.values() for c in kept), "of equal ones the likeliest"
         assert kept == sorted(kept, key=lambda c: -float(scores_BC[b, c])), "best first"
-        assert void_BK[b].tolist() == [False] * len(kept) + [True] * (K - len(kept))
+        assert filler_BK[b].tolist() == [False] * len(kept) + [True] * (K - len(kept))
 
 
 def test_the_end_of_a_sentence_ends_a_word() -> None:

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from reference import corpora as reference
 
 from seq2seq.cli.main import load_config
-from seq2seq.config.schema import DataConfig, FilterConfig, MoreConfig
+from seq2seq.config.schema import DataConfig, ExtraCorpusConfig, FilterConfig
 from seq2seq.data import corpus as module
 from seq2seq.data import toy
-from seq2seq.data.corpus import Corpora, Corpus, filtered, load_split, open_corpora, store
-from seq2seq.data.sources import Source, find_source, from_hub, kind_of, parting, read_lines
+from seq2seq.data.corpus import Corpora, Corpus, filter_pairs, load_split, open_corpora, store
+from seq2seq.data.sources import Source, find_source, from_hub, kind_of, misaligned_line, read_lines
 from seq2seq.data.store import blocks
 from seq2seq.utils.errors import UserError
 
@@ -66,7 +66,7 @@ def pairs_of(corpus: Corpus | None) -> list[Pair]:
     return list(zip(corpus.source, corpus.target, strict=True)) if corpus is not None else []
 
 
-def stored(pairs: Sequence[Pair], cache: Path) -> module.Stored:
+def stored(pairs: Sequence[Pair], cache: Path) -> module.StoredPairs:
     return store(Source((next(NUMBERS),), lambda: iter(pairs)), str(cache))
 
 
@@ -74,11 +74,11 @@ def stored(pairs: Sequence[Pair], cache: Path) -> module.Stored:
 
 TEXTS = st.sampled_from(["", " ", "a", "b", "ab", " ab", "ab ", "abc", "äöü", "abcdef", "日本", "\u3000a", "abcdefghi"])
 WORDS = {
-    "empty": "with an empty side left out",
-    "characters": "characters left out",
+    "empty": "with an empty side removed",
+    "characters": "characters removed",
     "ratio": "with a length ratio over",
-    "identical": "with identical sides left out",
-    "duplicate": "that came before left out",
+    "identical": "with identical sides removed",
+    "duplicate": "that repeat an earlier pair removed",
 }
 
 
@@ -99,7 +99,7 @@ def test_filters_keep_and_count_what_a_plain_loop_does(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair], chosen: dict[str, Any]
 ) -> None:
     """Limits are inclusive, each pair counts under the first filter that drops it, the first of its kind stays."""
-    rows, notes = filtered(stored(pairs, tmp_path_factory.getbasetemp() / "filters"), FilterConfig(**chosen))
+    rows, notes = filter_pairs(stored(pairs, tmp_path_factory.getbasetemp() / "filters"), FilterConfig(**chosen))
     expected, counts = reference.filtered(pairs, **chosen)
     assert rows.tolist() == expected
     assert len(notes) == len(counts)
@@ -122,7 +122,7 @@ def test_filters_keep_and_count_what_a_plain_loop_does(
 )
 def test_each_filter_at_its_limit(changes: dict[str, Any], pairs: list[Pair], kept: list[int], tmp_path: Path) -> None:
     """A limit itself is allowed, spaces around a sentence are no characters, and nothing is filtered unasked."""
-    rows, _ = filtered(stored(pairs, tmp_path), dataclasses.replace(NONE, **changes))
+    rows, _ = filter_pairs(stored(pairs, tmp_path), dataclasses.replace(NONE, **changes))
     assert rows.tolist() == kept
 
 
@@ -171,12 +171,13 @@ def test_what_is_held_out_is_the_number_asked_for_and_at_most_a_twentieth(
     corpora = opened(tmp_path, numbered(count), held_out=held_out)
     assert sizes(corpora) == [count - 2 * held, held, held]
     assert corpora.notes == (
-        f"{held:,} validation and {held:,} test pairs split off the training pairs (seed 1, equal sources on one side)",
+        f"{held:,} validation and {held:,} test pairs held out of the training pairs "
+        "(seed 1; equal sources stay in one split)",
     )
     empty = dataclasses.replace(NONE, empty=True)
     filtered_first = opened(tmp_path, [*numbered(count), *[("", "x")] * 60], held_out=held_out, filters=empty)
     assert sizes(filtered_first) == [count - 2 * held, held, held]
-    assert filtered_first.notes[0] == "60 pairs with an empty side left out"
+    assert filtered_first.notes[0] == "60 pairs with an empty side removed"
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -189,8 +190,8 @@ def test_a_split_is_a_partition_that_keeps_equal_sources_together(
     pairs += [(f"u{i}", f"v{i}") for i in range(4)]
     rows = np.arange(len(pairs) + 3)[3:]
     found = stored([("skipped", "x")] * 3 + pairs, tmp_path_factory.getbasetemp() / "splits")
-    train, parts = module.split_off(found, rows, held_out, 2, seed)
-    again = module.split_off(found, rows, held_out, 2, seed)
+    train, parts = module.split_held_out(found, rows, held_out, 2, seed)
+    again = module.split_held_out(found, rows, held_out, 2, seed)
     assert train.tolist() == again[0].tolist() and [p.tolist() for p in parts] == [p.tolist() for p in again[1]]
     assert sorted([*train, *parts[0], *parts[1]]) == rows.tolist()
     everything = [("skipped", "x")] * 3 + pairs
@@ -225,7 +226,7 @@ def test_a_split_is_drawn_from_all_of_the_corpus_by_its_seed(tmp_path: Path) -> 
 def test_too_few_different_sources_cannot_be_split(tmp_path: Path) -> None:
     """Two sets need two groups that are small enough; one set needs one."""
     twice = [("a", str(i)) for i in range(30)]
-    with pytest.raises(UserError, match="too few different sentences"):
+    with pytest.raises(UserError, match="too few distinct sentences"):
         opened(tmp_path, [*twice, ("b", "b")])
     test = table(tmp_path / "test.tsv", numbered(2))
     assert sizes(opened(tmp_path, [*twice, ("b", "b")], test=test)) == [30, 1, 2]
@@ -246,7 +247,9 @@ def test_named_sets_are_read_and_only_missing_ones_split_off(tmp_path: Path) -> 
     assert sizes(one) == [60, 3, -1] and one.test is None and one.notes == ()
     other = opened(tmp_path, pairs, test=named["test"])
     assert sizes(other) == [58, 2, 3] and pairs_of(other.test) == numbered(3, "test")
-    assert other.notes == ("2 validation pairs split off the training pairs (seed 1, equal sources on one side)",)
+    assert other.notes == (
+        "2 validation pairs held out of the training pairs (seed 1; equal sources stay in one split)",
+    )
     dirty = table(tmp_path / "dirty.tsv", [("", "a"), ("b", "b")])
     unfiltered = opened(tmp_path, pairs, validation=dirty, filters=empty)
     assert pairs_of(unfiltered.validation) == [("", "a"), ("b", "b")], "filters are for training pairs"
@@ -255,10 +258,10 @@ def test_named_sets_are_read_and_only_missing_ones_split_off(tmp_path: Path) -> 
 def test_where_nothing_is_left_the_setting_to_loosen_is_named(tmp_path: Path) -> None:
     """Neither training nor validation goes on without a pair."""
     valid = table(tmp_path / "v.tsv", numbered(2))
-    with pytest.raises(UserError, match="no training pair is left"):
+    with pytest.raises(UserError, match="no training pairs remain"):
         opened(tmp_path, [("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True))
     nothing = table(tmp_path / "n.tsv", [])
-    with pytest.raises(UserError, match=r"n\.tsv: no pairs in it"):
+    with pytest.raises(UserError, match=r"n\.tsv: contains no pairs"):
         opened(tmp_path, numbered(3), validation=nothing)
 
 
@@ -269,7 +272,7 @@ def test_parts_end_where_each_corpus_ends_after_filters_and_splits(tmp_path: Pat
         part[3] = part[7] = ("", "x")
     names = [table(tmp_path / f"{i}.tsv", part) for i, part in enumerate(lists)]
     sides = [write(tmp_path / f"c.{i}", [pair[i] for pair in lists[2]]) for i in (0, 1)]
-    more = [MoreConfig(names[1], weight=3), MoreConfig(sides)]
+    more = [ExtraCorpusConfig(names[1], weight=3), ExtraCorpusConfig(sides)]
     filters = dataclasses.replace(NONE, empty=True)
     data = data_of(tmp_path / "cache", train=names[0], extra=more, filters=filters, held_out=3)
     corpora = open_corpora(data, 1)
@@ -292,7 +295,7 @@ def test_further_corpora_lie_where_their_own_entry_says(tmp_path: Path) -> None:
     first.mkdir()
     table(first / "train.tsv", numbered(4, "first"))
     table(first / "validation.tsv", numbered(2))
-    more = [MoreConfig("train", path=str(folder), subset="sub")]
+    more = [ExtraCorpusConfig("train", path=str(folder), subset="sub")]
     data = data_of(
         tmp_path / "c", path=str(first), train="train", validation="validation", extra=more, source="de", target="en"
     )
@@ -368,10 +371,10 @@ def variants(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
         "another file": ({"train": b}, 1),
         "plain files": ({"train": plain}, 1),
         "plain files turned": ({"train": plain[::-1]}, 1),
-        "more": ({"train": a, "extra": [MoreConfig(b)]}, 1),
-        "more and more": ({"train": a, "extra": [MoreConfig(b), MoreConfig(v)]}, 1),
-        "in another order": ({"train": a, "extra": [MoreConfig(v), MoreConfig(b)]}, 1),
-        "the other first": ({"train": b, "extra": [MoreConfig(a)]}, 1),
+        "more": ({"train": a, "extra": [ExtraCorpusConfig(b)]}, 1),
+        "more and more": ({"train": a, "extra": [ExtraCorpusConfig(b), ExtraCorpusConfig(v)]}, 1),
+        "in another order": ({"train": a, "extra": [ExtraCorpusConfig(v), ExtraCorpusConfig(b)]}, 1),
+        "the other first": ({"train": b, "extra": [ExtraCorpusConfig(a)]}, 1),
         "folder": ({"path": str(folder / "tree"), "train": "train"}, 1),
         "subset": ({"path": str(folder / "tree"), "train": "train", "subset": "sub"}, 1),
     }
@@ -448,7 +451,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again_when_it_was_written(kind
             write(paths[1], [letter] * 3)
             return {"train": [write(tmp_path / "a.en", "xyz"), str(paths[1])]}
         table(paths[0], [("x", letter)])
-        other = {"train": table(tmp_path / "o.tsv", [("o", "o")]), "extra": [MoreConfig(str(paths[0]))]}
+        other = {"train": table(tmp_path / "o.tsv", [("o", "o")]), "extra": [ExtraCorpusConfig(str(paths[0]))]}
         return other if kind == "mixed" else {"train": str(paths[0])}
 
     path = paths[kind == "plain"]
@@ -505,29 +508,29 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
             for line in read_lines(path):
                 assert line == lines[before]
                 before += 1
-        assert f"cut off or damaged after line {before:,} (" in str(error.value) and "(None)" not in str(error.value)
+        assert f"truncated or damaged after line {before:,} (" in str(error.value) and "(None)" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "where", "problem"),
     [
-        ({}, ["a.tsv", "b.de"], "two files are two plain texts"),
-        ({}, ["a.en", "b.tsv"], "two files are two plain texts"),
-        ({}, "a.en", "one file must be a table"),
+        ({}, ["a.tsv", "b.de"], "a pair of files must be plain text"),
+        ({}, ["a.en", "b.tsv"], "a pair of files must be plain text"),
+        ({}, "a.en", "a single file must be a table"),
         ({}, "none.tsv", "none.tsv: cannot be read (No such file"),
         ({}, ["none.en", "a.en"], "none.en: cannot be read (No such file"),
         ({}, "folder.tsv", "folder.tsv: is a folder; give a file"),
-        ({"path": "a.en"}, "train", "data.path: a.en is a file; name it with data.train=a.en"),
-        ({"path": "./none"}, "train", "data.path: ./none is no folder here"),
-        ({"path": "a/b/c"}, "train", "data.path: a/b/c is no folder here"),
-        ({"path": "folder.tsv"}, "train", "folder.tsv holds no .jsonl"),
+        ({"path": "a.en"}, "train", "data.path: a.en is a file, not a folder; use data.train=a.en"),
+        ({"path": "./none"}, "train", "data.path: ./none is not a folder"),
+        ({"path": "a/b/c"}, "train", "data.path: a/b/c is not a folder"),
+        ({"path": "folder.tsv"}, "train", "folder.tsv contains no .jsonl"),
         ({"target": "fr"}, "a.tsv", "a.tsv, line 2: no column fr; possible: en, de"),
         ({}, "number.jsonl", "number.jsonl, line 1, column de: 5 is not text"),
-        ({}, "first.csv", "first.csv, line 2: 1 columns where the header has 2: en, de"),
-        ({}, "second.csv", "second.csv, line 3: 3 columns where the header has 2: en, de"),
-        ({}, "open.csv", "open.csv, line 2: no proper CSV"),
-        ({}, "header.csv", "header.csv, line 1: no proper CSV"),
-        ({}, "bad.jsonl", "bad.jsonl, line 2, column 8: not a JSON object a line"),
+        ({}, "first.csv", "first.csv, line 2: 1 columns, but the header has 2: en, de"),
+        ({}, "second.csv", "second.csv, line 3: 3 columns, but the header has 2: en, de"),
+        ({}, "open.csv", "open.csv, line 2: invalid CSV"),
+        ({}, "header.csv", "header.csv, line 1: invalid CSV"),
+        ({}, "bad.jsonl", "bad.jsonl, line 2, column 8: not one JSON object per line"),
     ],
     ids=lambda x: str(x)[:24],
 )
@@ -590,7 +593,7 @@ def test_columns_are_found_by_name_in_every_kind_of_table(tmp_path: Path) -> Non
     assert read(path) == expected
     assert read(path, source="de", target="en") == [(t, s) for s, t in expected]
     path.write_text('["en"]\n')
-    with pytest.raises(UserError, match=r"line 1: list where an object"):
+    with pytest.raises(UserError, match=r"expected an object with columns, got list"):
         read(path)
 
 
@@ -602,10 +605,10 @@ def test_quotes_group_in_csv_and_are_letters_in_tsv(tmp_path: Path) -> None:
     tsv_path = packed(tmp_path / "a.tsv", b'de\ten\n"a\tb "c"\n\n"\t\'\n \tx\n')
     assert read(tsv_path) == [('b "c"', '"a'), ("'", '"'), ("x", " ")]
     broken = packed(tmp_path / "b.csv", b'en,de\n"a\nb",c\nd\n')
-    with pytest.raises(UserError, match=r"b\.csv, line 4: 1 columns where the header has 2"):
+    with pytest.raises(UserError, match=r"b\.csv, line 4: 1 columns, but the header has 2"):
         read(broken)
     broken = packed(tmp_path / "c.csv", b'en,de\na,b\n"x\ny,\n')
-    with pytest.raises(UserError, match=r"c\.csv, line 3: no proper CSV"):
+    with pytest.raises(UserError, match=r"c\.csv, line 3: invalid CSV"):
         read(broken)
     broken = packed(tmp_path / "d.tsv", b"en\tde\na\tb\n\nc\n")
     with pytest.raises(UserError, match=r"d\.tsv, line 4: 1 columns"):
@@ -656,8 +659,8 @@ def test_the_line_where_sides_part_is_the_cheapest_of_all_cuts(lengths: list[int
     cut = data.draw(st.integers(0, len(lengths)))
     missing = data.draw(st.integers(1, 3))
     other = other[:cut] + data.draw(st.lists(st.integers(0, 90), min_size=missing, max_size=missing)) + other[cut:]
-    expected = reference.parting(lengths, other)
-    assert parting(lengths, other) == parting(other, lengths) == expected
+    expected = reference.misaligned_line(lengths, other)
+    assert misaligned_line(lengths, other) == misaligned_line(other, lengths) == expected
 
 
 def test_the_grammar_is_read_in_both_directions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ from conftest import Program, drawn, random_corpus
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.batching import Batches, mix_of
+from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, open_corpora, store
 from seq2seq.data.doctor import examine, quick
 from seq2seq.data.encoding import encode_training, resampler
-from seq2seq.data.sources import Pair, find_source, from_hub, parting
+from seq2seq.data.sources import Pair, find_source, from_hub, misaligned_line
 from seq2seq.data.tokenizer import PAD, train_tokenizer
 from seq2seq.data.toy import splits
 from seq2seq.training.pipeline import train
@@ -200,8 +200,8 @@ def test_sides_of_different_length_are_named_with_the_place_where_they_part(mult
 
 def test_parting_is_where_the_lengths_stop_fitting() -> None:
     left = [3, 50, 9, 80, 20, 33, 70, 12, 95, 41]
-    assert parting(left, left[:4] + left[5:]) in (5, 6)
-    assert parting(left[:4] + left[5:], left) in (5, 6)
+    assert misaligned_line(left, left[:4] + left[5:]) in (5, 6)
+    assert misaligned_line(left[:4] + left[5:], left) in (5, 6)
 
 
 def test_what_is_not_utf8_is_named_by_file_line_and_column(tmp_path: Path) -> None:
@@ -221,9 +221,11 @@ def test_a_byte_order_mark_is_no_letter(tmp_path: Path) -> None:
 
 
 def test_two_tables_are_not_two_sides(tmp_path: Path) -> None:
-    assert "a second table goes into data.extra" in refused(tmp_path, "data.train=[a.tsv,b.tsv]")
+    assert "add further tables with data.extra" in refused(tmp_path, "data.train=[a.tsv,b.tsv]")
     (tmp_path / "x.tsv").write_text("en\tde\na\tb\n")
-    assert "is a file; name it with data.train=" in refused(tmp_path, f"data.path={tmp_path}/x.tsv", "data.train=train")
+    assert "is a file, not a folder; use data.train=" in refused(
+        tmp_path, f"data.path={tmp_path}/x.tsv", "data.train=train"
+    )
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "csv", "tsv", "parquet"])
@@ -235,7 +237,7 @@ def test_a_missing_column_names_those_that_exist(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.tsv"])
 def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    assert refused(tmp_path, f"data.train={tmp_path / name}").endswith(f"{name}: no pairs in it")
+    assert refused(tmp_path, f"data.train={tmp_path / name}").endswith(f"{name}: contains no pairs")
 
 
 @pytest.mark.parametrize("kind,archive", [(k, a) for k, a in KINDS if k in ("jsonl", "parquet") and a])
@@ -244,18 +246,18 @@ def test_a_truncated_archive_is_named(kind: str, archive: str, tmp_path: Path) -
     whole = ARCHIVES[archive](text_of(kind, many))
     (tmp_path / f"c.{kind}{archive}").write_bytes(whole[: len(whole) // 2])
     line = refused(tmp_path, f"data.train={tmp_path}/c.{kind}{archive}")
-    assert f"c.{kind}{archive}: " in line and "cut off or damaged" in line
+    assert f"c.{kind}{archive}: " in line and "truncated or damaged" in line
 
 
 def test_rows_that_do_not_fit_are_named_by_their_line(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": \n')
-    assert "c.jsonl, line 2, column 8: not a JSON object a line" in refused(tmp_path, f"data.train={tmp_path}/c.jsonl")
-    (tmp_path / "c.tsv").write_text("en\tde\na\tb\tc\n")
-    assert "c.tsv, line 2: 3 columns where the header has 2: en, de" in refused(
-        tmp_path, f"data.train={tmp_path}/c.tsv"
+    assert "c.jsonl, line 2, column 8: not one JSON object per line" in refused(
+        tmp_path, f"data.train={tmp_path}/c.jsonl"
     )
+    (tmp_path / "c.tsv").write_text("en\tde\na\tb\tc\n")
+    assert "c.tsv, line 2: 3 columns, but the header has 2: en, de" in refused(tmp_path, f"data.train={tmp_path}/c.tsv")
     (tmp_path / "c.csv").write_text('en,de\na,b\n"never ends,c\n')
-    assert "c.csv, line 3: no proper CSV" in refused(tmp_path, f"data.train={tmp_path}/c.csv")
+    assert "c.csv, line 3: invalid CSV" in refused(tmp_path, f"data.train={tmp_path}/c.csv")
     (tmp_path / "d.jsonl").write_text('{"en": "a", "de": 5}\n')
     assert "d.jsonl, line 1, column de: 5 is not text" in refused(tmp_path, f"data.train={tmp_path}/d.jsonl")
 
@@ -290,11 +292,11 @@ def test_filters_drop_whole_pairs_and_count_them(tmp_path: Path) -> None:
     }
     assert kept == set(good)
     assert corpora.notes[:5] == (
-        "2 pairs with an empty side left out",
-        "1 pairs over 200 characters left out",
-        "1 pairs with a length ratio over 9 left out",
-        "1 pairs with identical sides left out",
-        "1 pairs that came before left out",
+        "2 pairs with an empty side removed",
+        "1 pairs over 200 characters removed",
+        "1 pairs with a length ratio over 9 removed",
+        "1 pairs with identical sides removed",
+        "1 pairs that repeat an earlier pair removed",
     )
 
 
@@ -313,9 +315,9 @@ def test_what_is_split_off_shares_no_source_with_training(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("temperature,counts", [(1.0, (100, 300)), (1e9, (200, 200)), (0.01, (0, 400))])
 def test_corpora_mix_by_weight_and_temperature(temperature: float, counts: tuple[int, int]) -> None:
-    assert mix_of([100, 400], [1, 1], temperature).counts == counts
-    assert mix_of([100, 400], [3, 1], 1.0).counts == (200, 200)
-    drawn = mix_of([100, 400], [1, 1], temperature).draw(np.random.default_rng(0))
+    assert temperature_mix([100, 400], [1, 1], temperature).counts == counts
+    assert temperature_mix([100, 400], [3, 1], 1.0).counts == (200, 200)
+    drawn = temperature_mix([100, 400], [1, 1], temperature).draw(np.random.default_rng(0))
     seen = np.bincount(drawn, minlength=400)
     assert (seen[:100].sum(), seen[100:].sum()) == counts
     assert np.ptp(seen[:100]) <= 1 and np.ptp(seen[100:]) <= 1, "a corpus is used up before it begins anew"
@@ -440,7 +442,7 @@ def test_processes_share_an_epoch() -> None:
     shares = []
     for rank in range(3):
         batches = Batches(corpus, 200, seed=1)
-        batches.rank, batches.world = rank, 3
+        batches.rank, batches.world_size = rank, 3
         shares.append([batch.index_B.tolist() for batch in drawn(batches, 30)])
     assert [batch for together in zip(*shares, strict=True) for batch in together] == alone
 

@@ -226,8 +226,8 @@ def test_selecting_repeats_what_belongs_to_a_sentence_once_for_each(family: str)
     """However many hypotheses there are, its memory has a row for each sentence."""
     now = Tracked.begin(small(family, "none"), [0, 1, 2])
     state = now.select([2, 2, 0, 0, 2, 2], 2).state
-    keys: Tensor = (state.fixed if family == "lstm" else state.fixed[1]).key_RNSH
-    before: Tensor = (now.state.fixed if family == "lstm" else now.state.fixed[1]).key_RNSH
+    keys: Tensor = (state.memory if family == "lstm" else state.memory[1]).key_RNSH
+    before: Tensor = (now.state.memory if family == "lstm" else now.state.memory[1]).key_RNSH
     torch.testing.assert_close(keys, before[[2, 0, 2]], rtol=0, atol=0)
 
 
@@ -251,7 +251,7 @@ def test_an_ensemble_is_the_mean_of_probabilities_at_every_step(families: tuple[
     own = [model.start(x, x.ne(0)) for model, x in zip(both.models, sources([0, 2]), strict=True)]
     for T in (1, 2, 1):
         target_RT = torch.tensor([[draw.randrange(3, 17) for _ in range(T)] for _ in range(2)])
-        looked_logits, looked_state, weights_RLNTS = both.look(target_RT, state)
+        looked_logits, looked_state, weights_RLNTS = both.step_with_attention(target_RT, state)
         logits_RTV, state = both.step(target_RT, state)
         torch.testing.assert_close(looked_logits, logits_RTV, **CLOSE)
         stepped = [model.decode(target_RT, s, weights=True) for model, s in zip(both.models, own, strict=True)]
@@ -301,7 +301,7 @@ def test_an_ensemble_of_one_is_its_model(family: str) -> None:
     decoded = model.decode(target_RT, start(model, [0, 2]), weights=True)
     expected_RTV = model.logits(decoded.features_RTD)
     stepped_RTV, after = one.step(target_RT, state)
-    looked_RTV, looked_after, weights_RLNTS = one.look(target_RT, state)
+    looked_RTV, looked_after, weights_RLNTS = one.step_with_attention(target_RT, state)
     for found_RTV in (stepped_RTV, looked_RTV):
         torch.testing.assert_close(found_RTV, expected_RTV, **CLOSE)
     torch.testing.assert_close(weights_RLNTS, torch.stack(decoded.weights, 1), **CLOSE)

@@ -19,7 +19,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.inference import ctranslate2 as exporting
 from seq2seq.inference.checkpoint import load_checkpoint
-from seq2seq.inference.ctranslate2 import Here, There, prove, save_ctranslate2, unsupported
+from seq2seq.inference.ctranslate2 import CTranslate2Engine, TorchEngine, compare_engines, save_ctranslate2, unsupported
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
@@ -65,28 +65,38 @@ def test_every_supported_part_is_the_same_in_both(parts: list[str], tmp_path: Pa
     assert isinstance(config.model, TransformerConfig) and not unsupported(config.model)
     (tmp_path / "exported").mkdir()
     save_ctranslate2(model.eval(), config.model, tokenizer, tmp_path / "exported", "float32")
-    here, there = Here(model, search_preset("beam"), LONGEST), There(tmp_path / "exported", tokenizer, LONGEST)
+    here, there = (
+        TorchEngine(model, search_preset("beam"), LONGEST),
+        CTranslate2Engine(tmp_path / "exported", tokenizer, LONGEST),
+    )
     sources = tokenizer.encode_source(SENTENCES)
     for beam in (1, 4):
-        proof = prove(here, there, SENTENCES, sources, beam)
+        proof = compare_engines(here, there, SENTENCES, sources, beam)
         assert not proof.problem() and proof.equal == len(SENTENCES), proof
     for name, parameter in model.named_parameters():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(0.01 * torch.randn_like(parameter))
-            assert prove(here, there, SENTENCES, sources, 1).problem(), f"{name} makes no difference"
+            assert compare_engines(here, there, SENTENCES, sources, 1).problem(), f"{name} makes no difference"
             parameter.copy_(kept)
 
 
 @pytest.mark.parametrize(
     ("family", "parts", "told"),
     [
-        ("lstm", [], ["model.family: CTranslate2 runs no lstm"]),
-        ("transformer", ["model.attention.score=additive"], ["model.attention.score: CTranslate2 has no additive"]),
+        ("lstm", [], ["model.family: CTranslate2 does not support lstm"]),
+        (
+            "transformer",
+            ["model.attention.score=additive"],
+            ["model.attention.score: CTranslate2 does not support additive"],
+        ),
         (
             "transformer",
             ["model.attention.score=cosine", "model.position=alibi"],
-            ["model.attention.score: CTranslate2 has no cosine", "model.position: CTranslate2 has alibi in no encoder"],
+            [
+                "model.attention.score: CTranslate2 does not support cosine",
+                "model.position: CTranslate2 does not support alibi in the encoder",
+            ],
         ),
     ],
 )
@@ -116,11 +126,11 @@ def test_the_readme_beside_an_export_runs(run: Run, capsys: pytest.CaptureFixtur
     code = text.split("```python\n")[1].split("```")[0]
     exec(code.replace("…", SENTENCES[0]), {})
     _, tokenizer, _ = load_checkpoint(run.checkpoint("best"))
-    there = There(folder, tokenizer, 256).translator
+    there = CTranslate2Engine(folder, tokenizer, 256).translator
     pieces = tokenizer.source.encode(SENTENCES[0], out_type=str)
     said = there.translate_batch([pieces], disable_unk=True)[0].hypotheses[0]
     assert capsys.readouterr().out == tokenizer.target.decode(said) + "\n"
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(load_config("export", "run=any", "quantization=int8"))
     export(load_config("export", "run=any", "quantization=int8", "overwrite=true"))
 
@@ -136,7 +146,7 @@ def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: py
 
     monkeypatch.setattr("seq2seq.cli.commands.export.save_ctranslate2", save_another)
     (run.folder / "old").mkdir()
-    with pytest.raises(UserError, match="export refused, nothing is written"):
+    with pytest.raises(UserError, match="export refused, nothing was written"):
         export(load_config("export", "run=any", f"output={run.folder / 'old'}", "overwrite=true"))
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints", "old"}
 

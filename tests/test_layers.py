@@ -42,9 +42,9 @@ from seq2seq.model.layers import (
     build_norm,
     drop_rows,
     dropout,
-    either,
     embedding,
     initialise,
+    value_or,
 )
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
@@ -124,7 +124,7 @@ def test_masks_follow_from_the_seed_alone(window: int) -> None:
 
     torch.manual_seed(5)
     first = masks()
-    layers._draws.cache_clear()
+    layers._mask_table.cache_clear()
     with torch.inference_mode():
         second = masks()
     for a, b in zip(first, second, strict=True):
@@ -162,7 +162,7 @@ def test_dropping_words_draws_for_each_sentence_apart() -> None:
 
 @pytest.mark.parametrize("own,otherwise,rate", [(None, 0.3, 0.3), (0.0, 0.3, 0.0), (0.1, 0.3, 0.1), (None, 0.0, 0.0)])
 def test_a_rate_of_its_own_counts_even_when_it_is_zero(own: float | None, otherwise: float, rate: float) -> None:
-    assert either(own, otherwise) == rate
+    assert value_or(own, otherwise) == rate
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -226,7 +226,7 @@ def test_a_residual_normalises_before_or_after(
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     x_RTD = torch.randn(2, 3, 6, dtype=torch.float64)
-    found = module.leave(x_RTD, module.enter(x_RTD).sin())
+    found = module.add_output(x_RTD, module.prepare_input(x_RTD).sin())
     config = variant("transformer", norm=kind, norm_position=place, dropout=0.3, layer_dropout=0.2)
     weights = weights_of(module)
     for x_TD, y_TD in zip(x_RTD, found, strict=True):
@@ -245,7 +245,7 @@ def test_feed_forward_is_its_formula_before_and_after_it_is_prepared(activation:
     weights = {name: parameter.double() for name, parameter in module.named_parameters()}
     config = variant("transformer", activation=activation, feed_forward=10)
     expected = reference.feed_forward(weights, config, x_RTD.double(), OFF).float()
-    if prepared and not PreparedLinear.possible(module.outer.weight):
+    if prepared and not PreparedLinear.is_supported(module.outer.weight):
         pytest.skip("torch has no oneDNN here")
     with torch.inference_mode():
         if prepared:
@@ -304,7 +304,7 @@ def test_rows_of_a_table_have_length_one() -> None:
 def test_a_prepared_product_is_the_plain_one(bias: bool, then: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 9, bias=bias), torch.randn(shape)
-    if not PreparedLinear.possible(linear.weight):
+    if not PreparedLinear.is_supported(linear.weight):
         pytest.skip("torch has no oneDNN here")
     with torch.inference_mode():
         expected = linear(x).relu() if then == "relu" else linear(x)
@@ -320,15 +320,15 @@ def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0], raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     weight = torch.randn(3, 4)
-    assert PreparedLinear.possible(weight) and PreparedLinear.possible(weight.bfloat16())
-    assert not PreparedLinear.possible(weight.to("meta"))
+    assert PreparedLinear.is_supported(weight) and PreparedLinear.is_supported(weight.bfloat16())
+    assert not PreparedLinear.is_supported(weight.to("meta"))
     supported[0] = False
-    assert PreparedLinear.possible(weight) and not PreparedLinear.possible(weight.bfloat16())
+    assert PreparedLinear.is_supported(weight) and not PreparedLinear.is_supported(weight.bfloat16())
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not PreparedLinear.possible(weight)
+    assert not PreparedLinear.is_supported(weight)
     model = small_model(variant("transformer")).float()
     before = [*model.modules()]
-    assert model.prepare() is model and [*model.modules()] == before and model.readout is None
+    assert model.prepare() is model and [*model.modules()] == before and model.prepared_output is None
 
 
 @pytest.mark.parametrize(
@@ -347,13 +347,13 @@ def test_a_prepared_model_is_the_papers(family: str, options: dict[str, Any]) ->
     config = variant(family, **options)
     exact = small_model(config)
     plain = copy.deepcopy(exact).float()
-    if not PreparedLinear.possible(plain.output.weight):
+    if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here")
     prepared = copy.deepcopy(plain).prepare()
     assert not any(isinstance(part, nn.Linear) for part in prepared.modules())
     laid_out = [part for part in prepared.modules() if isinstance(part, PreparedLinear)]
-    assert prepared.readout in laid_out
-    fused = sum(part.then == "relu" for part in laid_out)
+    assert prepared.prepared_output in laid_out
+    fused = sum(part.activation == "relu" for part in laid_out)
     assert fused == (4 if options.get("activation") == "relu" else 0), "relu is part of the product before it"
     source_BS = matrix(SOURCES)
     target_BT = matrix([shifted(t) for t in TARGETS])

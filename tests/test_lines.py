@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference.corpora import halved, sentence_ends
 
 from seq2seq.inference import streaming as module
-from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
+from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
 
 LAW = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 LETTERS = st.text("aabbBC1_. .  !?…\"')」。！ \t-é", max_size=30)
@@ -106,7 +106,7 @@ def test_a_sentence_is_halved_at_the_space_nearest_to_its_middle(text: str, part
 @given(st.lists(st.binary(max_size=6).map(lambda line: line.replace(b"\n", b"")), max_size=5))
 def test_bytes_are_decoded_line_by_line_and_broken_ones_are_marked(raw: list[bytes]) -> None:
     """A line that is not UTF-8 is marked and replaced, one that only contains the replacement sign is not."""
-    found = list(decoded(line + b"\n" for line in raw))
+    found = list(decode_lines(line + b"\n" for line in raw))
     for number, (line, result) in enumerate(zip(raw, found, strict=True)):
         try:
             text, broken = (line + b"\n").decode("utf-8"), False
@@ -121,10 +121,10 @@ def test_bytes_are_decoded_line_by_line_and_broken_ones_are_marked(raw: list[byt
 def test_a_byte_order_mark_and_line_ends_are_no_text() -> None:
     """The mark counts at the beginning of the first line alone; other separators stay inside a line."""
     raw = ["\ufeffa\r\n", "\ufeffb\n", "c\u2028\x0bd \n", "\ufffd\n", "e"]
-    found = list(decoded(line.encode() for line in raw))
+    found = list(decode_lines(line.encode() for line in raw))
     assert [line.text for line in found] == ["a", "\ufeffb", "c\u2028\x0bd ", "\ufffd", "e"]
-    assert not any(line.broken for line in found)
-    assert [line.broken for line in decoded([b"\xe9\n", b"fine\n", b"\xef\xbf\xbd\xff\n"])] == [True, False, True]
+    assert not any(line.invalid for line in found)
+    assert [line.invalid for line in decode_lines([b"\xe9\n", b"fine\n", b"\xef\xbf\xbd\xff\n"])] == [True, False, True]
 
 
 # ------------------------------------------------------------------------------------------- chunks
@@ -151,7 +151,7 @@ def numbered(count: int, text: str = "") -> list[Line]:
 def test_chunks_double_up_to_the_largest(pauses: bool, count: int, first: int, most: int, sizes: list[int]) -> None:
     """A file is read in full chunks, the last one excepted; a pipe that never pauses as well."""
     arrived = numbered(count)
-    chunks = list(Arriving(iter(arrived), pauses).chunks(first, most))
+    chunks = list(LineReader(iter(arrived), pauses).chunks(first, most))
     assert list(itertools.chain(*chunks)) == arrived
     if not pauses:
         assert [len(chunk) for chunk in chunks] == sizes
@@ -177,7 +177,7 @@ def test_a_pipe_that_pauses_hands_on_what_has_arrived(monkeypatch: pytest.Monkey
         yield from numbered(2, "b")
         more[1].wait(5)
 
-    chunks = Arriving(lines(), pauses=True).chunks(8, 64)
+    chunks = LineReader(lines(), pauses=True).chunks(8, 64)
     assert next(chunks) == numbered(3)
     threading.Timer(0.03, more[0].set).start()
     assert next(chunks) == numbered(2, "b"), "a pause is no end"
@@ -193,7 +193,7 @@ def test_a_slow_file_is_waited_for() -> None:
             time.sleep(0.025)
             yield line
 
-    assert [len(chunk) for chunk in Arriving(lines(), pauses=False).chunks(4, 4)] == [4]
+    assert [len(chunk) for chunk in LineReader(lines(), pauses=False).chunks(4, 4)] == [4]
 
 
 def test_long_lines_fill_a_chunk_by_their_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_long_lines_fill_a_chunk_by_their_characters(monkeypatch: pytest.MonkeyP
             yield Line("abcde", False)
 
     sizes, taken = [], 0
-    for chunk in Arriving(lines(), pauses=False).chunks(6, 6):
+    for chunk in LineReader(lines(), pauses=False).chunks(6, 6):
         taken += len(chunk)
         sizes.append(len(chunk))
         settle(lambda taken=taken: pulled >= min(12, taken + 3))  # type: ignore[misc]
@@ -227,7 +227,7 @@ def test_a_reader_stays_a_chunk_in_front_and_no_more() -> None:
             yield line
 
     taken = 0
-    for chunk in Arriving(lines(), pauses=False).chunks(2, 8):
+    for chunk in LineReader(lines(), pauses=False).chunks(2, 8):
         taken += len(chunk)
         settle(lambda taken=taken: pulled >= min(60, taken + 9))  # type: ignore[misc]
         assert pulled == min(60, taken + 9)
@@ -242,6 +242,6 @@ def test_an_error_of_the_input_comes_after_the_lines_before_it() -> None:
 
     found: list[Line] = []
     with pytest.raises(OSError, match="gone"):
-        for chunk in Arriving(lines(), pauses=False).chunks(2, 2):
+        for chunk in LineReader(lines(), pauses=False).chunks(2, 2):
             found += chunk
     assert found == numbered(5)

@@ -17,14 +17,14 @@ from hypothesis import given as over
 from hypothesis import settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainers import Clock, fast, make_trainer, share_of, small_tokenizer, varied
+from trainers import Clock, fast, make_trainer, rank_batches_of, small_tokenizer, varied
 
 from seq2seq.config.schema import TrainConfig
-from seq2seq.data.batching import Share
+from seq2seq.data.batching import RankBatches
 from seq2seq.model.factory import build_model
 from seq2seq.training import meter as meter_module
-from seq2seq.training.logger import Logbook
-from seq2seq.training.meter import Meter, UpdateStats, clock, multiply_adds
+from seq2seq.training.logger import RunLogger
+from seq2seq.training.meter import Meter, UpdateStats, format_duration, multiply_adds
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.run import Run
 
@@ -47,18 +47,18 @@ def session(config: TrainConfig, folder: Path, scores: Sequence[float], stop: in
     """A run from its start or its last checkpoint, as the program does it: stopped, or killed without a word."""
     run = Run(folder)
     resume = run.exists
-    with Logbook() as logbook:
-        made = make_trainer(config, folder, scores, resume=resume, logbook=logbook)
-        logbook.say(f"session from {made.state.progress.update}")
+    with RunLogger() as logger:
+        made = make_trainer(config, folder, scores, resume=resume, logger=logger)
+        logger.info(f"session from {made.state.progress.update}")
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.forget_after(made.state.progress.update)
-        logbook.open(run, made.state.progress.update)
+        run.drop_metrics_after(made.state.progress.update)
+        logger.open(run, made.state.progress.update)
         update = made.update
 
-        def counted(share: Share) -> UpdateStats:
+        def counted(rank_batches: RankBatches) -> UpdateStats:
             if killed and made.state.progress.update == killed:
                 raise KeyboardInterrupt
-            stats = update(share)
+            stats = update(rank_batches)
             if made.state.progress.update == stop:
                 made.stop("enough")
             return stats
@@ -133,18 +133,18 @@ def test_a_run_in_sessions_reports_what_an_uninterrupted_one_does(
 def test_metrics_of_lost_updates_and_half_a_line_are_dropped(tmp_path: Path) -> None:
     """Those of the checkpoint's own update stay, and so does every earlier line, to the letter."""
     run = Run(tmp_path)
-    run.forget_after(3)
+    run.drop_metrics_after(3)
     assert not run.metrics.exists()
     kept = ['{"kind": "train", "update": 2, "loss": 1.0}\n', '{"kind": "validation", "update": 3}\n']
     lost = ['{"kind": "train", "update": 4}\n', '{"kind": "train", "upd']
     run.metrics.write_text("".join([*kept, *lost]))
-    run.forget_after(3)
+    run.drop_metrics_after(3)
     assert run.metrics.read_text() == "".join(kept)
-    run.forget_after(2)
+    run.drop_metrics_after(2)
     assert run.metrics.read_text() == kept[0]
 
 
-# ------------------------------------------------------------------------------------------- logbook
+# ------------------------------------------------------------------------------------------- logger
 
 
 def test_what_was_reported_before_the_folder_was_open_begins_its_log(
@@ -152,11 +152,11 @@ def test_what_was_reported_before_the_folder_was_open_begins_its_log(
 ) -> None:
     """Every line once, in order, on the terminal and in train.log; a second session is appended."""
     for n in range(2):
-        with Logbook() as logbook:
-            logbook.say(f"first {n}")
-            logbook.fact("device", "cpu")
-            logbook.open(Run(tmp_path), n)
-            logbook.say("ä third")
+        with RunLogger() as logger:
+            logger.info(f"first {n}")
+            logger.field("device", "cpu")
+            logger.open(Run(tmp_path), n)
+            logger.info("ä third")
             assert "ä third" in Run(tmp_path).log.read_text(encoding="utf-8"), "at once, not only at the end"
     expected = [line for n in range(2) for line in (f"first {n}", "device     cpu", "ä third")]
     assert Run(tmp_path).log.read_text(encoding="utf-8").splitlines() == expected
@@ -167,16 +167,14 @@ def test_of_several_processes_the_silent_ones_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    with Logbook(silent=True) as logbook:
-        logbook.open(Run(tmp_path), 0)
-        logbook.say("a")
-        logbook.status("b")
-        logbook.scalars("train", 1, {"loss": 1.0})
-        logbook.text("c", 1, "d")
-        logbook.validation(
-            1, {"loss": 1.0, "bleu": 2.0, "chrf": 3.0}, [("a", "b", "c")], {"p": np.zeros((1, 1, 3))}, ""
-        )
-        logbook.result({"a": 1}, {"b": 2.0})
+    with RunLogger(silent=True) as logger:
+        logger.open(Run(tmp_path), 0)
+        logger.info("a")
+        logger.status("b")
+        logger.scalars("train", 1, {"loss": 1.0})
+        logger.text("c", 1, "d")
+        logger.validation(1, {"loss": 1.0, "bleu": 2.0, "chrf": 3.0}, [("a", "b", "c")], {"p": np.zeros((1, 1, 3))}, "")
+        logger.result({"a": 1}, {"b": 2.0})
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
@@ -184,16 +182,16 @@ def test_a_status_line_is_replaced_and_cut_to_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a terminal only; a line that stays clears it first."""
-    logbook = Logbook()
-    logbook.status("hidden")
+    logger = RunLogger()
+    logger.status("hidden")
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("shutil.get_terminal_size", lambda: type("Size", (), {"columns": 8})())
-    logbook.status("0123456789")
+    logger.status("0123456789")
     assert capsys.readouterr().out == "\r\033[K0123456"
-    logbook.say("stays")
+    logger.info("stays")
     assert capsys.readouterr().out == "\r\033[Kstays\n"
-    logbook.close()
+    logger.close()
     assert capsys.readouterr().out == "\r\033[K"
 
 
@@ -202,10 +200,10 @@ def test_a_status_line_is_replaced_and_cut_to_the_terminal(
 def test_metrics_have_six_digits(value: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Rounded and not cut, as numbers."""
     run = Run(tmp_path_factory.mktemp("run"))
-    logbook = Logbook()
+    logger = RunLogger()
     with run.metrics.open("w") as stream:
-        logbook._files = (type("Board", (), {"add_scalar": lambda *_: None})(), stream, stream)
-        logbook.scalars("train", 3, {"loss": value})
+        logger._files = (type("Board", (), {"add_scalar": lambda *_: None})(), stream, stream)
+        logger.scalars("train", 3, {"loss": value})
         [line] = metrics(run)
     assert line["kind"] == "train" and line["update"] == 3
     assert line["loss"] == pytest.approx(value, rel=5.1e-6)
@@ -216,12 +214,12 @@ def test_a_validation_is_written_to_the_log_the_metrics_and_the_board(tmp_path: 
     """Its scores, its examples as lines and as a table, and its pictures as they are."""
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     scores = {"loss": 1.23456, "bleu": 12.345678, "chrf": 45.6789, "seconds": 2.0}
-    with Logbook() as logbook:
-        logbook.open(Run(tmp_path), 0)
+    with RunLogger() as logger:
+        logger.open(Run(tmp_path), 0)
         examples = [("a | b", "c", "d"), ("e", "f", "g|h")]
-        logbook.validation(1250, scores, examples, {"attention/1": picture}, "best so far")
-        logbook.text("config", 1250, "yaml")
-        logbook.result({"a": 1, "b": [1, 2], "c": None, "d": True, "e": "x"}, {"test_bleu": 7.5})
+        logger.validation(1250, scores, examples, {"attention/1": picture}, "best so far")
+        logger.text("config", 1250, "yaml")
+        logger.result({"a": 1, "b": [1, 2], "c": None, "d": True, "e": "x"}, {"test_bleu": 7.5})
     lines = Run(tmp_path).log.read_text().splitlines()
     assert lines[0] == "validation after update 1,250: loss 1.235  BLEU 12.35  chrF 45.68  (best so far)"
     assert [line.split(maxsplit=1) for line in lines[1:]] == [
@@ -244,7 +242,7 @@ def test_a_validation_is_written_to_the_log_the_metrics_and_the_board(tmp_path: 
     texts = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
              for tag in events.Tags()["tensors"]}  # fmt: skip
     assert texts["config/text_summary"] == [(1250, "yaml")]
-    [(step, table)] = texts["samples/text_summary"]
+    [(step, table)] = texts["examples/text_summary"]
     assert step == 1250 and table.splitlines() == [
         "|source|reference|output|", "|---|---|---|", "|a \\| b|c|d|", "|e|f|g\\|h|"
     ]  # fmt: skip
@@ -264,23 +262,25 @@ class Metered:
         monkeypatch.setattr(meter_module, "peak_memory", lambda _: 3_500_000_000)
         made.state.progress.seconds = 20.0  # of a session before this one
         self.rates = iter([2e6, 5e6, 1e6, 1e6, 1e6])
-        monkeypatch.setattr(meter_module, "matrix_rate", lambda *_: next(self.rates))
+        monkeypatch.setattr(meter_module, "matmul_flops", lambda *_: next(self.rates))
         self.meter = Meter(made.state, torch.float32)
 
-    def update(self, share: Share, loss: float, seconds: float, waited: float, skipped: bool = False) -> None:
+    def update(
+        self, rank_batches: RankBatches, loss: float, seconds: float, waited: float, skipped: bool = False
+    ) -> None:
         with self.meter.waiting():
             self.clock.sleep(waited)
         self.clock.sleep(seconds)
         self.made.state.progress.update += 1
-        self.meter.count(UpdateStats(loss, loss / 2, skipped), share)
+        self.meter.count(UpdateStats(loss, loss / 2, skipped), rank_batches)
 
 
-def shares() -> list[Share]:
+def updates_given() -> list[RankBatches]:
     """Two updates of one process among several: the whole update has more target tokens than its batches."""
     corpus = random_corpus([3, 5, 2, 7, 4, 6, 1, 8])
     parts = [[[0, 1], [2]], [[3, 4, 5]], [[6], [7]]]
     return [
-        share_of(*(corpus.batch(np.array(rows)) for rows in part), target_tokens=100 + 10 * i)
+        rank_batches_of(*(corpus.batch(np.array(rows)) for rows in part), target_tokens=100 + 10 * i)
         for i, part in enumerate(parts)
     ]
 
@@ -288,20 +288,22 @@ def shares() -> list[Share]:
 def test_a_line_has_the_means_since_the_line_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss per token, speeds of the whole run, padding and work of this process's batches, and the rest."""
     metered = Metered(make_trainer("transformer", tmp_path), monkeypatch)
-    meter, progress, given = metered.meter, metered.made.state.progress, shares()
+    meter, progress, given = metered.meter, metered.made.state.progress, updates_given()
     encoder, decoder = multiply_adds(metered.made.state.model)
     progress.skipped, progress.target_tokens = 4, 777
 
-    def expected(parts: list[Share], losses: list[float], seconds: float, waited: float, rate: float) -> dict[str, Any]:
-        batches = [batch for share in parts for batch in share.batches]
+    def expected(
+        parts: list[RankBatches], losses: list[float], seconds: float, waited: float, rate: float
+    ) -> dict[str, Any]:
+        batches = [batch for rank_batches in parts for batch in rank_batches.micro_batches]
         sources = sum(int((batch.source_BS != 0).sum()) for batch in batches)
         targets = sum(int((batch.target_out_BT != 0).sum()) for batch in batches)
         size = sum(batch.source_BS.numel() + batch.target_out_BT.numel() for batch in batches)
-        tokens = sum(share.target_tokens for share in parts)
+        tokens = sum(rank_batches.target_tokens for rank_batches in parts)
         return {
             "loss": sum(x * s.target_tokens for x, s in zip(losses, parts, strict=True)) / tokens,
             "tokens_per_second": tokens / seconds,
-            "epoch": metered.made.state.batches.epoch_of(metered.made.state.batches.size()),
+            "epoch": metered.made.state.batches.epochs_done(metered.made.state.batches.size()),
             "padding": (size - sources - targets) / size,
             "waiting": waited / seconds,
             "gradient_norm": losses[-1] / 2,
@@ -338,7 +340,7 @@ def test_a_line_has_the_means_since_the_line_before(tmp_path: Path, monkeypatch:
 def test_skipped_updates_have_no_loss_but_take_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are left out of the mean; a line without any other has no mean."""
     metered = Metered(make_trainer("lstm", tmp_path), monkeypatch)
-    given = shares()
+    given = updates_given()
     metered.update(given[0], math.nan, seconds=1, waited=0, skipped=True)
     values = metered.meter.scalars(0.1)
     assert math.isnan(values["loss"]) and math.isnan(values["gradient_norm"])
@@ -363,8 +365,8 @@ def test_a_line_says_how_long_it_will_take(
     left = 30 - update
     coming = min(n for n in [*range(0, 30, every), 30] if n > update) - update if left else 0
     wanted = [f"update {update:2}/30", "epoch 1.3", "loss 2.346", "12,346 tokens/s", "mfu 26%", "padding 10%",
-              "waiting 99%", "gradient 1.24", "rate 1.2e-03", "2.3 GB", f"left {clock(250 * left)}",
-              f"validation in {clock(250 * coming)}", *(["skipped 1"] if update % 2 else [])]  # fmt: skip
+              "waiting 99%", "gradient 1.24", "lr 1.2e-03", "2.3 GB", f"left {format_duration(250 * left)}",
+              f"validation in {format_duration(250 * coming)}", *(["skipped 1"] if update % 2 else [])]  # fmt: skip
     if bar:
         done = round(16 * update / 30)
         wanted.insert(0, "━" * done + "─" * (16 - done))
@@ -388,13 +390,13 @@ def test_a_line_before_the_first_update_divides_by_nothing(tmp_path: Path, monke
 @settings(max_examples=40, deadline=None, derandomize=True)
 @over(seconds=st.one_of(st.floats(0, 1e6), st.sampled_from([59.4, 59.6, 3599.4, 3599.6, 3600, 86400])))
 def test_a_clock_shows_hours_only_where_there_are_any(seconds: float) -> None:
-    shown = [int(part) for part in clock(seconds).split(":")]
+    shown = [int(part) for part in format_duration(seconds).split(":")]
     total = 0
     for part in shown:
         total = 60 * total + part
     assert abs(total - seconds) <= 0.5 and all(part < 60 for part in shown[1:])
     assert len(shown) == (3 if total >= 3600 else 2)
-    assert re.fullmatch(r"(\d+:\d\d|\d+):\d\d", clock(seconds))
+    assert re.fullmatch(r"(\d+:\d\d|\d+):\d\d", format_duration(seconds))
 
 
 @pytest.mark.parametrize("tie", ["none", "output", "all"])

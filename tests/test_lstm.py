@@ -108,7 +108,7 @@ def test_dropout_is_at_its_sites_with_its_rates_in_training_only(
 ) -> None:
     """On embeddings, between and after layers, before the vocabulary, on attention weights, on words and layers."""
     replace_dropout(monkeypatch)
-    config = variant("lstm", start=start, heads=heads, decoder_layers=decoder_layers, convolutions=1, **rates)
+    config = variant("lstm", decoder_init=start, heads=heads, decoder_layers=decoder_layers, convolutions=1, **rates)
     model = small_model(config)
     with torch.inference_mode():
         torch.testing.assert_close(model(pairs()), reference_batch(model, config), **tolerance(config))
@@ -190,10 +190,10 @@ def test_the_cell_adds_up_in_float32_whatever_the_model_computes_in() -> None:
     model = small_model(variant("lstm", decoder_layers=1)).bfloat16()
     state = model.start(matrix(SOURCES), matrix(SOURCES).ne(0))
     for _ in range(2):
-        hidden_BD, cell_BD, _ = state.moving
+        hidden_BD, cell_BD, _ = state.history
         assert (hidden_BD.dtype, cell_BD.dtype) == (torch.bfloat16, torch.float32)
         _, state = model.step(torch.full((len(SOURCES), 1), 5), state)
-    assert not torch.equal(state.moving[1], state.moving[1].bfloat16().float()), "the cell has been rounded"
+    assert not torch.equal(state.history[1], state.history[1].bfloat16().float()), "the cell has been rounded"
 
 
 @pytest.mark.parametrize("kernel,count", [(1, 1), (3, 1), (3, 3), (5, 2), (7, 1)])
@@ -289,7 +289,7 @@ def test_the_first_state_comes_from_the_first_word_of_the_backward_encoder() -> 
     config = replace(variant("lstm", decoder_layers=3), position="none")
     model, source_BS = small_model(config), matrix(SOURCES, extra=1)
     state = model.start(source_BS, source_BS.ne(0))
-    hidden_BD, cell_BD, above = state.moving
+    hidden_BD, cell_BD, above = state.history
     expected_BD = torch.stack(
         [
             reference.first_state(weights_of(model), config, reference.encode(weights_of(model), config, s))

@@ -163,7 +163,7 @@ def test_packing_changes_no_number(family: str, options: list[str]) -> None:
 def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str], precision: torch.dtype) -> None:
     sentences = random_sentences([4, 1, 9])
     plain, prepared = (tiny_model(family, *options).to(precision) for _ in range(2))
-    if not PreparedLinear.possible(plain.output.weight):
+    if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here, or none for this type of number")
     assert any(isinstance(part, PreparedLinear) for part in prepared.prepare().modules())
     exact = {"rtol": 2e-2, "atol": 2e-2} if precision == torch.bfloat16 else {}
@@ -224,12 +224,12 @@ def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
 def test_dropout_masks_follow_from_the_seed_whatever_the_size(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller and larger than the window that a mask is seen through."""
     monkeypatch.setattr(layers, "WINDOW", 64)
-    layers._draws.cache_clear()
+    layers._mask_table.cache_clear()
     masks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         masks.append([dropout(torch.ones(count), 0.5, training=True) for _ in range(20)])
-    layers._draws.cache_clear()
+    layers._mask_table.cache_clear()
     torch.testing.assert_close(masks[0], masks[1], rtol=0, atol=0)
     assert all(set(mask.tolist()) <= {0.0, 2.0} and len(mask) == count for mask in masks[0])
     assert count < 63 or any(not torch.equal(a, b) for a, b in zip(masks[0], masks[2], strict=True))

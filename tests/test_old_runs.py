@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import FAMILIES, REPOSITORY, Program
 
-from seq2seq.config.loading import flat, plain
-from seq2seq.config.renamed import RENAMED, upgraded
+from seq2seq.config.loading import flatten, to_dict
+from seq2seq.config.renamed import RENAMED, rename_old_keys
 from seq2seq.inference.checkpoint import read_config
 from seq2seq.utils.run import Run
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_stored_value_is_read_under_its_new_key(family: str) -> None:
     path = Run(STORED / family).checkpoint("last") / "config.yaml"
-    stored, config = flat(yaml.safe_load(path.read_text(encoding="utf-8"))), flat(plain(read_config(path)))
+    stored, config = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(to_dict(read_config(path)))
     assert set(RENAMED) & set(stored), "it was written under old keys"
     assert {RENAMED.get(key, key): value for key, value in stored.items()} == {
         key: config[key] for key in (RENAMED.get(key, key) for key in stored)
@@ -40,7 +40,7 @@ def test_every_stored_value_is_read_under_its_new_key(family: str) -> None:
 
 def test_a_config_with_new_keys_stays_as_it_is() -> None:
     new = {"name": "x", "optimizer": {"lr": 1.0, "param_groups": {"vectors": {"lr_scale": 2.0}}}, "data": {"extra": []}}
-    assert upgraded(new) == new
+    assert rename_old_keys(new) == new
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,22 +17,28 @@ from hypothesis import given as over
 from hypothesis import settings
 from hypothesis import strategies as st
 from reference.optimizers import Adafactor, AdamW, Muon, ScheduleFreeAdamW, clipped, running_mean
-from reference.schedules import lr_at
+from reference.schedules import lr_at as reference_lr_at
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from trainers import base_config, make_trainer, share_of, varied, weights
+from trainers import base_config, make_trainer, rank_batches_of, varied, weights
 
-from seq2seq.config.schema import KindConfig, KindsConfig, OptimizerConfig
+from seq2seq.config.schema import OptimizerConfig, ParamGroupConfig, ParamGroupsConfig
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model.factory import build_model
-from seq2seq.training.averaging import LastCheckpoints, RunningMean, ScheduleFreeAverage, build_average
+from seq2seq.training.averaging import CheckpointAverage, ExponentialMovingAverage, ScheduleFreeAverage, build_average
 from seq2seq.training.loss import loss_sum
 from seq2seq.training.mixed_precision import WorkingCopy
-from seq2seq.training.optimizers import ScheduleFree, build_optimizer, clip, optimizer_table, parameters_by_kind
-from seq2seq.training.schedule import rate_at
+from seq2seq.training.optimizers import (
+    ScheduleFree,
+    build_optimizer,
+    clip_gradients,
+    optimizer_table,
+    parameters_by_kind,
+)
+from seq2seq.training.schedule import lr_at
 
 LRS = [0.01, 0.02, 0.03, 0.02, 0.005]  # up and down again
-KINDS = KindsConfig(KindConfig(0.5, 0.3), KindConfig(2.0, 0.2), KindConfig(3.0, 0.1))
+KINDS = ParamGroupsConfig(ParamGroupConfig(0.5, 0.3), ParamGroupConfig(2.0, 0.2), ParamGroupConfig(3.0, 0.1))
 MULTIPLES = {"embeddings": 0.5, "matrices": 2.0, "vectors": 3.0}
 DECAYS = {"embeddings": 0.3, "matrices": 0.2, "vectors": 0.1}
 
@@ -125,7 +131,7 @@ def test_what_schedule_free_translates_with_is_x() -> None:
     """x of algorithm 1, from the start on, weighing its steps by their squared lr (Defazio et al. 2024)."""
     model = parts()
     optimizer, members = build_optimizer(model, settings_of("schedule_free")), by_kind(model)
-    average = ScheduleFreeAverage(model, optimizer.parts[0])  # type: ignore[arg-type]
+    average = ScheduleFreeAverage(model, optimizer.optimizers[0])  # type: ignore[arg-type]
     references = {
         kind: ScheduleFreeAdamW([p.detach() for p in ps], (0.7, 0.9), 1e-3, DECAYS[kind])
         for kind, ps in members.items()
@@ -156,7 +162,7 @@ def test_schedule_free_at_a_rate_of_zero_stays_where_it_is() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_optimizer_takes_its_moments_from_the_past_and_its_settings_from_now(name: str) -> None:
     """Stored settings give way to those that are configured when a run continues."""
-    changed = KindsConfig(KindConfig(1.5, 0.01), KindConfig(0.25, 0.4), KindConfig(0.75, 0.6))
+    changed = ParamGroupsConfig(ParamGroupConfig(1.5, 0.01), ParamGroupConfig(0.25, 0.4), ParamGroupConfig(0.75, 0.6))
     later = settings_of(name, param_groups=changed, betas=[0.8, 0.95], eps=1e-2)
     model = parts()
     first = build_optimizer(model, settings_of(name))
@@ -228,7 +234,7 @@ def test_the_table_of_optimizers_shows_what_each_kind_gets() -> None:
     for key, (count, lr, decay) in expected.items():
         words = found[key].replace(",", "").split()
         assert int(words[0]) == count
-        assert float(words[words.index("rate") + 1]) == pytest.approx(lr, rel=0.05)
+        assert float(words[words.index("lr") + 1]) == pytest.approx(lr, rel=0.05)
         assert float(words[words.index("decay") + 1]) == decay
 
 
@@ -237,7 +243,7 @@ def test_only_muon_and_adamw_divide_the_parameters_between_them() -> None:
     expected = {"adamw": ["AdamW"], "muon": ["Muon", "AdamW"], "schedule_free": ["ScheduleFree"]}
     for name, classes in {**expected, "adafactor": ["Adafactor"]}.items():
         optimizer = build_optimizer(parts(), settings_of(name))
-        assert [type(part).__name__ for part in optimizer.parts] == classes
+        assert [type(part).__name__ for part in optimizer.optimizers] == classes
     no_stacks = nn.Linear(3, 2)
     kinds = [group["kind"] for group in build_optimizer(no_stacks, settings_of("muon")).groups]
     assert kinds == ["matrices", "vectors"]
@@ -256,8 +262,8 @@ def test_every_schedule_is_its_formula_at_every_update(schedule: str, data: st.D
     cooldown = data.draw(st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.999]), label="cooldown")
     halved = data.draw(st.integers(0, 4), label="halved")
     config = settings_of("adamw", schedule=schedule, lr=0.3, warmup=warmup, cooldown=cooldown)
-    found = [rate_at(n, config, updates, halved) for n in range(1, updates + 3)]
-    expected = [lr_at(schedule, n, 0.3, warmup, updates, cooldown, halved) for n in range(1, updates + 3)]
+    found = [lr_at(n, config, updates, halved) for n in range(1, updates + 3)]
+    expected = [reference_lr_at(schedule, n, 0.3, warmup, updates, cooldown, halved) for n in range(1, updates + 3)]
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
@@ -266,10 +272,10 @@ def test_schedules_meet_their_first_and_last_values() -> None:
     config = settings_of("adamw", lr=1.0, warmup=4, cooldown=0.25)
     for schedule, after in {"linear": 1 - 1 / 16, "cosine": (1 + math.cos(math.pi / 16)) / 2, "stable": 1.0}.items():
         one = replace(config, schedule=schedule)
-        assert [rate_at(n, one, 20) for n in (1, 4, 5)] == pytest.approx([0.25, 1.0, after])
-        assert rate_at(19, one, 20) > rate_at(20, one, 20) == 0.0
+        assert [lr_at(n, one, 20) for n in (1, 4, 5)] == pytest.approx([0.25, 1.0, after])
+        assert lr_at(19, one, 20) > lr_at(20, one, 20) == 0.0
     stable = replace(config, schedule="stable")
-    assert [rate_at(n, stable, 20) for n in (15, 16, 20)] == pytest.approx([1.0, 0.8, 0.0])
+    assert [lr_at(n, stable, 20) for n in (15, 16, 20)] == pytest.approx([1.0, 0.8, 0.0])
 
 
 # ------------------------------------------------------------------------------------------- averages
@@ -292,14 +298,14 @@ def test_a_running_mean_forgets_its_first_updates_faster(decay: float) -> None:
     """m ← d m + (1 − d) w with d = min(decay, n / (n + 9)), also when it was stored and read in between."""
     torch.manual_seed(0)
     model, generator = Weights().double(), torch.Generator().manual_seed(1)
-    average: Any = RunningMean(model, decay)  # type: ignore[arg-type]
+    average: Any = ExponentialMovingAverage(model, decay)  # type: ignore[arg-type]
     start = weights(model)
     seen: dict[str, list[Tensor]] = {name: [] for name in start}
     for n in range(1, 14):
         moved(model, generator)
         if n in (4, 9):
             stored = {name: mean.clone() for name, mean in average.weights().items()}
-            average = RunningMean(model, decay)  # type: ignore[arg-type]
+            average = ExponentialMovingAverage(model, decay)  # type: ignore[arg-type]
             average.load(stored)
         average.update(n)
         for name, weight in weights(model).items():
@@ -311,7 +317,7 @@ def test_a_running_mean_forgets_its_first_updates_faster(decay: float) -> None:
 def test_a_loaded_mean_is_a_copy_and_never_the_live_weights() -> None:
     torch.manual_seed(0)
     model, generator = Weights(), torch.Generator().manual_seed(1)
-    average, live = RunningMean(model, 0.5), weights(model)  # type: ignore[arg-type]
+    average, live = ExponentialMovingAverage(model, 0.5), weights(model)  # type: ignore[arg-type]
     average.load(live)
     before = {name: mean.clone() for name, mean in average.weights().items()}
     moved(model, generator)
@@ -331,7 +337,7 @@ def test_the_mean_of_checkpoints_gives_each_the_same_weight(count: int, tmp_path
         seen.append(weights(model))
         moved(model, generator)
     live = weights(model)
-    average = LastCheckpoints(model, lambda: files)  # type: ignore[arg-type]
+    average = CheckpointAverage(model, lambda: files)  # type: ignore[arg-type]
     average.update(1)
     for _ in range(2):
         for name, mean in average.weights().items():
@@ -349,12 +355,12 @@ def test_the_average_is_the_configured_one() -> None:
         config = varied("transformer", training__average=kind, training__ema_decay=0.25)
         found[kind] = build_average(config, model, build_optimizer(model, config.optimizer), lambda: files)
     assert found["none"] is None
-    assert isinstance(found["ema"], RunningMean) and found["ema"].decay == 0.25
-    assert isinstance(found["last"], LastCheckpoints) and found["last"].earlier() == files
+    assert isinstance(found["ema"], ExponentialMovingAverage) and found["ema"].decay == 0.25
+    assert isinstance(found["last"], CheckpointAverage) and found["last"].recent_weights() == files
     config = varied("transformer", optimizer__name="schedule_free")
     optimizer = build_optimizer(model, config.optimizer)
     average = build_average(config, model, optimizer, list)
-    assert isinstance(average, ScheduleFreeAverage) and isinstance(optimizer.parts[0], ScheduleFree)
+    assert isinstance(average, ScheduleFreeAverage) and isinstance(optimizer.optimizers[0], ScheduleFree)
 
 
 # -------------------------------------------------------------------------------------- working copy
@@ -373,7 +379,7 @@ def test_gradients_of_several_batches_are_summed_in_float32(family: str) -> None
             assert p.grad is not None and p.grad.dtype == torch.bfloat16
             expected[name] += p.grad.float()
         loss_sum(working.model, tiny_batch(seed=seed), 0.1).backward()
-        working.hand_over_gradients()
+        working.transfer_gradients()
         assert all(p.grad is None for p in working.model.parameters()), "each gradient is handed over once"
     for name, p in master.named_parameters():
         assert p.grad is not None and torch.equal(p.grad, expected[name]), name
@@ -388,7 +394,7 @@ def test_other_weights_are_held_for_a_while_only(precision: torch.dtype, fails: 
     own, own_master = weights(working.model), weights(master)
     other = {name: p + 1 for name, p in own_master.items()}
     try:
-        with working.holding(other) as model:
+        with working.with_weights(other) as model:
             assert model is working.model
             for name, p in model.named_parameters():
                 assert torch.equal(p, other[name].to(precision)), name
@@ -398,7 +404,7 @@ def test_other_weights_are_held_for_a_while_only(precision: torch.dtype, fails: 
         pass
     assert all(torch.equal(p, own[name]) for name, p in working.model.named_parameters())
     assert all(torch.equal(p, own_master[name]) for name, p in master.named_parameters())
-    with working.holding(None) as model:
+    with working.with_weights(None) as model:
         assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
 
 
@@ -415,7 +421,7 @@ def test_clipping_is_the_papers(sizes: list[int], scale: float, highest: float, 
     gradients = [scale * torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in sizes]
     expected, before = clipped(gradients, highest)
     given = [g.clone() for g in gradients]
-    norm = clip(given, highest)
+    norm = clip_gradients(given, highest)
     assert float(norm) == pytest.approx(before, rel=1e-12)
     for ours, theirs, original in zip(given, expected, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
@@ -471,19 +477,19 @@ def test_updates_are_those_of_a_plain_loop(family: str, schedule: str, clip_at: 
     ]
     start, tokens = weights(model), 0
     seen: dict[str, list[Tensor]] = {name: [] for name in start}
-    for n, share in enumerate(itertools.islice(iter(made.state.batches), 5), 1):
-        loss, gradients = reference_update(model, share.batches, share.target_tokens, 0.2)
+    for n, rank_batches in enumerate(itertools.islice(iter(made.state.batches), 5), 1):
+        loss, gradients = reference_update(model, rank_batches.micro_batches, rank_batches.target_tokens, 0.2)
         cut, norm = clipped(gradients, clip_at)
-        lr = lr_at(schedule, n, 0.5, 3, 9)
-        stats = made.update(share)
+        lr = reference_lr_at(schedule, n, 0.5, 3, 9)
+        stats = made.update(rank_batches)
         assert stats.loss == pytest.approx(loss, rel=1e-5) and not stats.skipped
         assert stats.gradient_norm == pytest.approx(norm, rel=1e-4), "the norm before clipping"
         for p, reference, g in zip(model.parameters(), references, cut, strict=True):
             reference.step([g], lr * MULTIPLES[kinds[id(p)]])
             p.data.copy_(reference.x[0])
-        tokens += share.target_tokens
+        tokens += rank_batches.target_tokens
         assert (made.state.progress.update, made.state.progress.target_tokens) == (n, tokens)
-        assert made.rate() == pytest.approx(lr, rel=1e-12, abs=1e-15)
+        assert made.lr() == pytest.approx(lr, rel=1e-12, abs=1e-15)
         assert made.state.average is not None
         for name, p in model.named_parameters():
             message = f"{name} after update {n}"
@@ -492,7 +498,9 @@ def test_updates_are_those_of_a_plain_loop(family: str, schedule: str, clip_at: 
             seen[name].append(p.detach().clone())
             expected = running_mean(seen[name], start[name], 0.3)
             torch.testing.assert_close(made.state.average.weights()[name], expected, rtol=1e-5, atol=1e-5)
-    assert max(len(s.batches) for s in itertools.islice(iter(made.state.batches), 3)) > 1, "updates of several batches"
+    assert max(len(s.micro_batches) for s in itertools.islice(iter(made.state.batches), 3)) > 1, (
+        "updates of several batches"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -500,11 +508,11 @@ def test_an_update_in_bfloat16_steps_the_master_and_rounds_it_once(family: str, 
     """The master moves by the float32 sum of its copy's gradients; the copy is the rounded master after each update."""
     config = varied(family, training__update_tokens=60, optimizer__eps=1.0, optimizer__clip_norm=0.0)
     made = make_trainer(config, tmp_path, precision=torch.bfloat16)
-    for share in itertools.islice(iter(made.state.batches), 3):
+    for rank_batches in itertools.islice(iter(made.state.batches), 3):
         master, working = copy.deepcopy(made.state.model), copy.deepcopy(made.working.model).train()
         sums = [torch.zeros_like(p) for p in master.parameters()]
         loss = 0.0
-        for batch in share.batches:
+        for batch in rank_batches.micro_batches:
             working.zero_grad()
             one = loss_sum(working, batch, config.training.label_smoothing)
             one.backward()
@@ -512,12 +520,12 @@ def test_an_update_in_bfloat16_steps_the_master_and_rounds_it_once(family: str, 
             for total, p in zip(sums, working.parameters(), strict=True):
                 assert p.grad is not None
                 total += p.grad.float()
-        stats = made.update(share)
-        assert stats.loss == pytest.approx(loss / share.target_tokens, rel=1e-6)
-        assert stats.gradient_norm == pytest.approx(clipped(sums, 0.0)[1] / share.target_tokens, rel=1e-5)
+        stats = made.update(rank_batches)
+        assert stats.loss == pytest.approx(loss / rank_batches.target_tokens, rel=1e-6)
+        assert stats.gradient_norm == pytest.approx(clipped(sums, 0.0)[1] / rank_batches.target_tokens, rel=1e-5)
         for p, total in zip(made.state.model.parameters(), sums, strict=True):
             assert p.grad is not None
-            torch.testing.assert_close(p.grad, total / share.target_tokens, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(p.grad, total / rank_batches.target_tokens, rtol=1e-6, atol=1e-9)
         for p, q in zip(made.state.model.parameters(), made.working.model.parameters(), strict=True):
             assert torch.equal(p.bfloat16(), q)
         assert any(
@@ -531,7 +539,7 @@ def test_the_divisor_is_the_target_tokens_of_all_processes(tmp_path: Path) -> No
     norms = []
     for factor in (1, 4):
         made = make_trainer(varied("transformer", optimizer__clip_norm=0.0), tmp_path)
-        stats = made.update(share_of(batch, target_tokens=factor * batch.target_tokens))
+        stats = made.update(rank_batches_of(batch, target_tokens=factor * batch.target_tokens))
         norms.append((stats.loss, stats.gradient_norm))
         assert made.state.progress.target_tokens == factor * batch.target_tokens
     assert norms[0] == pytest.approx([4 * x for x in norms[1]], rel=1e-5)

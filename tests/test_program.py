@@ -146,7 +146,7 @@ def test_a_run_continues_under_its_own_config(program: Program, tmp_path: Path) 
         refused = program("train", "name=a", change)
         assert (
             refused.returncode == 2
-            and "a run keeps its model, tokenizer, languages, optimizer and seed" in refused.stderr
+            and "a run's model, tokenizer, languages, optimizer and seed are fixed" in refused.stderr
         )
     finished = program("train", "name=a")
     assert "it is finished" in finished.stdout

@@ -112,7 +112,7 @@ def test_every_command_is_explained_and_every_key_can_be_set(type_: Session) -> 
         (":n_best 9", "widen"),
         (":search bean", "did you mean beam?"),
         (":run lstn", "did you mean lstm?"),
-        (":reload wrost", "wrost is no checkpoint"),
+        (":reload wrost", "wrost is not a checkpoint"),
         (":tokens", "type one first"),
         (":alternatives 1", "type one first"),
         (":score", "type one first"),
@@ -258,7 +258,7 @@ def test_two_runs_side_by_side(type_: Session) -> None:
     alone = {name: translator(run).translate([SENTENCE])[0][0].text for name, run in type_.runs.items()}
     assert type_(SENTENCE).startswith(alone["transformer"])
     told = type_(":compare lstm").splitlines()
-    assert told[0] == "transformer, update 1 beside lstm, update 1"
+    assert told[0] == "transformer, update 1 vs. lstm, update 1"
     assert [line.split(maxsplit=1)[0] for line in told[1:]] == ["transformer", "lstm"]
     assert all(alone[line.split()[0]] in line for line in told[1:])
     assert type_(":compare").splitlines()[1].startswith(alone["transformer"])

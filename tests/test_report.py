@@ -86,8 +86,8 @@ def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
 
 def test_pieces_share_the_words_they_spell() -> None:
     pieces = ["▁Der", "▁schläf", "t", "▁", ".", "▁a,"]
-    assert alignment.words_of(pieces) == ["Der", "schläft", ".", "a", ","]
-    share = alignment.shares(pieces)
+    assert alignment.words_of_pieces(pieces) == ["Der", "schläft", ".", "a", ","]
+    share = alignment.letter_fractions(pieces)
     assert share.argmax(1).tolist()[:3] == [0, 1, 1] and share[3].sum() == 0 and share[4, 2] == 1
     assert share[5].tolist() == [0, 0, 0, 0.5, 0.5], "a piece over two words belongs to both by its letters"
 
@@ -100,7 +100,7 @@ def test_attention_between_words_is_the_sum_over_sources_and_the_mean_over_targe
         words = alignment.word_attention(told)
         weights, (last, end) = told.weights_LNTS, (len(told.pieces), len(told.source_pieces) - 1)
         assert weights is not None
-        sources, targets = (alignment.shares(side).numpy() for side in (told.source_pieces[:-1], told.pieces))
+        sources, targets = (alignment.letter_fractions(side).numpy() for side in (told.source_pieces[:-1], told.pieces))
         mean_of_each = targets / targets.sum(0)
         kept = weights.numpy()[:, :, :last, :end]
         by_hand = torch.from_numpy(np.einsum("tw,sx,lnts->lnwx", mean_of_each, sources, kept))
@@ -146,7 +146,7 @@ def test_attention_on_the_true_links_has_no_errors(
         for told, pair in zip(score(self, *arguments, **options), single, strict=True):
             weights = torch.zeros_like(told.weights_LNTS)
             weights[..., 0] = 1
-            sources, targets = (alignment.shares(side) for side in (told.source_pieces[:-1], told.pieces))
+            sources, targets = (alignment.letter_fractions(side) for side in (told.source_pieces[:-1], told.pieces))
             weights[0, 1] = 0
             for i, j in pair.links:
                 for t in targets[:, j].nonzero().flatten():
@@ -213,7 +213,7 @@ def sweep_jobs(folder: Path) -> list[sweep.Job]:
 
 def test_a_sweep_ends_with_means_and_deviations(tmp_path: Path) -> None:
     jobs = sweep_jobs(tmp_path)
-    lines = sweep.finish(jobs, tmp_path / "table")
+    lines = sweep.write_summary(jobs, tmp_path / "table")
     assert lines[0].split() == ["model", "runs", "BLEU", "chrF"]
     assert f"21.00 ± {stdev([20, 22]):.2f}" in lines[1] and "29.00 ± 1.41 *" in lines[1], "the best chrF"
     assert f"28.50 ± {stdev([30, 27]):.2f} *" in lines[2], "the best BLEU"
@@ -429,7 +429,7 @@ def test_the_page_opens_offline_and_answers_clicks(family: str, program: Program
     assert made.returncode == 0, made.stderr
     page = runs / "outputs" / family / "report.html"
     data = data_of(page.read_text(encoding="utf-8"))
-    assert data["attention"][0]["place"] == 1 and len(data["attention"]) > 8
+    assert data["attention"][0]["index"] == 1 and len(data["attention"]) > 8
     browser.size(1200, 900)
     browser.ask("/url", {"url": page.as_uri()})
     sections = browser.run("return [...document.querySelectorAll('section')].map(node => node.id)")

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.cli.main import load_config
-from seq2seq.config.loading import completed, differences, flat, plain, search_preset, typed
+from seq2seq.config.loading import build_config, differences, flatten, search_preset, to_dict, with_defaults
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.schema import DataConfig, EvaluateConfig, Range, SearchConfig, TrainConfig
 from seq2seq.evaluation import testsets
@@ -29,7 +29,7 @@ from seq2seq.evaluation.metrics import TestSet as EvaluationSet
 from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.utils import io
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import INDEX, Run
 
 SAFE_LOAD = yaml.safe_load
@@ -83,7 +83,7 @@ def test_a_checkpoint_is_found_by_its_path_or_by_its_name_in_the_run(tmp_path: P
     assert run.checkpoint(str(other)) == other
     assert run.checkpoint("update-0000001") == run.checkpoints / "update-0000001"
     for wrong in ("update-0000003", str(tmp_path), "Best"):
-        with pytest.raises(UserError, match=f"checkpoint: {wrong} is no checkpoint"):
+        with pytest.raises(UserError, match=f"checkpoint: {wrong} is not a checkpoint"):
             run.checkpoint(wrong)
 
 
@@ -98,13 +98,13 @@ def metrics_of(run: Run) -> list[int]:
 def test_metrics_of_later_updates_and_half_a_line_are_forgotten(update: int, tmp_path: Path) -> None:
     """Those of the update itself stay, in their order and to the byte, whatever comes between."""
     run = Run(tmp_path)
-    run.forget_after(update)
+    run.drop_metrics_after(update)
     assert not run.metrics.exists(), "without metrics nothing is written"
     lines = [json.dumps({"kind": kind, "update": u, "text": "ä\u2028"}, ensure_ascii=u > 2) + "\n"
              for u, kind in itertools.product((1, 2, 3, 5, 2, 9), ("training", "validation"))]  # fmt: skip
     for rest in ("", '{"kind": "x", "update": 0', '{"kind": "x", "update": 0}'):
         run.metrics.write_text("".join(line for line in lines if "\u2028" not in line) + rest, encoding="utf-8")
-        run.forget_after(update)
+        run.drop_metrics_after(update)
         kept = [line for line in lines if "\u2028" not in line and json.loads(line)["update"] <= update]
         assert run.metrics.read_text(encoding="utf-8") == "".join(kept), rest
 
@@ -112,23 +112,23 @@ def test_metrics_of_later_updates_and_half_a_line_are_forgotten(update: int, tmp
 # ------------------------------------------------------------------------------------------- writing
 
 
-@pytest.mark.parametrize("fails", ["write_text", "to_disk", "replace"])
+@pytest.mark.parametrize("fails", ["write_text", "fsync_file", "replace"])
 def test_a_file_that_was_not_written_whole_keeps_its_old_text(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a process ends on the way; the next attempt is not hindered by what is left."""
     path = tmp_path / "a.json"
-    write_aside(path, "old")
+    write_atomically(path, "old")
 
     def broken(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(io if fails == "to_disk" else Path, fails, broken)
+        patch.setattr(io if fails == "fsync_file" else Path, fails, broken)
         with pytest.raises(KeyboardInterrupt):
-            write_aside(path, "new")
+            write_atomically(path, "new")
     assert path.read_text() == "old"
-    write_aside(path, "newer ä\n")
+    write_atomically(path, "newer ä\n")
     assert path.read_bytes() == "newer ä\n".encode() and os.listdir(tmp_path) == ["a.json"]
 
 
@@ -143,7 +143,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypa
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", renamed)
-    write_aside(tmp_path / "a", "text")
+    write_atomically(tmp_path / "a", "text")
     assert steps == ["bytes", "text → a"]
 
 
@@ -208,7 +208,7 @@ def test_runs_are_found_by_name_folder_or_as_the_newest(tmp_path: Path, monkeypa
         Run.find("x", "outputs")
     with pytest.raises(UserError, match=r"no run x in .*nothing; train one with seq2seq train"):
         Run.find("x", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"no run here yet"):
+    with pytest.raises(UserError, match=r"no runs found"):
         Run.find(None, str(tmp_path / "nothing"))
 
 
@@ -319,14 +319,14 @@ def test_the_config_is_that_of_the_checkpoint_asked_for(tmp_path: Path, monkeypa
 def test_a_corpus_that_moved_keeps_its_files_names_or_its_splits(tmp_path: Path) -> None:
     """Files are looked for in the folder, each by its own name; of a corpus in a folder only that changes."""
     data = dataclasses.replace(train_config().data, train=["x/a.en", "y/b.de"], validation="z/v.tsv", test=None)
-    found = testsets.moved(data, str(tmp_path))
+    found = testsets.relocate(data, str(tmp_path))
     assert (found.train, found.validation, found.test, found.path) == (
         [f"{tmp_path}/a.en", f"{tmp_path}/b.de"], f"{tmp_path}/v.tsv", None, None,
     )  # fmt: skip
     folder = dataclasses.replace(data, path="old", train="train", validation="dev", test="test")
-    assert testsets.moved(folder, str(tmp_path)) == dataclasses.replace(folder, path=str(tmp_path))
-    with pytest.raises(UserError, match="is no folder here"):
-        testsets.moved(data, str(tmp_path / "none"))
+    assert testsets.relocate(folder, str(tmp_path)) == dataclasses.replace(folder, path=str(tmp_path))
+    with pytest.raises(UserError, match="is not a folder"):
+        testsets.relocate(data, str(tmp_path / "none"))
 
 
 def test_public_sets_come_in_the_direction_of_the_run_with_all_references(
@@ -344,16 +344,16 @@ def test_public_sets_come_in_the_direction_of_the_run_with_all_references(
     )
     monkeypatch.setattr(dataset, "DATASETS", {"mtedx/test": fake})
     data = train_config().data
-    found = testsets.of_sacrebleu("mtedx/test", data)
+    found = testsets.test_set_from_sacrebleu("mtedx/test", data)
     assert (found.name, found.language, asked) == ("mtedx_test.en-de", "de", ["en-de"] * 2)
     assert found.source == ["src 1", "x\u2028y"] and found.references == [
         ["ref1 1", "x\u2028y"],
         ["ref2 1", "x\u2028y"],
     ]
     with pytest.raises(UserError, match="has no pair de-en; possible: en-de, fr-en"):
-        testsets.of_sacrebleu("mtedx/test", dataclasses.replace(data, source="de", target="en"))
+        testsets.test_set_from_sacrebleu("mtedx/test", dataclasses.replace(data, source="de", target="en"))
     with pytest.raises(UserError, match="is not a test set of sacreBLEU"):
-        testsets.of_sacrebleu("wmt14", data)
+        testsets.test_set_from_sacrebleu("wmt14", data)
 
 
 # ------------------------------------------------------------------------------------ cached translations
@@ -418,17 +418,19 @@ def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: P
         evaluate_config(), search=search_preset("beam"), checkpoint="last", precision="float32"
     )
     test = EvaluationSet("t.test", ["a", "b"], [["x", "y"]])
-    first = testsets.translated(run, test, config)
+    first = testsets.cached_translations(run, test, config)
     assert first == ["1 a x y", "1 b x y"] and said.calls == [(run.checkpoints / "update-0000001", "auto", "float32")]
-    assert testsets.translated(run, test, config) == first and len(said.calls) == 1
+    assert testsets.cached_translations(run, test, config) == first and len(said.calls) == 1
     other_device = dataclasses.replace(config, device="cpu")
-    assert testsets.translated(run, test, other_device) == first, "devices and measurements change no translation"
-    assert testsets.translated(run, test, dataclasses.replace(config, resamples=0, metrics=["ter"])) == first
+    assert testsets.cached_translations(run, test, other_device) == first, (
+        "devices and measurements change no translation"
+    )
+    assert testsets.cached_translations(run, test, dataclasses.replace(config, resamples=0, metrics=["ter"])) == first
     for name, value in CHANGED.items():
         calls = len(said.calls)
         variant = dataclasses.replace(config, search=dataclasses.replace(config.search, **{name: value}))
-        assert testsets.translated(run, test, variant)[0] == f"{calls + 1} a x y", name
-        assert testsets.translated(run, test, variant)[0] == f"{calls + 1} a x y", name
+        assert testsets.cached_translations(run, test, variant)[0] == f"{calls + 1} a x y", name
+        assert testsets.cached_translations(run, test, variant)[0] == f"{calls + 1} a x y", name
     calls = len(said.calls)
     for variant in (
         dataclasses.replace(config, precision="bfloat16"),
@@ -437,17 +439,19 @@ def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: P
         dataclasses.replace(config, checkpoint="update-0000002"),
     ):
         calls += 1
-        assert testsets.translated(run, test, variant)[0] == f"{calls} a x y"
+        assert testsets.cached_translations(run, test, variant)[0] == f"{calls} a x y"
     for other in (EvaluationSet("t.test", ["a", "c"], [["x", "y"]]), EvaluationSet("u.test", ["a", "b"], [["x", "y"]])):
         calls += 1
-        assert testsets.translated(run, other, config)[0] == f"{calls} a x y"
+        assert testsets.cached_translations(run, other, config)[0] == f"{calls} a x y"
     same_name = EvaluationSet("t.test", ["a", "d"], [["x", "y"]])
     vars(same_name)["key"] = test.key  # keys are short and may meet
-    testsets.translated(run, test, config)
+    testsets.cached_translations(run, test, config)
     calls = len(said.calls) + 1
-    assert testsets.translated(run, same_name, config) == [f"{calls} a x y", f"{calls} d x y"]
+    assert testsets.cached_translations(run, same_name, config) == [f"{calls} a x y", f"{calls} d x y"]
     (run.checkpoints / INDEX).write_text(json.dumps({"last": "update-0000002", "best": "update-0000001"}))
-    assert testsets.translated(run, test, config)[0] == f"{calls + 1} a x y", "the last checkpoint is another one now"
+    assert testsets.cached_translations(run, test, config)[0] == f"{calls + 1} a x y", (
+        "the last checkpoint is another one now"
+    )
     assert said.calls[-1][0].name == "update-0000002"
 
 
@@ -455,20 +459,20 @@ def test_translations_of_files_that_were_damaged_are_made_again(tmp_path: Path, 
     """Without its description, with an unreadable one, or without the text."""
     run = saved(tmp_path / "run", last="update-0000001")
     config, test = evaluate_config(), EvaluationSet("t", ["a"], [["x"]])
-    testsets.translated(run, test, config)
-    path = testsets.written_at(run, test, config)
+    testsets.cached_translations(run, test, config)
+    path = testsets.translations_path(run, test, config)
     for number, damage in enumerate(("no description", "{", "[]", "no text"), 2):
         if damage.startswith("no "):
             (path if damage == "no text" else path.with_suffix(".json")).unlink()
         else:
             path.with_suffix(".json").write_text(damage)
-        assert testsets.translated(run, test, config) == [f"{number} a x y"]
+        assert testsets.cached_translations(run, test, config) == [f"{number} a x y"]
     assert path.read_text(encoding="utf-8") == "5 a x y\n"
     told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert (told["test"], told["sentences"], told["checkpoint"]) == ("t", 1, "update-0000001")
     testsets.write_translations(run, test, ["é", ""], config, {"bleu": 5})
     assert path.read_bytes() == "é\n\n".encode() and json.loads(path.with_suffix(".json").read_text())["bleu"] == 5
-    assert testsets.translated(run, test, config) == ["é", ""]
+    assert testsets.cached_translations(run, test, config) == ["é", ""]
 
 
 def test_test_sets_checkpoints_and_searches_have_files_of_their_own(tmp_path: Path) -> None:
@@ -476,34 +480,34 @@ def test_test_sets_checkpoints_and_searches_have_files_of_their_own(tmp_path: Pa
     run = saved(tmp_path / "run", last="update-0000001")
     config = dataclasses.replace(evaluate_config(), search=search_preset("beam"))
     test = EvaluationSet("t", ["a"], [["x"], ["y"]])
-    names = {name: testsets.written_at(run, test, config).name for name in ("", "n_best", "tokens")}
+    names = {name: testsets.translations_path(run, test, config).name for name in ("", "n_best", "tokens")}
     assert len(set(names.values())) == 1
     for name, value in CHANGED.items():
         if name not in names:
             search = dataclasses.replace(config.search, **{name: value})
-            names[name] = testsets.written_at(run, test, dataclasses.replace(config, search=search)).name
+            names[name] = testsets.translations_path(run, test, dataclasses.replace(config, search=search)).name
     others: list[dict[str, Any]] = [{"precision": "tf32"}, {"precision": "float32"}]
     for change in (*others, {"checkpoint": "last"}, {"checkpoint": "x/best2"}):
-        names[str(change)] = testsets.written_at(run, test, dataclasses.replace(config, **change)).name
+        names[str(change)] = testsets.translations_path(run, test, dataclasses.replace(config, **change)).name
     for other in (
         EvaluationSet("u", ["a"], [["x"], ["y"]]),
         EvaluationSet("t", ["b"], [["x"]]),
         EvaluationSet("t", ["a"], [["x"], ["z"]]),
     ):
-        names[f"{other.name}{other.key}"] = testsets.written_at(run, other, config).name
+        names[f"{other.name}{other.key}"] = testsets.translations_path(run, other, config).name
     assert len(set(names.values())) == len(names) - 2
     assert all("/" not in name and " " not in name and name.endswith(".txt") for name in names.values())
     odd = dataclasses.replace(config.search, require=["a b/c"])
-    assert "/" not in testsets.written_at(run, test, dataclasses.replace(config, search=odd)).name
+    assert "/" not in testsets.translations_path(run, test, dataclasses.replace(config, search=odd)).name
 
 
 def test_searches_are_named_in_words() -> None:
     """Greedy, by a beam, or by samples, and how one of them is chosen."""
     greedy = search_preset("greedy")
-    named = {testsets.search_told(dataclasses.replace(greedy, **c)): c for c in (
+    named = {testsets.describe_search(dataclasses.replace(greedy, **c)): c for c in (
         {}, {"beam": 2}, {"samples": 1}, {"samples": 8, "select_by": "chrf"}, {"beam": 4, "select_by": "bleu"},
     )}  # fmt: skip
-    assert list(named) == ["greedy", "beam 2", "1 samples", "8 samples chosen by chrf", "beam 4 chosen by bleu"]
+    assert list(named) == ["greedy", "beam 2", "1 samples", "8 samples selected by chrf", "beam 4 selected by bleu"]
 
 
 # ------------------------------------------------------------------------------------------- configs
@@ -528,7 +532,7 @@ def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[t
 @given(TREE)
 def test_a_flat_config_has_a_dotted_key_for_every_leaf(tree: dict[str, Any]) -> None:
     """In order, lists as they stand, and without groups that are empty."""
-    assert list(flat(tree).items()) == [(".".join(path), value) for path, value in leaves(tree)]
+    assert list(flatten(tree).items()) == [(".".join(path), value) for path, value in leaves(tree)]
 
 
 @LAW
@@ -579,14 +583,16 @@ def test_numbers_in_configs_are_numbers_to_every_reader() -> None:
 def test_a_config_survives_being_written_and_read(family: str) -> None:
     """Plain values make the same object again, and no default replaces what is stored."""
     config = defaults(family)
-    assert typed(TrainConfig, plain(config)) == config
-    assert completed(plain(config)) == plain(config)
+    assert build_config(TrainConfig, to_dict(config)) == config
+    assert with_defaults(to_dict(config)) == to_dict(config)
 
 
 @pytest.mark.parametrize("family", ["transformer", "lstm"])
 def test_keys_newer_than_a_stored_config_have_the_defaults_of_their_family(family: str) -> None:
     """A missing key in each group at a time, groups inside groups too, and all others as they were stored."""
-    everything = plain(dataclasses.replace(defaults(family), data=dataclasses.replace(defaults(family).data, extra=[])))
+    everything = to_dict(
+        dataclasses.replace(defaults(family), data=dataclasses.replace(defaults(family).data, extra=[]))
+    )
     of_group: dict[str, list[tuple[str, ...]]] = {}
     for path, _ in leaves(everything):
         if path[0] != "name" and path[-1] != "family":  # composed from others; what the family is known by
@@ -598,14 +604,14 @@ def test_keys_newer_than_a_stored_config_have_the_defaults_of_their_family(famil
             for name in path[:-1]:
                 group = group[name]
             del group[path[-1]]
-        assert completed(stored) == everything, paths
+        assert with_defaults(stored) == everything, paths
     groups = ("search", "training", "optimizer", "tokenizer", "data")
-    assert completed({name: value for name, value in everything.items() if name not in groups}) == everything
+    assert with_defaults({name: value for name, value in everything.items() if name not in groups}) == everything
 
 
 def test_stored_values_go_before_defaults_at_every_depth() -> None:
     """Where a value is a group, a list or nothing as well."""
-    stored = plain(defaults("lstm"))
+    stored = to_dict(defaults("lstm"))
     rng = random.Random(0)
     changed_: dict[tuple[str, ...], Any] = {}
     for path, _ in list(leaves(stored)):
@@ -614,9 +620,9 @@ def test_stored_values_go_before_defaults_at_every_depth() -> None:
             for name in path[:-1]:
                 group = group[name]
             group[path[-1]] = changed_[path] = rng.choice([None, "mine", 7, ["x"], False])
-    found = dict(leaves(completed(stored)))
+    found = dict(leaves(with_defaults(stored)))
     assert {path: found[path] for path in changed_} == changed_
-    assert "unknown" in completed({**stored, "unknown": 1})
+    assert "unknown" in with_defaults({**stored, "unknown": 1})
 
 
 FIELDS: list[tuple[str, Any, Any, str | None]] = [
@@ -633,12 +639,12 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("name", None, None, "name: None is not text"),
     ("init_from", None, None, None),
     ("init_from", 3, "3", None),
-    ("device", "???", None, "device: no value yet; give one with device=…"),
+    ("device", "???", None, "device: no value; set one with device=…"),
     ("precision", "float", None, "precision: 'float' is not a choice; possible: auto, float32, tf32, bfloat16"),
     ("training.tokens", "auto", "auto", None),
     ("training.tokens", 1, 1, None),
-    ("training.tokens", 0, None, "training.tokens: 0 is out of range; it must be at least 1; possible too: auto"),
-    ("training.tokens", "car", None, "training.tokens: 'car' is not a whole number; possible too: auto"),
+    ("training.tokens", 0, None, "training.tokens: 0 is out of range; it must be at least 1; also possible: auto"),
+    ("training.tokens", "car", None, "training.tokens: 'car' is not a whole number; also possible: auto"),
     ("optimizer.lr", 0, None, "optimizer.lr: 0 is out of range; it must be greater than 0"),
     ("optimizer.lr", 1, 1.0, None),
     ("optimizer.betas", 5, None, "optimizer.betas: 5 is not a list; write optimizer.betas=[a,b]"),
@@ -648,7 +654,7 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("model.dropout", 1, None, "model.dropout: 1 is out of range; it must be between 0 and 0.999"),
     ("model.dropout", float("nan"), None, "model.dropout: nan is out of range"),
     ("model.embedding_dropout", 0.5, 0.5, None),
-    ("model.attention", 5, None, "model.attention: 5 given where a group of values belongs"),
+    ("model.attention", 5, None, "model.attention: expected a group of values, got 5"),
     ("model.attention.heads", [1, 2], None, "not a whole number; to try several values in turn, add -m"),
     ("model.family", "rnn", None, "model.family: 'rnn' is not a choice; possible: transformer, lstm"),
     ("data.train", ["a", "b"], ["a", "b"], None),
@@ -667,7 +673,7 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
 
 @lru_cache
 def plain_config() -> dict[str, Any]:
-    return plain(train_config())
+    return to_dict(train_config())
 
 
 @pytest.mark.parametrize(("key", "value", "expected", "problem"), FIELDS, ids=lambda x: str(x)[:24])
@@ -682,7 +688,7 @@ def test_values_become_what_their_field_asks_for_or_a_problem_that_names_it(
         group = group[part]
     group[name] = value
     if problem is None:
-        built: Any = typed(TrainConfig, values)
+        built: Any = build_config(TrainConfig, values)
         for part in key.split("."):
             built = getattr(built, part)
         if key != "data.extra":
@@ -691,7 +697,7 @@ def test_values_become_what_their_field_asks_for_or_a_problem_that_names_it(
             assert [(more.train, more.path, more.subset, more.weight) for more in built] == [("x", None, None, 1.0)]
     else:
         with pytest.raises(UserError) as error:
-            typed(TrainConfig, values)
+            build_config(TrainConfig, values)
         assert len(error.value.problems) == 1 and problem in error.value.problems[0]
         assert error.value.code == 2
 
@@ -706,7 +712,7 @@ def test_all_problems_are_named_at_once() -> None:
     values["data"]["source"] = " "
     values["search"]["n_best"] = 7
     with pytest.raises(UserError) as error:
-        typed(TrainConfig, values)
+        build_config(TrainConfig, values)
     keys = sorted(problem.partition(":")[0] for problem in error.value.problems)
     assert keys == ["data.source", "extra", "model.attention.heads", "outputs", "search.n_best", "seed"]
 
@@ -714,35 +720,39 @@ def test_all_problems_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("cls", "changes", "problem"),
     [
-        ("data", {"source": "de"}, "target: de is the source as well"),
+        ("data", {"source": "de"}, "target: de is also the source"),
         ("data", {"validation": ["a", "b", "c"]}, "validation: ['a', 'b', 'c'] names 3 files"),
-        ("tokenizer", {"type": "word", "sampling": 0.1}, "sampling: 0.1 asks for several"),
-        ("tokenizer", {"type": "char", "sampling": 0.1}, "sampling: 0.1 asks for several"),
+        ("tokenizer", {"type": "word", "sampling": 0.1}, "sampling: 0.1 requires alternative"),
+        ("tokenizer", {"type": "char", "sampling": 0.1}, "sampling: 0.1 requires alternative"),
         ("tokenizer", {"model": ["a"]}, "model: ['a'] names 1 files"),
         ("optimizer", {"betas": [0.9]}, "betas: [0.9] must be two"),
         ("optimizer", {"betas": [-0.1, 0.9]}, "must be two numbers"),
-        ("optimizer", {"name": "schedule_free"}, "schedule: cosine does not go with"),
-        ("optimizer", {"name": "schedule_free", "schedule": "constant", "betas": [0, 0.9]}, "betas: the first is"),
+        ("optimizer", {"name": "schedule_free"}, "schedule: cosine is incompatible with"),
+        (
+            "optimizer",
+            {"name": "schedule_free", "schedule": "constant", "betas": [0, 0.9]},
+            "betas: schedule_free",
+        ),
         ("training", {"r_drop": 1.0, "simcut": 1.0}, "simcut: and r_drop"),
-        ("search", {"n_best": 2}, "n_best: 2 translations cannot come from a beam of 1"),
-        ("search", {"samples": 2, "n_best": 3}, "n_best: 3 translations cannot come from a samples of 2"),
-        ("search", {"min_length_factor": 2.5}, "min_length_factor: asks for longer"),
-        ("search", {"min_length_extra": 11, "min_length_factor": 2.0}, "min_length_factor: asks for longer"),
-        ("search", {"beam": 4, "groups": 3}, "groups: 3 groups"),
+        ("search", {"n_best": 2}, "n_best: 2 exceeds beam=1"),
+        ("search", {"samples": 2, "n_best": 3}, "n_best: 3 exceeds samples=2"),
+        ("search", {"min_length_factor": 2.5}, "min_length_factor: requires longer"),
+        ("search", {"min_length_extra": 11, "min_length_factor": 2.0}, "min_length_factor: requires longer"),
+        ("search", {"beam": 4, "groups": 3}, "groups: 3 does not divide"),
         ("search", {"diversity": 0.5}, "diversity: 0.5"),
-        ("search", {"beam": 4, "groups": 2, "require": ["a"]}, "require: shares the beam"),
+        ("search", {"beam": 4, "groups": 2, "require": ["a"]}, "require: and groups"),
         ("search", {"select_by": "bleu"}, "select_by: bleu compares"),
-        ("search", {"samples": 2, "beam": 2}, "beam: belongs to a beam"),
-        ("search", {"samples": 2, "coverage_penalty": 0.1}, "coverage_penalty: belongs to a beam"),
-        ("search", {"samples": 2, "require": ["a"]}, "require: belongs to a beam"),
-        ("search", {"top_k": 1}, "top_k: shapes what is drawn"),
-        ("search", {"top_p": 0.9}, "top_p: shapes"),
-        ("search", {"min_p": 0.1}, "min_p: shapes"),
-        ("search", {"epsilon_cutoff": 0.1}, "epsilon_cutoff: shapes"),
-        ("search", {"temperature": 0.5}, "temperature: shapes"),
+        ("search", {"samples": 2, "beam": 2}, "beam: applies to beam search"),
+        ("search", {"samples": 2, "coverage_penalty": 0.1}, "coverage_penalty: applies to beam search"),
+        ("search", {"samples": 2, "require": ["a"]}, "require: applies to beam search"),
+        ("search", {"top_k": 1}, "top_k: applies to sampling"),
+        ("search", {"top_p": 0.9}, "top_p: applies to sampling"),
+        ("search", {"min_p": 0.1}, "min_p: applies to sampling"),
+        ("search", {"epsilon_cutoff": 0.1}, "epsilon_cutoff: applies to sampling"),
+        ("search", {"temperature": 0.5}, "temperature: applies to sampling"),
         ("search", {"require": [" "]}, "require: has an empty entry"),
         ("search", {"forbid": ["a", ""]}, "forbid: has an empty entry"),
-        ("search", {"beam": 5, "forbid": ["a"], "require": ["a"]}, "forbid: a is required as well"),
+        ("search", {"beam": 5, "forbid": ["a"], "require": ["a"]}, "forbid: a is also required"),
     ],
     ids=lambda x: str(x)[:30],
 )

@@ -23,7 +23,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
-from seq2seq.decoding.sampling import draw, mixed, sample, seeds, shape, uniform
+from seq2seq.decoding.sampling import draw, hash_splitmix64, sample, sampling_probabilities, seeds, uniform
 from seq2seq.decoding.scoring import Specials, Task
 
 SPECIALS = Specials(BEGIN, END, BANNED)
@@ -76,7 +76,7 @@ def test_sampling_is_its_definition(seed: int) -> None:
     shortest = [random.randint(0, n) for n in longest]
     of_sentences = [random.choice([*LARGE, random.getrandbits(64)]) for _ in range(B)]
     given_rules = bool(no_repeat or any(prefixes))
-    rules = Rules([""] * V, END, no_repeat=no_repeat).of(prefixes) if given_rules else None
+    rules = Rules([""] * V, END, no_repeat=no_repeat).for_prefixes(prefixes) if given_rules else None
     table = Table(random.getrandbits(30), V, 2, end=pick([-1.0, 1.0]))
     asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.ones(B), of_sentences, rules)
     found = sample(table.step, table.begin(range(B), [1 + b % 2 for b in range(B)]), asked, chosen, SPECIALS)
@@ -111,7 +111,7 @@ def test_each_cut_takes_what_the_one_before_it_left(seed: int) -> None:
     logs_RV = (torch.randn(3, random.choice([2, 8, 50]), generator=generator) * 2).log_softmax(-1)
     logs_RV[:, 1:][torch.rand(logs_RV[:, 1:].shape, generator=generator) < random.choice([0.0, 0.4])] = -torch.inf
     chosen, kept = options(**random_cuts(random)), logs_RV.clone()
-    found_RV = shape(logs_RV, chosen)
+    found_RV = sampling_probabilities(logs_RV, chosen)
     for row_V, found_V in zip(logs_RV, found_RV, strict=True):
         ties = reference.Ties()
         wanted = reference.shaped(row_V.double().numpy(), chosen, ties)
@@ -154,7 +154,7 @@ def test_cuts_are_exact_where_probabilities_are(counts: list[int], changes: dict
     if sum(counts) in (4, 8):
         exact = [count / sum(counts) for count in (*counts, 0)]
         assert logits_V.softmax(0).tolist() == exact, "the law is about exact numbers"
-    found_V = shape(logits_V[None], options(**changes))[0]
+    found_V = sampling_probabilities(logits_V[None], options(**changes))[0]
     likeliest = sorted(range(len(counts)), key=lambda i: -counts[i])[:kept]
     assert int((found_V > 0).sum()) == kept
     assert sorted(counts[i] for i in found_V.nonzero()[:, 0].tolist()) == sorted(counts[i] for i in likeliest)
@@ -188,7 +188,7 @@ def test_a_draw_among_many_ids_is_not_rounded() -> None:
 def test_numbers_are_those_of_splitmix() -> None:
     """On 64 bits without a sign, for each sentence, sample, seed and step (Steele et al. 2014)."""
     values = np.array(LARGE, np.uint64)
-    assert mixed(values).tolist() == [reference.splitmix(x) for x in LARGE]
+    assert hash_splitmix64(values).tolist() == [reference.splitmix(x) for x in LARGE]
     for seed in (0, 1, 2**63 - 1):
         of_samples = seeds(LARGE, 3, seed)
         for step in (1, 2, 1000):

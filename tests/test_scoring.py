@@ -23,18 +23,18 @@ from seq2seq.decoding.scoring import (
     Candidates,
     Specials,
     Task,
-    allowed,
-    best,
     coverage_penalty,
-    ends,
-    leaders,
+    length_limits,
     length_penalty,
     log_sum_exp,
-    permit,
+    mask_logits,
+    masked_log_probabilities,
+    top_candidates,
+    top_candidates_unconstrained,
 )
 
 SPECIALS = Specials(BEGIN, END, BANNED)
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 FAST = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32)
 
@@ -63,11 +63,11 @@ def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> Non
     assert torch.equal(found.rank_BC, found.log_probability_BC)
     assert int(found.ids_BC.min()) >= 0 and int(found.ids_BC.max()) < V, "padding is no id"
     assert int(found.origin_BC.min()) >= 0 and int(found.origin_BC.max()) < K
-    place_BC = found.origin_BC * V + found.ids_BC
-    possible_BC = found.rank_BC > NEVER
-    own_BC = total_BKV.flatten(1).gather(1, place_BC).to(found.rank_BC)
+    index_BC = found.origin_BC * V + found.ids_BC
+    possible_BC = found.rank_BC > NEG_INF
+    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.rank_BC)
     assert_close(own_BC[possible_BC], found.rank_BC[possible_BC], rtol=1e-6, atol=4e-6)
-    for places, possible in zip(place_BC.tolist(), possible_BC.tolist(), strict=True):
+    for places, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
         kept = [place for place, yes in zip(places, possible, strict=True) if yes]
         assert len(set(kept)) == len(kept), "no candidate comes twice"
 
@@ -84,13 +84,13 @@ def test_the_best_continuations_are_those_of_a_full_sort(seed: int) -> None:
     x_BKV = torch.randn(B, K, V, generator=generator)
     if random.random() < 0.4:
         x_BKV = x_BKV.round()  # ties
-    x_BKV[torch.rand(B, K, V, generator=generator) < random.choice([0.0, 0.5, 0.98])] = NEVER
+    x_BKV[torch.rand(B, K, V, generator=generator) < random.choice([0.0, 0.5, 0.98])] = NEG_INF
     before_BK = torch.randn(B, K, generator=generator) * 3
-    before_BK[torch.rand(B, K, generator=generator) < random.choice([0.0, 0.5])] = NEVER
-    total_R1 = torch.randn(B * K, 1, generator=generator) if random.random() < 0.5 else None
-    less_BK1 = torch.zeros(B, K, 1) if total_R1 is None else total_R1.view(B, K, 1)
+    before_BK[torch.rand(B, K, generator=generator) < random.choice([0.0, 0.5])] = NEG_INF
+    normalizer_R1 = torch.randn(B * K, 1, generator=generator) if random.random() < 0.5 else None
+    less_BK1 = torch.zeros(B, K, 1) if normalizer_R1 is None else normalizer_R1.view(B, K, 1)
     kept = x_BKV.clone()
-    found = best(x_BKV.view(B * K, V), before_BK, count, total_R1)
+    found = top_candidates(x_BKV.view(B * K, V), before_BK, count, normalizer_R1)
     assert_are_the_best(found, x_BKV.double() - less_BK1 + before_BK[:, :, None], count)
     assert torch.equal(x_BKV, kept)
 
@@ -108,14 +108,16 @@ def test_the_leaders_of_any_number_of_rows_are_those_of_a_full_sort(B: int, K: i
     shortest = torch.randint(0, 6, (B,), generator=generator)
     longest = torch.maximum(shortest, torch.randint(1, 7, (B,), generator=generator))
     kept = logits_RV.clone()
-    found = leaders(logits_RV, before_BK, count, length, task(shortest.tolist(), longest.tolist()), SPECIALS)
+    found = top_candidates_unconstrained(
+        logits_RV, before_BK, count, length, task(shortest.tolist(), longest.tolist()), SPECIALS
+    )
     total_BKV = logits_RV.double().log_softmax(-1).view(B, K, V) + before_BK[:, :, None]
-    total_BKV[:, :, list(BANNED)] = NEVER
+    total_BKV[:, :, list(BANNED)] = NEG_INF
     for b in range(B):
         end_K = total_BKV[b, :, END].clone()
         if longest[b] <= length:
-            total_BKV[b] = NEVER
-        total_BKV[b, :, END] = NEVER if shortest[b] > length else end_K
+            total_BKV[b] = NEG_INF
+        total_BKV[b, :, END] = NEG_INF if shortest[b] > length else end_K
     assert_are_the_best(found, total_BKV, count)
     assert torch.equal(logits_RV, kept), "the model's logits stay as they are"
 
@@ -126,11 +128,11 @@ def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
     x_RV = torch.randn(12, 70, generator=generator) * 3
     x_RV[1] += 1e4
     x_RV[2] -= 1e4
-    x_RV[3, 5:] = NEVER
+    x_RV[3, 5:] = NEG_INF
     x_RV[4, 0] = 300.0
     x_RV[5] = -300.0
     x_RV[6] = 0.0
-    x_RV[7, 1:] = NEVER
+    x_RV[7, 1:] = NEG_INF
     for part_RV in (x_RV, x_RV[:, :1]):
         wanted = part_RV.double().logsumexp(-1, keepdim=True)
         assert_close(log_sum_exp(part_RV).double(), wanted, rtol=3e-7, atol=2e-6)
@@ -146,14 +148,14 @@ def test_permitted_log_probabilities_are_normalised_before_anything_is_forbidden
     longest = [max(1, s, random.randint(1, 7)) for s in shortest]
     logits_RV = torch.randn(B * rows, V, generator=torch.Generator().manual_seed(random.getrandbits(30))) * 4
     sentence_R = torch.arange(B).repeat_interleave(rows)
-    found_RV = permit(logits_RV, length, task(shortest, longest), SPECIALS, None, sentence_R)
+    found_RV = masked_log_probabilities(logits_RV, length, task(shortest, longest), SPECIALS, None, sentence_R)
     wanted_RV = logits_RV.double().log_softmax(-1)
     for r, row_V in enumerate(wanted_RV):
         b, end = r // rows, float(row_V[END])
-        row_V[list(BANNED)] = NEVER
+        row_V[list(BANNED)] = NEG_INF
         if length >= longest[b]:
-            row_V[:] = NEVER
-        row_V[END] = end if length >= shortest[b] else NEVER
+            row_V[:] = NEG_INF
+        row_V[END] = end if length >= shortest[b] else NEG_INF
     assert_close(found_RV.double(), wanted_RV, rtol=1e-5, atol=1e-5)
 
 
@@ -161,7 +163,7 @@ def test_a_sentence_may_end_at_its_shortest_length_and_must_at_its_longest() -> 
     """Lengths count END: END as id number `length` is too early below the shortest one, and due at the longest."""
     asked = task([3, 1, 0], [5, 2, 4])
     for length in range(1, 7):
-        early_B, last_B = ends(length, asked)
+        early_B, last_B = length_limits(length, asked)
         early, last = (None if x is None else x.tolist() for x in (early_B, last_B))
         assert early == ([length < n for n in (3, 1, 0)] if length < 3 else None)
         assert last == ([length >= n for n in (5, 2, 4)] if length >= 2 else None)
@@ -170,17 +172,17 @@ def test_a_sentence_may_end_at_its_shortest_length_and_must_at_its_longest() -> 
 def test_only_end_is_left_where_a_sentence_must_end_and_keeps_its_value() -> None:
     """The limits of some rows leave the others alone; the normaliser counts all that the model gave."""
     raw_RV = torch.randn(3, 9, generator=torch.Generator().manual_seed(1)).half()
-    early_R, last_R = torch.tensor([True, False, False]), torch.tensor([False, True, False])
-    found_RV, total_R1 = allowed(raw_RV, SPECIALS, early_R, last_R)
+    too_short_R, at_limit_R = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    found_RV, normalizer_R1 = mask_logits(raw_RV, SPECIALS, too_short_R, at_limit_R)
     assert found_RV.dtype == torch.float32
-    assert_close(total_R1, raw_RV.float().logsumexp(-1, keepdim=True))
+    assert_close(normalizer_R1, raw_RV.float().logsumexp(-1, keepdim=True))
     words = [i for i in range(9) if i not in BANNED]
-    assert (found_RV > NEVER).nonzero().tolist() == [
+    assert (found_RV > NEG_INF).nonzero().tolist() == [
         *([0, i] for i in words if i != END),
         [1, END],
         *([2, i] for i in words),
     ]
-    possible_RV = found_RV > NEVER
+    possible_RV = found_RV > NEG_INF
     assert torch.equal(found_RV[possible_RV], raw_RV.float()[possible_RV])
 
 
@@ -189,13 +191,13 @@ def test_what_rules_write_comes_after_the_shortest_and_before_the_longest_length
     raw_RV = torch.zeros(2, 6)
 
     def ban(logits_RV: Tensor) -> None:
-        assert logits_RV[0, END] == NEVER and (logits_RV[:, list(BANNED)] == NEVER).all()
+        assert logits_RV[0, END] == NEG_INF and (logits_RV[:, list(BANNED)] == NEG_INF).all()
         logits_RV[0, END] = 7.0
         logits_RV[1, END] = 5.0
 
-    found_RV, _ = allowed(raw_RV, SPECIALS, torch.tensor([True, False]), torch.tensor([False, True]), ban)
+    found_RV, _ = mask_logits(raw_RV, SPECIALS, torch.tensor([True, False]), torch.tensor([False, True]), ban)
     assert found_RV[0, 3:].tolist() == [7.0, 0.0, 0.0]
-    assert found_RV[1].tolist() == [NEVER] * 3 + [5.0, NEVER, NEVER]
+    assert found_RV[1].tolist() == [NEG_INF] * 3 + [5.0, NEG_INF, NEG_INF]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
@@ -220,14 +222,14 @@ def test_the_coverage_penalty_is_its_formula() -> None:
 def test_a_task_keeps_its_columns_together() -> None:
     """Repeated, selected and joined: every limit follows its sentence, rules and seeds belong to the whole batch."""
     rules = Rules([""] * 9, END, no_repeat=2)
-    asked = task([1, 2, 3], [4, 5, 6], source_B=torch.tensor([7, 8, 9]), seeds=[10, 11, 12], rules=rules)
+    asked = task([1, 2, 3], [4, 5, 6], source_length_B=torch.tensor([7, 8, 9]), seeds=[10, 11, 12], rules=rules)
 
     def columns(one: Task) -> list[list[int]]:
         assert one.rules is rules and list(one.seeds) == [10, 11, 12]
-        return [one.shortest_B.tolist(), one.longest_B.tolist(), one.source_B.tolist()]
+        return [one.min_length_B.tolist(), one.max_length_B.tolist(), one.source_length_B.tolist()]
 
     assert columns(asked.repeat(1)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert columns(asked.repeat(2)) == [[1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6], [7, 7, 8, 8, 9, 9]]
     assert columns(asked.select(torch.tensor([2, 0]))) == [[3, 1], [6, 4], [9, 7]]
-    other = task([20], [21], source_B=torch.tensor([22]))
+    other = task([20], [21], source_length_B=torch.tensor([22]))
     assert columns(asked.join(other)) == [[1, 2, 3, 20], [4, 5, 6, 21], [7, 8, 9, 22]]

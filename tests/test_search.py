@@ -182,8 +182,8 @@ def test_finished_sentences_leave_the_batch() -> None:
         rows.append(len(tokens))
         logits = torch.zeros(len(tokens), 1, 8)
         logits[:, 0, 4] = 5.0
-        logits[state.moving[0][:, 0] == state.length + 1, 0, END] = 50.0
-        return logits, state.advance(state.moving, 1)
+        logits[state.history[0][:, 0] == state.length + 1, 0, END] = 50.0
+        return logits, state.advance(state.history, 1)
 
     found = beam_search(step, [(State(None, (stops[:, None],)), task([9, 9, 9]))], search(1), SPECIALS)
     assert [len(h[0].ids) for h in found] == [1, 4, 2]
@@ -223,15 +223,17 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     monkeypatch.setattr(State, "join", lambda self, other: joined.append(other.length) or join(self, other))
 
     def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
-        logits, state, weights = ensemble.look(tokens, state)
+        logits, state, weights = ensemble.step_with_attention(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
     rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat_ngram)
     prefixes = [[10 + i] if i % 2 else [] for i in range(11)]
 
     def batch(rows: slice, asked_of: slice) -> tuple[State, Task]:
-        asked = task(limits[rows], source_B=torch.tensor(lengths[rows]))
-        asked = dataclasses.replace(asked, rules=rules.of(prefixes[asked_of]) if config.no_repeat_ngram else None)
+        asked = task(limits[rows], source_length_B=torch.tensor(lengths[rows]))
+        asked = dataclasses.replace(
+            asked, rules=rules.for_prefixes(prefixes[asked_of]) if config.no_repeat_ngram else None
+        )
         return ensemble.start([padded(sentences[rows])]), asked
 
     step = look if config.coverage_penalty else ensemble.step
@@ -255,11 +257,11 @@ def test_coverage_is_its_formula(family: str) -> None:
     config = search(len(said), coverage_penalty=beta, n_best=len(said), length_normalization="average")
 
     def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
-        logits, state, weights = ensemble.look(tokens, state)
+        logits, state, weights = ensemble.step_with_attention(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
     with torch.inference_mode():
-        asked = task([longest] * 2, source_B=torch.tensor([len(s) for s in sentences]))
+        asked = task([longest] * 2, source_length_B=torch.tensor([len(s) for s in sentences]))
         found = beam_search(look, [(ensemble.start([padded(sentences)]), asked)], config, SPECIALS)
     for source, hypotheses in zip(sentences, found, strict=True):
         scores = {}
@@ -298,7 +300,7 @@ def test_stopping_rules(alpha: float) -> None:
 @pytest.mark.parametrize("beam", [1, 3])
 def test_shortest_and_longest_lengths(beam: int) -> None:
     model, sentences = tiny_model("lstm"), random_sentences([4, 2], seed=1)
-    limits = {"shortest_B": torch.tensor([5, 7])}
+    limits = {"min_length_B": torch.tensor([5, 7])}
     with torch.inference_mode():
         batch = model.start(*padded(sentences)), task([6, 7], **limits)
         found = beam_search(model.step, [batch], search(beam, n_best=beam), SPECIALS)
@@ -315,7 +317,7 @@ def constrained(beam: int, rules: Rules, prefix: list[int], longest: int, **chan
     model, source = tiny_model("transformer", vocabulary=SMALL), random_sentences([4], seed=3, vocabulary=8)
     config = search(beam, n_best=beam, **changes)
     with torch.inference_mode():
-        asked = task([longest], rules=rules.of([prefix]))
+        asked = task([longest], rules=rules.for_prefixes([prefix]))
         return beam_search(model.step, [(model.start(*padded(source)), asked)], config, SPECIALS)[0]
 
 

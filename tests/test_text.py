@@ -19,7 +19,7 @@ import torch
 from conftest import drawn, random_corpus
 
 from seq2seq.cli.main import load_config
-from seq2seq.data.batching import Batches, by_budget, in_order
+from seq2seq.data.batching import Batches, sequential_batches, split_by_token_budget
 from seq2seq.data.corpus import Corpus, open_corpora
 from seq2seq.data.encoding import Batch, encode_training
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
@@ -87,10 +87,10 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
         sentence_iterator=iter(SENTENCES.target), model_writer=other, vocab_size=25, minloglevel=2
     )
     (tmp_path / "other.model").write_bytes(other.getvalue())
-    with pytest.raises(UserError, match=r"other\.model numbers its special tokens otherwise"):
+    with pytest.raises(UserError, match=r"other\.model uses other ids for the special tokens"):
         make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "other.model")), str(tmp_path))
     (tmp_path / "bad.model").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"tokenizer.model: .*bad\.model is no sentencepiece model"):
+    with pytest.raises(UserError, match=r"tokenizer.model: .*bad\.model is not a sentencepiece model"):
         make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "bad.model")), str(tmp_path))
 
 
@@ -169,7 +169,7 @@ def test_another_corpus_begins_its_own_epoch() -> None:
 
 
 def test_a_sentence_longer_than_the_budget_is_a_batch_of_its_own() -> None:
-    assert by_budget(np.array([2, 3, 50, 60]), 10) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+    assert split_by_token_budget(np.array([2, 3, 50, 60]), 10) == [slice(0, 2), slice(2, 3), slice(3, 4)]
 
 
 def check_shift(batch: Batch) -> None:
@@ -180,7 +180,7 @@ def check_shift(batch: Batch) -> None:
 
 def test_target_in_is_target_out_one_place_later() -> None:
     corpus = random_corpus(LENGTHS)
-    seen: Iterator[Batch] = in_order(corpus, 200)
+    seen: Iterator[Batch] = sequential_batches(corpus, 200)
     rows = []
     for batch in seen:
         check_shift(batch)
@@ -216,7 +216,7 @@ def test_padding_is_small_on_real_text(multi30k: Path, tmp_path: Path) -> None:
         real += int(batch.source_mask_BS.sum() + batch.target_mask_BT.sum())
         places += batch.source_BS.numel() + batch.target_in_BT.numel()
     assert 1 - real / places < 0.08
-    assert batches.waste()[1] == pytest.approx(1 - real / places, abs=0.003)
+    assert batches.estimate_padding()[1] == pytest.approx(1 - real / places, abs=0.003)
 
 
 def test_sampled_segmentations_are_the_same_in_every_process(tmp_path: Path) -> None:

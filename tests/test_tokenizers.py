@@ -289,5 +289,5 @@ def test_tokens_named_otherwise_are_refused(tmp_path: Path) -> None:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(SOURCE), model_prefix=str(prefix), vocab_size=32, minloglevel=2, **numbers
         )
-        with pytest.raises(UserError, match="numbers its special tokens otherwise"):
+        with pytest.raises(UserError, match="uses other ids for the special tokens"):
             make_tokenizer(CORPUS, dataclasses.replace(base(), model=f"{prefix}.model"), str(tmp_path))

@@ -26,22 +26,22 @@ from trainers import (
     fast,
     given,
     make_trainer,
-    share_of,
+    rank_batches_of,
     small_tokenizer,
     updates_of,
     varied,
     weights,
 )
 
-from seq2seq.data.batching import Share
+from seq2seq.data.batching import RankBatches
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
-from seq2seq.training import memory_check as rehearsal_module
+from seq2seq.training import memory_check as memory_check_module
 from seq2seq.training.checkpoint import Checkpoints, Progress
-from seq2seq.training.distributed import ALONE, World, joined
-from seq2seq.training.memory_check import largest_budget, rehearse, rehearse_all, rehearse_search, survives
+from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
+from seq2seq.training.memory_check import check_memory, fits, largest_budget, try_batch, try_search
 from seq2seq.training.meter import Meter, UpdateStats
-from seq2seq.training.trainer import PATIENCE_WITH_NUMBERS, Trainer
+from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
@@ -67,7 +67,7 @@ class Events:
         self.seen.append(("validate", self.made.state.progress.update))
         validate()
 
-    def update(self, share: Share) -> UpdateStats:
+    def update(self, rank_batches: RankBatches) -> UpdateStats:
         stats, n = counted(self.made), self.made.state.progress.update
         self.seen.append(("update", n))
         self.at_update.get(n, lambda: None)()
@@ -131,17 +131,17 @@ def test_a_run_logs_validates_saves_and_ends_when_it_must(
         training__patience=patience,
     )
     made = cached_trainer(tmp_path)
-    made.state.config, made.state.progress.update, made.saved = config, begin, begin
+    made.state.config, made.state.progress.update, made.saved_update = config, begin, begin
     progress = made.state.progress
     progress.best_score, progress.best_loss, progress.best_update, progress.without_gain = -math.inf, math.inf, 0, 0
-    made.validate_model, made.stopping, made.stopped_by_signal = given(scores), "", False
+    made.validate_model, made.stop_reason, made.stopped_by_signal = given(scores), "", False
     with pytest.MonkeyPatch.context() as patch:
         events = Events(made, patch)
         events.at_update[stop] = lambda: made.stop("enough")
         made.fit()
     assert events.seen == expected_events(updates, log_every, validate_every, patience, scores, begin, stop)
     asked = begin < stop <= progress.update
-    assert made.stopping == ("enough" if asked else "") and not made.stopped_by_signal
+    assert made.stop_reason == ("enough" if asked else "") and not made.stopped_by_signal
 
 
 _cached: list[Trainer] = []
@@ -167,7 +167,7 @@ def test_a_time_limit_ends_a_run_after_the_update_that_exceeds_it(
     made.fit()
     monkeypatch.undo()
     assert made.state.progress.update == last
-    assert ("max_minutes" in made.stopping) == (last < 9) and not made.stopped_by_signal
+    assert ("max_minutes" in made.stop_reason) == (last < 9) and not made.stopped_by_signal
     assert events.seen[-1] == (("save", last) if last < 9 else ("best validated", 9))
 
 
@@ -177,7 +177,7 @@ def test_a_stopped_or_finished_run_does_nothing_more(tmp_path: Path, monkeypatch
     made.stop("a signal", by_signal=True)
     made.fit()
     assert events.seen == [] and made.stopped_by_signal
-    made.stopping, made.state.progress.update, made.saved = "", 3, 3
+    made.stop_reason, made.state.progress.update, made.saved_update = "", 3, 3
     made.fit()
     assert events.seen == []
 
@@ -242,7 +242,7 @@ def test_early_stopping_and_the_kept_checkpoints_are_those_of_a_list(
     assert index == wanted
     kept = {wanted["last"], wanted.get("best", wanted["last"]), *wanted.get("recent", [])}
     assert {path.name for path in fresh.checkpoints.folder.iterdir()} == {*kept, "index.json"}
-    assert [path.parent.name for path in fresh.checkpoints.earlier()] == wanted.get("recent", [])
+    assert [path.parent.name for path in fresh.checkpoints.recent_weights()] == wanted.get("recent", [])
 
 
 def counted(made: Trainer) -> UpdateStats:
@@ -255,7 +255,7 @@ def make_shallow(made: Trainer, config: Any, folder: Path) -> Trainer:
     """Another run with the parts of a trainer that are costly to make."""
     state = replace(made.state, config=config, progress=Progress(), average=None)
     checkpoints = Checkpoints(Run(folder), config.training.recent)
-    return Trainer(state, torch.float32, made.validate_model, checkpoints, made.logbook)
+    return Trainer(state, torch.float32, made.validate_model, checkpoints, made.logger)
 
 
 # ------------------------------------------------------------------------------------ skipped updates
@@ -276,25 +276,25 @@ def test_a_skipped_update_is_as_if_it_had_not_been(name: str, value: float, tmp_
     config = varied("transformer", optimizer__name=name, training__label_smoothing=0.1)
     made, other = (make_trainer(config, tmp_path, ()) for _ in range(2))
     shares = list(updates_of(made, 4))
-    for n, share in enumerate(shares):
+    for n, rank_batches in enumerate(shares):
         if n == 2:
             hook = poison(made.working.model, value)
             before = copy.deepcopy(made.state.optimizer.state_dict())
-            stats = made.update(share)
+            stats = made.update(rank_batches)
             hook.remove()
             assert stats.skipped and math.isfinite(stats.loss) and not math.isfinite(stats.gradient_norm)
             assert same(before, made.state.optimizer.state_dict())
             assert (made.state.progress.skipped, made.state.progress.skipped_in_a_row) == (1, 1)
             other.state.progress.update += 1
         else:
-            assert not made.update(share).skipped
-            other.update(share)
+            assert not made.update(rank_batches).skipped
+            other.update(rank_batches)
             assert made.state.progress.skipped_in_a_row == 0
     assert made.state.progress.skipped == 1 and made.state.progress.update == 4
-    assert made.state.progress.target_tokens == sum(share.target_tokens for share in shares)
+    assert made.state.progress.target_tokens == sum(rank_batches.target_tokens for rank_batches in shares)
     for name_, p in other.state.model.named_parameters():
         assert torch.equal(p, dict(made.state.model.named_parameters())[name_])
-    assert "update 3: loss" in made.logbook.lines[0] and "skipped" in made.logbook.lines[0]  # type: ignore[attr-defined]
+    assert "update 3: loss" in made.logger.lines[0] and "skipped" in made.logger.lines[0]  # type: ignore[attr-defined]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -334,11 +334,11 @@ def test_numbers_that_stay_wrong_end_a_run_with_their_origin(kind: str, tmp_path
         model.get_submodule("encoder.layers.0").register_forward_hook(lambda _, __, output: output + math.inf)
     else:
         poison(model, math.inf)
-    share = share_of(corpus.batch(np.arange(11)), corpus.batch(np.array([11])))
-    for n in range(1, PATIENCE_WITH_NUMBERS):
-        assert made.update(share).skipped and made.state.progress.skipped_in_a_row == n
+    rank_batches = rank_batches_of(corpus.batch(np.arange(11)), corpus.batch(np.array([11])))
+    for n in range(1, MAX_SKIPPED_IN_A_ROW):
+        assert made.update(rank_batches).skipped and made.state.progress.skipped_in_a_row == n
     with pytest.raises(UserError) as raised:
-        made.update(share)
+        made.update(rank_batches)
     first, origin, pairs, *rest, last = raised.value.problems
     assert first.startswith("update 5: loss ") and "5th time" in first
     assert {
@@ -346,25 +346,25 @@ def test_numbers_that_stay_wrong_end_a_run_with_their_origin(kind: str, tmp_path
         "output": "the output of encoder.layers.0 (",
         "gradient": "a gradient; every output is finite",
     }[kind] in origin
-    assert pairs == "the batch: 11 pairs, numbers 1, 2, 3, 4, 5, 6, 7, 8, … of the training corpus"
+    assert pairs == "batch: 11 pairs, numbers 1, 2, 3, 4, 5, 6, 7, 8, … of the training corpus"
     tokenizer = small_tokenizer()
     for i, line in enumerate(rest):
         texts = tokenizer.decode_source(corpus.source[i].tolist()), tokenizer.decode(corpus.target[i].tolist())
         assert line == f"pair {i + 1}: " + " → ".join(" ".join(text.split()) for text in texts)
-    assert len(rest) == 3 and last == "there is no checkpoint before it"
+    assert len(rest) == 3 and last == "there is no earlier checkpoint"
     assert all(not module._forward_hooks for name, module in model.named_modules() if name != "encoder.layers.0")
 
 
 def test_only_updates_in_a_row_that_are_skipped_end_a_run(tmp_path: Path) -> None:
     """A single one that works forgives all before it."""
     made = make_trainer("lstm", tmp_path)
-    for share in updates_of(made, 3):
+    for rank_batches in updates_of(made, 3):
         hook = poison(made.state.model, math.nan)
-        for _ in range(PATIENCE_WITH_NUMBERS - 1):
-            assert made.update(share).skipped
+        for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
+            assert made.update(rank_batches).skipped
         hook.remove()
-        assert not made.update(share).skipped
-    assert made.state.progress.skipped == 3 * (PATIENCE_WITH_NUMBERS - 1)
+        assert not made.update(rank_batches).skipped
+    assert made.state.progress.skipped == 3 * (MAX_SKIPPED_IN_A_ROW - 1)
 
 
 def test_a_batch_of_eight_pairs_is_named_in_full(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_batch_of_eight_pairs_is_named_in_full(tmp_path: Path) -> None:
     poison(made.state.model, math.inf)
     with pytest.raises(UserError) as raised:
         for _ in range(5):
-            made.update(share_of(corpus.batch(np.arange(8))))
+            made.update(rank_batches_of(corpus.batch(np.arange(8))))
     assert "8 pairs, numbers 1, 2, 3, 4, 5, 6, 7, 8 of the training corpus" in raised.value.problems[2]
 
 
@@ -385,18 +385,20 @@ def test_a_batch_of_eight_pairs_is_named_in_full(tmp_path: Path) -> None:
 def test_processes_update_as_one_does(family: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients and losses are summed over processes before they are divided, clipped and logged."""
     config = varied(family, optimizer__clip_norm=0.05, optimizer__eps=1.0, training__label_smoothing=0.1)
-    made = [make_trainer(config, tmp_path, world=World(rank, size)) for rank in range(size)]
+    made = [make_trainer(config, tmp_path, process_group=ProcessGroup(rank, size)) for rank in range(size)]
     alone = make_trainer(config, tmp_path)
     threads = Threads(size, monkeypatch)
 
-    def work(world: World) -> list[UpdateStats]:
-        return [made[world.rank].update(share) for share in updates_of(made[world.rank], 3)]
+    def work(process_group: ProcessGroup) -> list[UpdateStats]:
+        return [
+            made[process_group.rank].update(rank_batches) for rank_batches in updates_of(made[process_group.rank], 3)
+        ]
 
     found = threads.run(work)
     assert threads.calls == size * 3, "one message an update"
-    batches = (batch for share in alone.state.batches for batch in share.batches)
+    batches = (batch for rank_batches in alone.state.batches for batch in rank_batches.micro_batches)
     for n in range(3):
-        expected = alone.update(share_of(*(next(batches) for _ in range(size))))
+        expected = alone.update(rank_batches_of(*(next(batches) for _ in range(size))))
         for stats in found:
             assert stats[n].loss == pytest.approx(expected.loss, rel=1e-5)
             assert stats[n].gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-4)
@@ -409,19 +411,19 @@ def test_processes_update_as_one_does(family: str, size: int, tmp_path: Path, mo
 def test_one_stopped_process_stops_all_after_the_same_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others know it by the end of that update, and that it was no reason of their own."""
     config = varied("lstm", training__updates=9, training__validate_every=100, training__log_every=100)
-    made = [make_trainer(config, tmp_path / str(rank), world=World(rank, 2)) for rank in range(2)]
+    made = [make_trainer(config, tmp_path / str(rank), process_group=ProcessGroup(rank, 2)) for rank in range(2)]
     update = made[1].update
 
-    def stopping(share: Share) -> UpdateStats:
+    def stopping(rank_batches: RankBatches) -> UpdateStats:
         if made[1].state.progress.update == 2:
             made[1].stop("signal SIGTERM")
-        return update(share)
+        return update(rank_batches)
 
     monkeypatch.setattr(made[1], "update", stopping)
-    Threads(2, monkeypatch).run(lambda world: made[world.rank].fit())
+    Threads(2, monkeypatch).run(lambda process_group: made[process_group.rank].fit())
     assert [one.state.progress.update for one in made] == [3, 3]
-    assert (made[1].stopping, made[1].stopped_by_signal) == ("signal SIGTERM", False)
-    assert "another process" in made[0].stopping and made[0].stopped_by_signal
+    assert (made[1].stop_reason, made[1].stopped_by_signal) == ("signal SIGTERM", False)
+    assert "another process" in made[0].stop_reason and made[0].stopped_by_signal
     assert made[0].checkpoints.run.index() == {"last": "update-0000003"}
     assert not made[1].checkpoints.folder.exists(), "the first process alone writes"
 
@@ -435,11 +437,11 @@ def test_a_sum_over_processes_has_every_tensor_in_its_shape(monkeypatch: pytest.
         made = [torch.randn(shape, generator=generator) for shape in shapes]
         return [*made, torch.randn(4, 2, generator=generator).t(), torch.randn(3, generator=generator).bfloat16()]
 
-    def work(world: World) -> tuple[list[Tensor], list[Any]]:
-        own = tensors(world.rank)
-        world.add(own)
-        world.wait()
-        return own, world.gather(f"rank {world.rank}")
+    def work(process_group: ProcessGroup) -> tuple[list[Tensor], list[Any]]:
+        own = tensors(process_group.rank)
+        process_group.all_reduce(own)
+        process_group.barrier()
+        return own, process_group.all_gather(f"rank {process_group.rank}")
 
     threads = Threads(3, monkeypatch)
     for sums, values in threads.run(work):
@@ -454,11 +456,11 @@ def test_a_process_waits_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[str] = []
     last_comes = threading.Event()
 
-    def work(world: World) -> None:
-        if world.rank == 2:
+    def work(process_group: ProcessGroup) -> None:
+        if process_group.rank == 2:
             last_comes.wait(0.05)
             seen.append("last")
-        world.wait()
+        process_group.barrier()
         seen.append("on")
 
     Threads(3, monkeypatch).run(work)
@@ -469,11 +471,11 @@ def test_one_process_alone_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("all_reduce", "all_gather_object"):
         monkeypatch.delattr(f"torch.distributed.{name}")
     x = torch.ones(3)
-    ALONE.add([x])
-    ALONE.wait()
-    assert torch.equal(x, torch.ones(3)) and ALONE.gather("a") == ["a"]
-    assert (ALONE.rank, ALONE.size, ALONE.leads) == (0, 1, True)
-    assert World(0, 2).leads and not World(1, 2).leads
+    SINGLE_PROCESS.all_reduce([x])
+    SINGLE_PROCESS.barrier()
+    assert torch.equal(x, torch.ones(3)) and SINGLE_PROCESS.all_gather("a") == ["a"]
+    assert (SINGLE_PROCESS.rank, SINGLE_PROCESS.world_size, SINGLE_PROCESS.is_main) == (0, 1, True)
+    assert ProcessGroup(0, 2).is_main and not ProcessGroup(1, 2).is_main
 
 
 class Group:
@@ -505,8 +507,8 @@ def test_processes_join_under_their_rank_and_leave(device: str, monkeypatch: pyt
     chosen: list[torch.device] = []
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "4")
-    with joined(torch.device(device)) as world:
-        assert (world.rank, world.size) == (2, 3)
+    with join_processes(torch.device(device)) as process_group:
+        assert (process_group.rank, process_group.world_size) == (2, 3)
         assert group.names() == ["TCPStore", "PrefixStore", "init_process_group"]
     assert group.names()[-1] == "destroy_process_group"
     named = {name: (arguments, keywords) for name, arguments, keywords in group.calls}
@@ -523,9 +525,9 @@ def test_processes_join_under_their_rank_and_leave(device: str, monkeypatch: pyt
 def test_a_lost_process_is_one_line_and_other_errors_stay(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(monkeypatch)
     error = RuntimeError("[gloo] Connection closed by peer" if lost else "size mismatch")
-    with pytest.raises(UserError if lost else RuntimeError) as raised, joined(torch.device("cpu")):
+    with pytest.raises(UserError if lost else RuntimeError) as raised, join_processes(torch.device("cpu")):
         raise error
-    assert ("process 2 of 3 lost another one" in str(raised.value)) == lost
+    assert ("process 2 of 3 lost the connection to another process" in str(raised.value)) == lost
     assert group.names()[-1] == "destroy_process_group"
     assert ("PrefixStore", ("seq2seq-0", "TCPStore"), {}) in group.calls
 
@@ -536,8 +538,8 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         if value:
             monkeypatch.setenv("WORLD_SIZE", value)
-        with joined(torch.device("cpu")) as world:
-            assert world == ALONE
+        with join_processes(torch.device("cpu")) as process_group:
+            assert process_group == SINGLE_PROCESS
     assert group.calls == []
 
 
@@ -561,8 +563,8 @@ class Watched:
 def test_norms_are_those_of_each_part(tmp_path: Path) -> None:
     """All weights of a part together, and its gradients; three names deep at most."""
     made = make_trainer("transformer", tmp_path)
-    [share] = updates_of(made, 1)
-    made.update(share)
+    [rank_batches] = updates_of(made, 1)
+    made.update(rank_batches)
     expected: dict[str, list[Tensor]] = {}
     for name, p in made.state.model.named_parameters():
         assert p.grad is not None
@@ -584,16 +586,16 @@ def test_a_line_reports_its_numbers_and_warns_of_a_loss_worse_than_guessing(
     """Guessing costs ln V a word; a tenth of uncertainty more is no reason, half as much again is."""
     made = make_trainer("transformer", tmp_path)
     meter = Meter(made.state, torch.float32)
-    [share] = updates_of(made, 1)
+    [rank_batches] = updates_of(made, 1)
     guess = math.log(small_tokenizer().vocabulary.target)
     made.state.progress.update = 7
-    meter.count(UpdateStats(factor * guess, 2.0), share)
+    meter.count(UpdateStats(factor * guess, 2.0), rank_batches)
     made.log(meter)
-    lines, notes = made.logbook.lines, made.logbook.notes  # type: ignore[attr-defined]
+    lines, notes = made.logger.lines, made.logger.notes  # type: ignore[attr-defined]
     assert (len(lines) == 2) == warned and (not warned or f"{guess:.1f}" in lines[1])
     [(kind, update, values), (board, at, norms)] = notes
     assert (kind, update, board, at) == ("train", 7, "board weights", 7)
-    assert values["loss"] == pytest.approx(factor * guess) and values["rate"] == made.rate()
+    assert values["loss"] == pytest.approx(factor * guess) and values["rate"] == made.lr()
     assert "graphs" not in values and norms == made.norms()
     assert made.state.progress.line_tokens == 0, "the next line begins anew"
 
@@ -602,7 +604,7 @@ def test_the_status_line_of_each_update_has_its_numbers(tmp_path: Path, monkeypa
     """What the terminal shows during a run: a bar, the update, and what it found."""
     made = make_trainer(varied("lstm", training__updates=4, training__validate_every=4), tmp_path, [0.0])
     shown: list[str] = []
-    monkeypatch.setattr(made.logbook, "status", shown.append)
+    monkeypatch.setattr(made.logger, "status", shown.append)
     made.fit()
     assert [re.findall(r"update (\d)/4", line) for line in shown[:4]] == [["1"], ["2"], ["3"], ["4"]]
     assert all(line.startswith("━" * (4 * n)) for n, line in enumerate(shown[:4], 1))
@@ -624,18 +626,18 @@ def test_a_compiler_that_fails_is_left_out(broken: bool, tmp_path: Path, monkeyp
             raise ValueError("no compiler\n here")
 
     monkeypatch.setattr("torch.compile", compile)
-    told = made.compile(rehearse)
+    told = made.compile(try_batch)
     assert seen[0] == ("compiled", True) and "run" in seen
-    assert ("FAILED (no compiler here)" in told) == broken
-    assert (made.compute is made.working.model) == broken
+    assert ("failed (no compiler here)" in told) == broken
+    assert (made.forward_model is made.working.model) == broken
     seen.clear()
-    [share] = updates_of(made, 1)
-    made.update(share)
-    assert seen == ([] if broken else ["run"] * len(share.batches))
+    [rank_batches] = updates_of(made, 1)
+    made.update(rank_batches)
+    assert seen == ([] if broken else ["run"] * len(rank_batches.micro_batches))
     meter = Meter(made.state, torch.float32)
-    meter.count(UpdateStats(1.0, 1.0), share)
+    meter.count(UpdateStats(1.0, 1.0), rank_batches)
     made.log(meter)
-    assert ("graphs" in made.logbook.notes[0][2]) != broken  # type: ignore[attr-defined]
+    assert ("graphs" in made.logger.notes[0][2]) != broken  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------- the longest batch first
@@ -657,9 +659,9 @@ def test_the_batch_that_is_tried_is_the_largest_that_can_come(
         seen.append(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made, "compute", Watched(model, note))
+        patch.setattr(made, "forward_model", Watched(model, note))
         patch.setattr(made.state.batches, "encoded", encoded)
-        rehearse(made, tokens)
+        try_batch(made, tokens)
     assert made.state.batches.encoded is before
     [batch] = seen
     longest = max(len(side[i]) for side in (encoded.source, encoded.target) for i in range(len(lengths)))
@@ -678,8 +680,8 @@ def test_trying_a_batch_leaves_no_trace(
 ) -> None:
     """Weights, gradients, moments and random numbers are as before, at a start and later, also if memory ran out."""
     made = make_trainer(varied("transformer", model__dropout=0.5), tmp_path, precision=precision)
-    for share in updates_of(made, update):
-        made.update(share)
+    for rank_batches in updates_of(made, update):
+        made.update(rank_batches)
     made.state.model.zero_grad()
     model, optimizer = made.state.model, made.state.optimizer
     steps: list[float] = []
@@ -692,17 +694,17 @@ def test_trying_a_batch_leaves_no_trace(
         steps.append(lr)
         full() if fails == "step" else step(lr)
         assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-        assert all(optimizer.parts[0].state[p] for p in model.parameters()), "moments take memory as well"
+        assert all(optimizer.optimizers[0].state[p] for p in model.parameters()), "moments take memory as well"
 
     monkeypatch.setattr(optimizer, "step", noting)
     if fails == "forward":
-        monkeypatch.setattr(made, "compute", full)
+        monkeypatch.setattr(made, "forward_model", full)
     if fails == "backward":
         next(made.working.model.parameters()).register_hook(full)
     before, moments = (weights(model), weights(made.working.model)), moments_of(optimizer)
     random, progress = torch.get_rng_state(), asdict(made.state.progress)
-    fits = not (fails and (fails != "step" or update == 0))
-    assert survives(made, 30) == fits
+    fitting = not (fails and (fails != "step" or update == 0))
+    assert fits(made, 30) == fitting
     assert steps == ([0.0] if update == 0 and fails in ("", "step") else [])
     for one, kept in zip((model, made.working.model), before, strict=True):
         assert all(torch.equal(p, kept[name]) for name, p in one.named_parameters())
@@ -726,24 +728,24 @@ def test_only_a_lack_of_memory_is_a_reason_for_a_smaller_batch(tmp_path: Path, m
         def failing(*_: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(made, "compute", failing)
+        monkeypatch.setattr(made, "forward_model", failing)
         if passes:
             with pytest.raises(RuntimeError, match="x"):
-                survives(made, 30)
+                fits(made, 30)
         else:
-            assert not survives(made, 30)
+            assert not fits(made, 30)
 
 
 def limited(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine that holds batches of `limit` tokens → what was tried on it."""
     tried: list[int] = []
 
-    def rehearse(_: Trainer, tokens: int) -> None:
+    def try_batch(_: Trainer, tokens: int) -> None:
         tried.append(tokens)
         if tokens > limit:
             raise MemoryError
 
-    monkeypatch.setattr(rehearsal_module, "rehearse", rehearse)
+    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
     return tried
 
 
@@ -765,18 +767,18 @@ def test_an_automatic_budget_becomes_the_runs(limit: int, tmp_path: Path, monkey
     made = make_trainer(varied("lstm", training__tokens="auto"), tmp_path)
     before = made.state.config
     limited(limit, monkeypatch)
-    told = rehearse_all(made, Corpus(["a"], ["b"]))
+    told = check_memory(made, Corpus(["a"], ["b"]))
     budget = {100: 64, 300: 256, 4096: 4096, 10**6: 4096}[limit]
     assert made.state.batches.tokens == made.state.config.training.tokens == budget
     assert made.state.config == varied(before, training__tokens=budget)
     assert f"training.tokens={budget:,} " in told
-    assert ("more does not fit" in told) == (limit < 4096) and ("no speed" in told) == (limit >= 4096)
+    assert ("do not fit" in told) == (limit < 4096) and ("no faster" in told) == (limit >= 4096)
 
 
 def test_a_configured_budget_that_fits_is_tried_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_trainer(varied("lstm", training__tokens=500), tmp_path)
     tried = limited(500, monkeypatch)
-    assert rehearse_all(made, Corpus(["a"], ["b"])) == "the longest batch fits"
+    assert check_memory(made, Corpus(["a"], ["b"])) == "the longest batch fits"
     assert tried == [500] and made.state.batches.tokens == 500
 
 
@@ -784,23 +786,23 @@ def test_a_budget_too_large_is_refused_with_one_that_fits(tmp_path: Path, monkey
     made = make_trainer(varied("lstm", training__tokens=512), tmp_path)
     limited(511, monkeypatch)
     with pytest.raises(UserError, match=r"of 512 does not fit .*but 256 does; set training.tokens=256 .*tokens=512"):
-        rehearse_all(made, Corpus(["a"], ["b"]))
+        check_memory(made, Corpus(["a"], ["b"]))
     limited(63, monkeypatch)
     with pytest.raises(UserError, match="not even a batch of 64"):
-        rehearse_all(made, Corpus(["a"], ["b"]))
+        check_memory(made, Corpus(["a"], ["b"]))
 
 
 def test_processes_take_the_budget_that_fits_into_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = varied("lstm", training__tokens="auto")
-    made = [make_trainer(config, tmp_path, world=World(rank, 3)) for rank in range(3)]
+    made = [make_trainer(config, tmp_path, process_group=ProcessGroup(rank, 3)) for rank in range(3)]
     limits = [1000, 300, 5000]
 
-    def rehearse(one: Trainer, tokens: int) -> None:
-        if tokens > limits[one.state.world.rank]:
+    def try_batch(one: Trainer, tokens: int) -> None:
+        if tokens > limits[one.state.process_group.rank]:
             raise MemoryError
 
-    monkeypatch.setattr(rehearsal_module, "rehearse", rehearse)
-    Threads(3, monkeypatch).run(lambda world: rehearse_all(made[world.rank], Corpus(["a"], ["b"])))
+    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
+    Threads(3, monkeypatch).run(lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"])))
     assert [one.state.config.training.tokens for one in made] == [256, 256, 256]
 
 
@@ -828,19 +830,19 @@ def test_on_a_gpu_the_longest_sentence_fills_a_batch_of_the_search(
     """As often as its subwords times the beam fit into search.tokens; on a CPU nothing is tried."""
     made = make_trainer(varied("lstm", search__beam=beam, search__tokens=90), tmp_path)
     made.state.model.train()
-    monkeypatch.setattr(rehearsal_module, "Translator", Searcher)
+    monkeypatch.setattr(memory_check_module, "Translator", Searcher)
     monkeypatch.setattr(Searcher, "error", error)
     monkeypatch.setattr(Searcher, "seen", [])
     corpus = Corpus(["the old", "the old dog sees a", "old"], ["a", "b", "c" * 99])
-    rehearse_search(made, corpus)
+    try_search(made, corpus)
     assert Searcher.seen == []
-    monkeypatch.setattr(rehearsal_module, "survives", lambda *_: True)
+    monkeypatch.setattr(memory_check_module, "fits", lambda *_: True)
     made.device = torch.device("cuda")
     if error is None:
-        rehearse_all(made, corpus)
+        check_memory(made, corpus)
     else:
         with pytest.raises(UserError if isinstance(error, torch.OutOfMemoryError) else RuntimeError) as raised:
-            rehearse_all(made, corpus)
+            check_memory(made, corpus)
         if isinstance(error, torch.OutOfMemoryError):
             assert re.search(rf"90 tokens with a beam of {beam} .*search.tokens=45$", str(raised.value))
     width = len(small_tokenizer().encode_source(["the old dog sees a"])[0])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import OptimizerConfig, TrainConfig
-from seq2seq.data.batching import Batches, Share
+from seq2seq.data.batching import Batches, RankBatches
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer, Vocabulary, train_tokenizer
@@ -28,16 +28,16 @@ from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.layers import drop_rows
 from seq2seq.training import checkpoint as saving_module
 from seq2seq.training import loss as loss_module
-from seq2seq.training import memory_check as rehearsal_module
+from seq2seq.training import memory_check as memory_check_module
 from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
-from seq2seq.training.logger import Logbook
+from seq2seq.training.logger import RunLogger
 from seq2seq.training.loss import SmoothedCrossEntropy, divergence, loss_sum, training_loss
-from seq2seq.training.memory_check import rehearse, rehearse_all
+from seq2seq.training.memory_check import check_memory, try_batch
 from seq2seq.training.meter import UpdateStats
 from seq2seq.training.mixed_precision import WorkingCopy
-from seq2seq.training.optimizers import build_optimizer, clip
-from seq2seq.training.schedule import rate_at
+from seq2seq.training.optimizers import build_optimizer, clip_gradients
+from seq2seq.training.schedule import lr_at
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation
 from seq2seq.utils.errors import UserError
@@ -72,16 +72,16 @@ def trainer(
 
     checkpoints = Checkpoints(Run(folder), config.training.recent)
     state = run_state(config)
-    state.average = build_average(config, state.model, state.optimizer, checkpoints.earlier)
-    return Trainer(state, precision, validate, checkpoints, Logbook())
+    state.average = build_average(config, state.model, state.optimizer, checkpoints.recent_weights)
+    return Trainer(state, precision, validate, checkpoints, RunLogger())
 
 
 def one_update(made: Trainer) -> UpdateStats:
     return made.update(next(iter(made.state.batches)))
 
 
-def share_of(*batches: Batch) -> Share:
-    return Share(list(batches), sum(batch.target_tokens for batch in batches))
+def rank_batches_of(*batches: Batch) -> RankBatches:
+    return RankBatches(list(batches), sum(batch.target_tokens for batch in batches))
 
 
 def weights(state: RunState) -> dict[str, torch.Tensor]:
@@ -135,7 +135,7 @@ def test_one_batch_of_eight_is_four_batches_of_two(family: str, precision: torch
     for size in (8, 2, 1):
         made = trainer(tiny_config(family, "optimizer.warmup=0"), tmp_path / str(size), precision=precision)
         rows = torch.arange(8).split(size)
-        stats = made.update(share_of(*(corpus.batch(r.numpy()) for r in rows)))
+        stats = made.update(rank_batches_of(*(corpus.batch(r.numpy()) for r in rows)))
         after.append([stats.loss, stats.gradient_norm])
         if precision == torch.float32:  # in bfloat16 the first step of Adam turns on the sign of rounding errors
             after[-1] += weights(made.state).values()
@@ -168,11 +168,11 @@ def scheduled(schedule: str, rate: float, warmup: int) -> OptimizerConfig:
 @pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"])
 def test_the_rate_rises_to_its_height_and_never_above(schedule: str) -> None:
     config = scheduled(schedule, 1e-3, 10)
-    rates = [rate_at(update, config, 100) for update in range(1, 101)]
+    rates = [lr_at(update, config, 100) for update in range(1, 101)]
     assert rates[9] == max(rates) == 1e-3
     assert rates[:10] == pytest.approx([1e-4 * n for n in range(1, 11)])
     assert all(a >= b >= 0 for a, b in itertools.pairwise(rates[9:]))
-    assert rate_at(1, dataclasses.replace(config, warmup=0), 100) > 0
+    assert lr_at(1, dataclasses.replace(config, warmup=0), 100) > 0
 
 
 def test_inverse_square_root_is_the_papers() -> None:
@@ -180,17 +180,17 @@ def test_inverse_square_root_is_the_papers() -> None:
     config = scheduled("inverse_sqrt", 2e-3, 40)
     for step in (1, 7, 40, 41, 400):
         paper = min(step**-0.5, step * 40**-1.5) / 40**-0.5
-        assert rate_at(step, config, 400) == pytest.approx(2e-3 * paper)
+        assert lr_at(step, config, 400) == pytest.approx(2e-3 * paper)
 
 
 def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
     torch.manual_seed(0)
     given = [torch.randn(5, 3), torch.randn(7)]
     clipped = [g.clone() for g in given]
-    norm = clip(clipped, 1.0)
+    norm = clip_gradients(clipped, 1.0)
     assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in given)), rel=1e-5)
     torch.testing.assert_close(clipped, [g / norm for g in given])
-    assert clip(clipped, 0.0) == pytest.approx(1.0, rel=1e-5)
+    assert clip_gradients(clipped, 0.0) == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("score", ["scaled_dot", "cosine", "additive", "general"])
@@ -211,12 +211,12 @@ def test_the_working_copy_follows_its_master(family: str) -> None:
     master = tiny_model(family)
     working = WorkingCopy(master, torch.bfloat16)
     loss_sum(working.model, tiny_batch(), 0.1).backward()
-    working.hand_over_gradients()
+    working.transfer_gradients()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in master.parameters())
     with torch.no_grad():
         for p in master.parameters():
             p.add_(p.grad, alpha=-0.1)
-    working.take_weights()
+    working.sync_weights()
     for p, q in zip(master.parameters(), working.model.parameters(), strict=True):
         assert p.dtype == torch.float32 and torch.equal(p.bfloat16(), q)
     assert WorkingCopy(master, torch.float32).model is master
@@ -261,13 +261,13 @@ def test_every_optimizer_learns_and_continues_with_the_same_bits(name: str, fami
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_rehearsal_leaves_no_trace(name: str, precision: torch.dtype, tmp_path: Path) -> None:
     after = []
-    for rehearsed in (False, True):
+    for tried in (False, True):
         made = trainer(
             tiny_config("lstm", f"optimizer={name}", "optimizer.schedule=constant", "model.dropout=0.3"), tmp_path
         )
         made = trainer_from(made, precision)
-        if rehearsed:
-            rehearse(made, 64)
+        if tried:
+            try_batch(made, 64)
         for _ in range(3):
             one_update(made)
         after.append(weights(made.state))
@@ -283,12 +283,12 @@ def test_a_budget_that_does_not_fit_is_named_with_one_that_does(
         if tokens > 700:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
 
-    monkeypatch.setattr(rehearsal_module, "rehearse", crowded)
+    monkeypatch.setattr(memory_check_module, "try_batch", crowded)
     with pytest.raises(UserError, match=r"2,048 does not fit into memory, but 512 does; set training\.tokens=512"):
-        rehearse_all(trainer(tiny_config("transformer", "training.tokens=2048"), tmp_path), corpus)
+        check_memory(trainer(tiny_config("transformer", "training.tokens=2048"), tmp_path), corpus)
     made = trainer(tiny_config("transformer", "training.tokens=512"), tmp_path)
     made.state.config = tiny_config("transformer", "training.tokens=auto")
-    assert "training.tokens=512" in rehearse_all(made, corpus)
+    assert "training.tokens=512" in check_memory(made, corpus)
     assert made.state.config.training.tokens == made.state.batches.tokens == 512
 
 
@@ -327,14 +327,14 @@ def test_the_parts_of_processes_make_the_whole_update(world: int) -> None:
     parts = []
     for rank in range(world):
         batches = Batches(random_corpus(LENGTHS * 9), 40, seed=3)
-        batches.rank, batches.world, batches.update_tokens = rank, world, 90
+        batches.rank, batches.world_size, batches.update_tokens = rank, world, 90
         parts.append(list(islice(batches, 6)))
     alone = iter(Batches(random_corpus(LENGTHS * 9), 40, seed=3))
     for update in zip(*parts, strict=True):
-        own = [batch for share in update for batch in share.batches]
-        assert {share.target_tokens for share in update} == {sum(batch.target_tokens for batch in own)}
+        own = [batch for rank_batches in update for batch in rank_batches.micro_batches]
+        assert {rank_batches.target_tokens for rank_batches in update} == {sum(batch.target_tokens for batch in own)}
         assert update[0].target_tokens >= 90
-        expected = [batch for _ in own for batch in next(alone).batches]
+        expected = [batch for _ in own for batch in next(alone).micro_batches]
         assert sorted(tuple(b.index_B.tolist()) for b in own) == sorted(tuple(b.index_B.tolist()) for b in expected)
 
 
@@ -452,7 +452,7 @@ def test_equal_checkpoints_average_to_themselves(tmp_path: Path) -> None:
     for update in (1, 2):
         made.state.progress.update = update
         made.save(validated=True)
-    assert made.state.average is not None and len(made.checkpoints.earlier()) == 2
+    assert made.state.average is not None and len(made.checkpoints.recent_weights()) == 2
     for name, mean in made.state.average.weights().items():
         torch.testing.assert_close(mean, weights(made.state)[name])
 
@@ -485,7 +485,7 @@ def test_the_plateau_halves_the_rate(tmp_path: Path) -> None:
     made = trainer(noisy("lstm", *settings, "training.validate_every=2"), tmp_path, [5, 4, 4, 3, 3, 6, 1])
     made.fit()
     assert made.state.progress.halved == 2
-    assert made.rate() == pytest.approx(made.state.config.optimizer.lr / 4)
+    assert made.lr() == pytest.approx(made.state.config.optimizer.lr / 4)
 
 
 # -------------------------------------------------------------------------------------- continuation
@@ -520,7 +520,7 @@ def test_a_run_that_stopped_ends_with_the_same_bits(family: str, precision: torc
 
 def trainer_from(read: Trainer, precision: torch.dtype) -> Trainer:
     """A trainer made after its state was read, as the program makes it."""
-    return Trainer(read.state, precision, read.validate_model, read.checkpoints, read.logbook)
+    return Trainer(read.state, precision, read.validate_model, read.checkpoints, read.logger)
 
 
 def test_a_new_rate_and_decay_hold_after_continuing(tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_a_new_rate_and_decay_hold_after_continuing(tmp_path: Path) -> None:
         "matrices": 0.25,
         "vectors": 0,
     }
-    assert groups[0]["lr"] == second.rate() == pytest.approx(0.5 / math.sqrt(2))
+    assert groups[0]["lr"] == second.lr() == pytest.approx(0.5 / math.sqrt(2))
 
 
 def test_packed_recurrent_weights_are_stored(tmp_path: Path) -> None:
@@ -570,10 +570,10 @@ def test_a_lost_index_is_no_lost_run(tmp_path: Path) -> None:
 def test_a_validation_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run killed in between tells it again; saved first, it would be missing from the metrics for good."""
     made, order = trainer(noisy("lstm"), tmp_path, [1]), []
-    monkeypatch.setattr(made.logbook, "validation", lambda *_: order.append("told"))
+    monkeypatch.setattr(made.logger, "validation", lambda *_: order.append("logged"))
     monkeypatch.setattr(made.checkpoints, "save", lambda *_: order.append("saved"))
     made.validate()
-    assert order == ["told", "saved"]
+    assert order == ["logged", "saved"]
 
 
 @pytest.mark.slow
@@ -606,7 +606,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for module, function in ((checkpoint_module, "save_file"), (saving_module, "to_disk")):
+    for module, function in ((checkpoint_module, "save_file"), (saving_module, "fsync_file")):
         with monkeypatch.context() as patch:
             patch.setattr(module, function, full)
             with pytest.raises(UserError, match=r"No space left.*update-0000000"):

@@ -18,7 +18,7 @@ from conftest import Program, forks, saved_run
 
 from seq2seq.cli.commands.translate import Filter, interrupts_wait, one_line
 from seq2seq.cli.main import load_config
-from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
+from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import output_stream
@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 def filtered(translator: Translator, given: bytes, *overrides: str) -> str:
     work, out = Filter(translator, load_config("translate", "search=greedy", *overrides)), io.StringIO(newline="\n")
-    work.run(Arriving(decoded(io.BytesIO(given)), pauses=False), out)
+    work.run(LineReader(decode_lines(io.BytesIO(given)), pauses=False), out)
     assert work.done == given.count(b"\n")
     return out.getvalue()
 
@@ -85,7 +85,7 @@ def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureF
     out = filtered(translator, b"".join(line + b"\n" for line in given)).split("\n")
     assert len(out) == len(given) + 1 and out[-1] == ""
     for number in chance.sample(range(1, len(given)), 20):
-        text = [line.text for line in decoded([b"", given[number]])][1]
+        text = [line.text for line in decode_lines([b"", given[number]])][1]
         alone = translator.translate([text], load_config("translate", "search=greedy").search)
         assert out[number] == one_line(alone[0][0].text)
     told = capsys.readouterr().err
@@ -120,7 +120,7 @@ def lines(count: int) -> list[Line]:
 
 @pytest.mark.parametrize("count", [0, 1, 7, 64, 1000])
 def test_chunks_are_the_lines(count: int) -> None:
-    chunks = list(Arriving(iter(lines(count)), pauses=False).chunks(4, 32))
+    chunks = list(LineReader(iter(lines(count)), pauses=False).chunks(4, 32))
     assert [line for chunk in chunks for line in chunk] == lines(count)
     sizes = [len(chunk) for chunk in chunks]
     assert all(size == min(4 * 2**i, 32) for i, size in enumerate(sizes[:-1])), "a file's chunks depend on nothing else"
@@ -136,7 +136,7 @@ def test_what_has_arrived_is_handed_on_when_the_input_pauses() -> None:
         yield from lines(2)
 
     found = []
-    for chunk in Arriving(pausing(), pauses=True).chunks(64, 64):
+    for chunk in LineReader(pausing(), pauses=True).chunks(64, 64):
         found += chunk
         if len(found) == 3:
             came_out.set()
@@ -152,7 +152,7 @@ def test_no_more_is_read_than_fits() -> None:
             read.append(number)
             yield Line("x" * 2**18, False)
 
-    for taken, chunk in enumerate(Arriving(long_lines(), pauses=False).chunks(4, 4), 1):
+    for taken, chunk in enumerate(LineReader(long_lines(), pauses=False).chunks(4, 4), 1):
         assert len(chunk) == 4
         assert len(read) <= 4 * taken + 4 + 1, "at most a chunk that waits, and a line in hand"
     assert len(read) == 64
@@ -165,16 +165,16 @@ def test_an_error_of_reading_comes_after_the_lines_before_it() -> None:
 
     found: list[Line] = []
     with pytest.raises(UserError, match="cut off"):
-        for chunk in Arriving(breaking(), pauses=False).chunks(2, 4):
+        for chunk in LineReader(breaking(), pauses=False).chunks(2, 4):
             found += chunk
     assert found == lines(5)
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
     given = "\ufeffone\r\ntwo\u2028still\x0btwo\rand\n\ufeff\nlast".encode()
-    texts = [line.text for line in decoded(io.BytesIO(given))]
+    texts = [line.text for line in decode_lines(io.BytesIO(given))]
     assert texts == ["one", "two\u2028still\x0btwo\rand", "\ufeff", "last"]
-    assert [line.broken for line in decoded([b"a\xffb\n", "\ufffd\n".encode(), b"ok\n"])] == [True, False, False]
+    assert [line.invalid for line in decode_lines([b"a\xffb\n", "\ufffd\n".encode(), b"ok\n"])] == [True, False, False]
 
 
 # ----------------------------------------------------------------------------------------- sentences

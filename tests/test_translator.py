@@ -14,7 +14,7 @@ import torch
 from conftest import FAMILIES, Program, forks, tiny_config, tiny_model
 
 from seq2seq.cli.commands.score import tabbed
-from seq2seq.config.loading import search_preset, typed
+from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.tokenizer import BEGIN, Tokenizer, train_tokenizer
@@ -165,7 +165,7 @@ def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
     prefixes = ["Ein" if i % 3 else "" for i in range(50)]
     model, search = translator(family, words), options(n_best=2, length_extra=2)
     expected = model.translate(sentences, search, prefixes=prefixes)
-    model.share(3)
+    model.use_processes(3)
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda _: model.translate(sentences, search, prefixes=prefixes), range(3)):
             assert_same(found, expected)
@@ -177,8 +177,8 @@ def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
 @pytest.mark.slow
 @forks
 def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> None:
-    model, sentences = translator("transformer", words).share(2), SOURCES * 10
-    with pytest.raises(UserError, match=r"search\.require: 'Ω' cannot be written"):
+    model, sentences = translator("transformer", words).use_processes(2), SOURCES * 10
+    with pytest.raises(UserError, match=r"search\.require: 'Ω' cannot be written in this model's subwords"):
         model.translate(sentences, options(require=["Ω"]))
     for child in multiprocessing.active_children():
         child.kill()
@@ -191,7 +191,7 @@ def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> N
 
 def test_processes_are_for_a_cpu() -> None:
     assert choose_processes("auto", torch.device("cuda")) == choose_processes(1, torch.device("cuda")) == 1
-    with pytest.raises(UserError, match="processes: 2 work side by side only on Linux and device=cpu"):
+    with pytest.raises(UserError, match="processes: 2 run in parallel only on Linux with device=cpu"):
         choose_processes(2, torch.device("cuda"))
 
 
@@ -231,7 +231,7 @@ def test_an_ensemble_of_both_families_from_disk(tmp_path: Path, words: Tokenizer
     for mixed, *parts in told:
         for mean, *each in zip(*(x.token_log_probabilities for x in (mixed, *parts)), strict=True):
             assert torch.tensor(mean).exp() == pytest.approx(float(torch.tensor(each).exp().mean()), abs=1e-5)
-    with pytest.raises(UserError, match="lstm and other write different subwords"):
+    with pytest.raises(UserError, match="lstm and other use different target subwords"):
         Translator.load(["lstm", "other"], **place)
 
 
@@ -254,7 +254,7 @@ def test_score_command(program: Program, tmp_path: Path, words: Tokenizer) -> No
     summary = program("score", "run=mine", "source=a.en", "target=a.de", "summary=true")
     assert summary.stdout.startswith("perplexity ") and summary.stdout.count("\n") == 1 and "5 pairs" in summary.stdout
     short = program("score", "run=mine", "source=a.en", "target=missing.de")
-    assert short.returncode == 1 and short.stderr == "error: target: missing.de is no file here\n"
+    assert short.returncode == 1 and short.stderr == "error: target: missing.de does not exist\n"
 
 
 def test_broken_pairs_are_named_by_their_line() -> None:
@@ -267,18 +267,18 @@ def test_broken_pairs_are_named_by_their_line() -> None:
 
 def test_contradictory_searches_are_refused() -> None:
     given = {**dataclasses.asdict(search_preset("greedy")), "samples": 4, "beam": 2, "temperature": 0.5}
-    with pytest.raises(UserError, match="beam: belongs to a beam, but samples=4"):
-        typed(SearchConfig, given)
+    with pytest.raises(UserError, match="beam: applies to beam search, but samples=4"):
+        build_config(SearchConfig, given)
     wrong: dict[str, dict[str, object]] = {
-        "temperature: shapes what is drawn": {"temperature": 0.5},
-        "groups: 2 groups do not share a beam of 5": {"groups": 2},
-        "diversity: 0.5 tells groups apart": {"diversity": 0.5},
+        "temperature: applies to sampling only": {"temperature": 0.5},
+        "groups: 2 does not divide the beam of 5": {"groups": 2},
+        "diversity: 0.5 has no effect with one group": {"diversity": 0.5},
         "select_by: chrf compares candidates": {"beam": 1, "select_by": "chrf"},
-        "n_best: 9 translations cannot come from a beam of 5": {"n_best": 9},
-        "min_length_factor: asks for longer": {"min_length_factor": 3.0},
-        "forbid: Hund is required as well": {"require": ["Hund"], "forbid": ["Hund"]},
+        "n_best: 9 exceeds beam=5": {"n_best": 9},
+        "min_length_factor: requires longer": {"min_length_factor": 3.0},
+        "forbid: Hund is also required": {"require": ["Hund"], "forbid": ["Hund"]},
         "require: has an empty entry": {"require": [" "]},
     }
     for message, changes in wrong.items():
         with pytest.raises(UserError, match=message):
-            typed(SearchConfig, {**dataclasses.asdict(search_preset("beam")), **changes})
+            build_config(SearchConfig, {**dataclasses.asdict(search_preset("beam")), **changes})

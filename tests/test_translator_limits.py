@@ -28,7 +28,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.scoring import Hypothesis
 from seq2seq.inference import translator as translator_module
-from seq2seq.inference.translator import EMPTY, SHARE, Translation, Translator, seed
+from seq2seq.inference.translator import EMPTY, MIN_PER_PROCESS, Translation, Translator, seed
 from seq2seq.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ def assert_translations(
             assert one.score == pytest.approx(path.score, rel=1e-5, abs=3e-5)
             assert one.log_probability == pytest.approx(path.total, rel=1e-5, abs=5e-5)
             assert one.token_log_probabilities == pytest.approx(path.each, rel=1e-5, abs=3e-5)
-            assert one.cut == cut and one.source_pieces == tuple(f"s{i}" for i in source[0])
+            assert one.truncated == cut and one.source_pieces == tuple(f"s{i}" for i in source[0])
             if attention is not None:
                 assert (one.weights_LNTS is not None) == attention
             if attention and one.weights_LNTS is not None:
@@ -240,8 +240,8 @@ def test_a_translation_is_the_search_of_its_sentence_alone(kind: str, number: in
     prefixes = [random.choice(["", "", "a", "ab b", "c.c.c", "aé"]) if some else "" for _ in texts]
     search, attention = random_search(random, kind), random.random() < 0.4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(translator_module, "READ_TOKENS", random.choice([1, 8, 20, 2048]))
-        patch.setattr(translator_module, "FORCED_TOKENS", random.choice([1, 8, 20, 2048]))
+        patch.setattr(translator_module, "ENCODER_TOKENS", random.choice([1, 8, 20, 2048]))
+        patch.setattr(translator_module, "SCORING_TOKENS", random.choice([1, 8, 20, 2048]))
         given_prefixes = prefixes if some or random.random() < 0.5 else None
         found = model.translate(texts, search, prefixes=given_prefixes, attention=attention)
     assert_translations(found, plain, texts, plain.translate(texts, prefixes, search), attention)
@@ -263,8 +263,8 @@ def test_a_score_is_that_of_its_pair_alone(number: int) -> None:
     )
     given_search, attention = random.choice([search, None]), random.random() < 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(translator_module, "READ_TOKENS", random.choice([1, 8, 2048]))
-        patch.setattr(translator_module, "FORCED_TOKENS", random.choice([1, 5, 9, 2048]))
+        patch.setattr(translator_module, "ENCODER_TOKENS", random.choice([1, 8, 2048]))
+        patch.setattr(translator_module, "SCORING_TOKENS", random.choice([1, 5, 9, 2048]))
         scored = model.score(texts, targets, given_search, attention=attention)
     paths = []
     for text, target in zip(texts, targets, strict=True):
@@ -285,12 +285,12 @@ def test_a_source_is_cut_exactly_at_the_longest_that_the_model_reads(max_length:
     model = translator([table], max_length=max_length)
     texts = ["abc"[i % 3] * (max_length - 2 + i) for i in range(1, 4)]  # as long with END as the limit, and longer
     (one,), (two,), (three,) = model.translate(texts, options(beam=1, n_best=1))
-    assert [x.cut for x in (one, two, three)] == [False, True, True]
+    assert [x.truncated for x in (one, two, three)] == [False, True, True]
     assert [len(x.source_pieces) for x in (one, two, three)] == [max_length] * 3
     ids = Letters().encode_source(texts)
     read = sorted(row for reads in table.reads for row in reads)
     assert read == sorted([ids[0], *([*row[: max_length - 1], END] for row in ids[1:])])
-    assert [x.cut for x in model.score(texts, ["a"] * 3)] == [False, True, True]
+    assert [x.truncated for x in model.score(texts, ["a"] * 3)] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_batches_hold_as_many_tokens_as_fit(tokens: int, rows: dict[str, int], w
 @pytest.mark.parametrize("widths", [[1], [2, 0]])
 def test_a_cpu_reads_few_sentences_together(widths: list[int], budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a batch as many source tokens as fit, of the model that reads most; another device reads all at once."""
-    monkeypatch.setattr(translator_module, "READ_TOKENS", budget)
+    monkeypatch.setattr(translator_module, "ENCODER_TOKENS", budget)
     texts = ["ab", "a", "abc", "b", "c", "abcab", "bc"]
     tables = [Table(5, len(TARGET), 64) for _ in widths]
     model = translator(tables, widths)
@@ -393,14 +393,14 @@ def test_a_cpu_reads_few_sentences_together(widths: list[int], budget: int, monk
     together: list[int] = []
     model.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
     monkeypatch.setattr(model, "_start_batch", lambda sources: together.append(len(sources)))
-    model._start(model._read(texts))
+    model._start(model._encode_sources(texts))
     assert together == [7]
 
 
 @pytest.mark.parametrize("budget", [1, 6, 8, 100])
 def test_forced_targets_are_read_in_batches_that_fit(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short targets first, and equally long ones by their sources; each batch as large as fits with END and padding."""
-    monkeypatch.setattr(translator_module, "FORCED_TOKENS", budget)
+    monkeypatch.setattr(translator_module, "SCORING_TOKENS", budget)
     table = Table(6, len(TARGET), 64)
     texts, targets = ["ab", "a", "abc", "b", "c", "abcab"], ["a b", "c", "", "c.c.", "b", "a"]
     translator([table]).score(texts, targets)
@@ -435,7 +435,7 @@ def test_divided_sentences_are_translated_as_by_one_process(count: int, processe
     texts = ["".join(random.choices("abc", k=random.choice([0, 1, 2, 3, 12]))) for _ in range(count)]
     prefixes = [random.choice(["", "a", "b c"]) for _ in texts]
     alone = model.translate(texts, search, prefixes=prefixes)
-    assert SHARE == 16
+    assert MIN_PER_PROCESS == 16
     workers = FakeWorkers(model._translate, processes)
     model.workers = workers  # type: ignore[assignment]
     assert model.translate(texts, search, prefixes=prefixes) == alone
@@ -467,10 +467,10 @@ def test_a_few_very_long_sentences_leave_some_processes_without_work() -> None:
 def test_sharing_makes_workers_for_more_than_one_process() -> None:
     """A translator that shares its work knows how many processes there are, and can take it back."""
     model = translator([Table(7, len(TARGET), 64)])
-    assert model.workers is None and model.share(1) is model and model.workers is None
-    workers = model.share(2).workers
+    assert model.workers is None and model.use_processes(1) is model and model.workers is None
+    workers = model.use_processes(2).workers
     assert workers is not None and workers.count == 2 and workers.work == model._translate
-    assert model.share(1).workers is None
+    assert model.use_processes(1).workers is None
 
 
 # -------------------------------------------------------------------------------------------------- everything besides
@@ -512,14 +512,14 @@ def test_candidates_with_one_text_are_one_candidate_that_counts_twice(monkeypatc
     hypotheses = [Hypothesis(one, -float(i), -float(i), (-float(i),)) for i, one in enumerate(ids)]
     likeness = {"ab": 2.0, "c": 3.0, "ab.": 2.0, "b": 3.0}
     monkeypatch.setattr(translator_module, "expected_similarity", lambda texts, _: [likeness[t] for t in texts])
-    chosen = model._chosen(hypotheses, options(beam=5, n_best=5, select_by="chrf"))
+    chosen = model._select(hypotheses, options(beam=5, n_best=5, select_by="chrf"))
     assert [(one.ids, one.score, one.log_probability) for one in chosen] == [
         ([10], 3.0, -2.0),
         ([8], 3.0, -4.0),
         ([6], 2.0, 0.0),
         ([6, 9], 2.0, -3.0),
     ]
-    assert model._chosen(hypotheses, options(beam=5, n_best=2, select_by="chrf")) == chosen[:2]
+    assert model._select(hypotheses, options(beam=5, n_best=2, select_by="chrf")) == chosen[:2]
 
 
 def test_a_sentence_has_a_seed_of_its_own_ids_alone() -> None:

@@ -29,7 +29,7 @@ from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.inference.translator import Translator
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.trainer import Trainer
-from seq2seq.training.validation import Validation, samples, spread, validate
+from seq2seq.training.validation import Validation, select_examples, spread_indices, validate
 from seq2seq.utils.images import attention_image
 
 __all__ = ["fast"]
@@ -48,7 +48,12 @@ def tokenizer() -> Tokenizer:
 def config_of(family: str, **changes: Any) -> TrainConfig:
     """A search that writes some characters for every sentence, whatever the model has learned."""
     search = {"search__no_repeat_ngram": 1, "search__min_length_factor": 1.0, "search__min_length_extra": 3}
-    ours = {"training__examples": 4, "training__label_smoothing": 0.3, "data__target": "zh", "model__tie_embeddings": "output"}
+    ours = {
+        "training__examples": 4,
+        "training__label_smoothing": 0.3,
+        "data__target": "zh",
+        "model__tie_embeddings": "output",
+    }
     return varied(family, **{**search, **ours, "model__dropout": 0.5, **changes})
 
 
@@ -115,8 +120,8 @@ def test_a_validation_is_the_plain_loss_and_sacrebleus_scores(family: str, avera
     model, state = made.state.model, made.state
     set_weights(model, shaken(model, 1))
     if named:
-        for share, _ in zip(iter(state.batches), range(3), strict=False):
-            made.update(share)
+        for rank_batches, _ in zip(iter(state.batches), range(3), strict=False):
+            made.update(rank_batches)
     if average == "ema":
         assert state.average is not None
         state.average.load(shaken(model, 2))
@@ -130,7 +135,7 @@ def test_a_validation_is_the_plain_loss_and_sacrebleus_scores(family: str, avera
     corpus = Corpus(SOURCES, near(hypotheses))
     model.train()
     validating(made, corpus).validate()
-    [(update, scores, shown, pictures, _)] = made.logbook.validations  # type: ignore[attr-defined]
+    [(update, scores, shown, pictures, _)] = made.logger.validations  # type: ignore[attr-defined]
     assert update == state.progress.update
     assert scores["loss"] == pytest.approx(loss_by_hand(translating, corpus), rel=1e-5)
     bleu = sacrebleu.corpus_bleu(hypotheses, [corpus.target], tokenize="zh", force=True).score
@@ -162,7 +167,7 @@ def test_a_validation_does_not_depend_on_its_batches(budget: int, tmp_path: Path
     corpus = Corpus(SOURCES, LETTERS)
     made = trainer_of(config_of("lstm", training__tokens=budget), tmp_path)
     validating(made, corpus).validate()
-    [(_, scores, *_)] = made.logbook.validations  # type: ignore[attr-defined]
+    [(_, scores, *_)] = made.logger.validations  # type: ignore[attr-defined]
     assert scores["loss"] == pytest.approx(loss_by_hand(made.state.model, corpus), rel=1e-5)
 
 
@@ -174,7 +179,7 @@ def test_what_computes_validates_and_trains_on_as_if_nothing_had_been(precision:
     for validated in (False, True):
         config = config_of("transformer", training__average="ema")
         made = trainer_of(config, tmp_path / str(validated), precision=precision)
-        shares = iter(made.state.batches)
+        updates = iter(made.state.batches)
         seen: list[tuple[torch.dtype, bool]] = []
         corpus = Corpus(SOURCES, LETTERS)
         encoded = encode_corpus(corpus, tokenizer())
@@ -190,11 +195,11 @@ def test_what_computes_validates_and_trains_on_as_if_nothing_had_been(precision:
             return validate(model, made.state, corpus, encoded)
 
         made.validate_model = check
-        stats = [made.update(next(shares))]
+        stats = [made.update(next(updates))]
         if validated:
             made.validate()
             assert seen == [(precision, False)]
-        stats += [made.update(next(shares)) for _ in range(2)]
+        stats += [made.update(next(updates)) for _ in range(2)]
         assert all(part.training for part in made.working.model.modules())
         after.append((stats, weights(made.state.model)))
     assert after[0][0] == after[1][0]
@@ -218,15 +223,15 @@ def test_processes_that_share_a_validation_find_what_one_finds(
     encoded = encode_corpus(corpus, tokenizer())
     expected = validate(made[size].state.model, made[size].state, corpus, encoded)
 
-    def work(world: Any) -> Validation:
-        state = made[world.rank].state
-        state.world = world
+    def work(process_group: Any) -> Validation:
+        state = made[process_group.rank].state
+        state.process_group = process_group
         return validate(state.model, state, corpus, encoded)
 
     for rank, found in enumerate(Threads(size, monkeypatch).run(work)):
         assert found.scores == pytest.approx(expected.scores, rel=1e-6)
-        assert found.samples == expected.samples
-        assert list(found.pictures) == (list(expected.pictures) if rank == 0 else [])
+        assert found.examples == expected.examples
+        assert list(found.images) == (list(expected.images) if rank == 0 else [])
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -234,13 +239,13 @@ def test_processes_that_share_a_validation_find_what_one_finds(
 def test_examples_come_from_all_over_the_corpus(pairs: int, count: int) -> None:
     """One from the middle of each of `count` equal parts; all sentences where more are asked for."""
     corpus = Corpus([f"source {i}" for i in range(pairs)], [f"target {i}" for i in range(pairs)])
-    found = spread(corpus, count)
+    found = spread_indices(corpus, count)
     assert found == sorted(set(found)) and all(0 <= i < pairs for i in found)
     for part in range(count):
         middle = (part + 0.5) * pairs / count
         assert any(abs(i + 0.5 - middle) <= 0.5 for i in found)
     assert len(found) <= count
-    shown = samples(corpus, [f"output {i}" for i in range(pairs)], count)
+    shown = select_examples(corpus, [f"output {i}" for i in range(pairs)], count)
     assert shown == [(f"source {i}", f"target {i}", f"output {i}") for i in found]
 
 
@@ -273,7 +278,7 @@ def test_the_monitored_score_decides_and_then_the_loss(
         progress = made.state.progress
         assert progress.best_update == expected and progress.without_gain == n - expected
         assert made.checkpoints.run.index().get("best") == (f"update-{expected:07d}" if expected else None)
-        note = made.logbook.validations[-1][-1]  # type: ignore[attr-defined]
+        note = made.logger.validations[-1][-1]  # type: ignore[attr-defined]
         assert note == ("best so far" if expected == n else f"best: update {expected}")
         if expected:
             score, loss = found[expected - 1]
@@ -293,7 +298,7 @@ def test_a_validation_reports_all_its_scores_and_how_long_it_took(
     monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
     made.validate()
     monkeypatch.undo()
-    assert made.logbook.validations == [  # type: ignore[attr-defined]
+    assert made.logger.validations == [  # type: ignore[attr-defined]
         (1234, {**scores, "seconds": 7.5}, lines, picture, "best so far")
     ]
 
@@ -303,6 +308,6 @@ def test_a_run_of_one_sentence_validates(tmp_path: Path) -> None:
     corpus = Corpus(["a"], ["猫"])
     made = trainer_of(config_of("transformer", training__examples=0), tmp_path)
     validating(made, corpus).validate()
-    [(_, scores, shown, pictures, _)] = made.logbook.validations  # type: ignore[attr-defined]
+    [(_, scores, shown, pictures, _)] = made.logger.validations  # type: ignore[attr-defined]
     assert scores["loss"] == pytest.approx(loss_by_hand(made.state.model, corpus), rel=1e-5)
     assert shown == [] and pictures == {}

@@ -69,7 +69,7 @@ def test_an_error_in_a_worker_is_raised_here_and_the_next_work_is_done(workers: 
 @forks
 def test_a_killed_worker_is_an_error_and_is_replaced(workers: Workers) -> None:
     """Also with another share still at work, whose answer comes too late."""
-    with pytest.raises(UserError, match="a worker was killed"):
+    with pytest.raises(UserError, match="a worker process died"):
         workers.map([(99,), (1, 0.1), (2,)])
     assert workers.pipes == []
     assert [value for value, _, _ in workers.map([(7,), (8,)])] == [7, 8]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import TrainConfig
-from seq2seq.data.batching import Batches, Share
+from seq2seq.data.batching import Batches, RankBatches
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch, EncodedCorpus
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
@@ -26,8 +26,8 @@ from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import meter as meter_module
 from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
-from seq2seq.training.distributed import ALONE, World
-from seq2seq.training.logger import Logbook
+from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
+from seq2seq.training.logger import RunLogger
 from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation
@@ -78,8 +78,8 @@ def given(scores: Iterable[float | dict[str, float]], monitor: str = "bleu") -> 
     return validate
 
 
-class Quiet(Logbook):
-    """A logbook that says nothing and notes everything it is given."""
+class Quiet(RunLogger):
+    """A logger that says nothing and notes everything it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Quiet(Logbook):
         self.notes: list[tuple[str, int, dict[str, float]]] = []
         self.validations: list[tuple[Any, ...]] = []
 
-    def say(self, text: str = "") -> None:
+    def info(self, text: str = "") -> None:
         self.lines.append(text)
 
     def status(self, text: str) -> None:
@@ -96,7 +96,7 @@ class Quiet(Logbook):
     def scalars(self, kind: str, update: int, values: Any) -> None:
         self.notes.append((kind, update, dict(values)))
 
-    def board(self, kind: str, update: int, values: Any) -> None:
+    def tensorboard(self, kind: str, update: int, values: Any) -> None:
         self.notes.append((f"board {kind}", update, dict(values)))
 
     def validation(self, *arguments: Any) -> None:
@@ -106,7 +106,7 @@ class Quiet(Logbook):
 def make_state(
     config: TrainConfig,
     checkpoints: Checkpoints,
-    world: World = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     tokenizer: Tokenizer | None = None,
     encoded: EncodedCorpus | None = None,
 ) -> RunState:
@@ -116,10 +116,10 @@ def make_state(
     encoded = encoded or random_corpus(LENGTHS * 2)
     batches = Batches(encoded, 64 if config.training.tokens == "auto" else config.training.tokens, config.seed)
     batches.update_tokens = config.training.update_tokens
-    batches.rank, batches.world = world.rank, world.size
+    batches.rank, batches.world_size = process_group.rank, process_group.world_size
     optimizer = build_optimizer(model, config.optimizer)
-    average = build_average(config, model, optimizer, checkpoints.earlier)
-    return RunState(config, tokenizer, model, optimizer, batches, Progress(), average, world)
+    average = build_average(config, model, optimizer, checkpoints.recent_weights)
+    return RunState(config, tokenizer, model, optimizer, batches, Progress(), average, process_group)
 
 
 def make_trainer(
@@ -129,7 +129,7 @@ def make_trainer(
     *,
     resume: bool = False,
     precision: torch.dtype = torch.float32,
-    logbook: Logbook | None = None,
+    logger: RunLogger | None = None,
     **rest: Any,
 ) -> Trainer:
     """A trainer whose validations find the given scores; `resume` goes on from the folder's last checkpoint."""
@@ -138,15 +138,15 @@ def make_trainer(
     state = make_state(config, checkpoints, **rest)
     if resume:
         state.read(checkpoints.run.checkpoint("last"))
-    return Trainer(state, precision, given(scores, config.training.monitor), checkpoints, logbook or Quiet())
+    return Trainer(state, precision, given(scores, config.training.monitor), checkpoints, logger or Quiet())
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def share_of(*batches: Batch, target_tokens: int | None = None) -> Share:
-    return Share(list(batches), target_tokens or sum(batch.target_tokens for batch in batches))
+def rank_batches_of(*batches: Batch, target_tokens: int | None = None) -> RankBatches:
+    return RankBatches(list(batches), target_tokens or sum(batch.target_tokens for batch in batches))
 
 
 class Clock:
@@ -169,7 +169,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     if yaml.__with_libyaml__:
         monkeypatch.setattr("yaml.safe_dump", partial(yaml.dump, Dumper=yaml.CSafeDumper))
         monkeypatch.setattr("yaml.safe_load", partial(yaml.load, Loader=yaml.CSafeLoader))
-    monkeypatch.setattr(meter_module, "matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr(meter_module, "matmul_flops", lambda *_: 1e9)
 
 
 class Threads:
@@ -198,7 +198,7 @@ class Threads:
         for rank, each in enumerate(self._exchange(value)):
             values[rank] = each  # into the list that is given, as torch does
 
-    def run(self, work: Callable[[World], Any]) -> list[Any]:
+    def run(self, work: Callable[[ProcessGroup], Any]) -> list[Any]:
         """What `work` gives in each process, in the order of ranks."""
         found: list[Any] = [None] * self.size
         errors: list[BaseException] = []
@@ -206,7 +206,7 @@ class Threads:
         def one(rank: int) -> None:
             self.own.rank = rank
             try:
-                found[rank] = work(World(rank, self.size))
+                found[rank] = work(ProcessGroup(rank, self.size))
             except BaseException as error:
                 errors.append(error)
                 self.barrier.abort()
@@ -221,8 +221,8 @@ class Threads:
         return found
 
 
-def updates_of(made: Trainer, count: int) -> Iterator[Share]:
+def updates_of(made: Trainer, count: int) -> Iterator[RankBatches]:
     """The batches of the next updates."""
-    shares = iter(made.state.batches)
+    updates = iter(made.state.batches)
     for _ in range(count):
-        yield next(shares)
+        yield next(updates)

@@ -21,71 +21,71 @@ from seq2seq.config.renamed import RENAMED
 from seq2seq.utils.errors import STOPPED, UserError, nearest
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "train": (schema.TrainConfig, "from a parallel corpus to a translator"),
-    "doctor": (schema.DoctorConfig, "what is wrong with a corpus, before training on it"),
-    "evaluate": (schema.EvaluateConfig, "scores of trained runs, with error bars"),
-    "compare": (schema.CompareConfig, "is one run better than another, or was it luck"),
-    "report": (schema.ReportConfig, "one offline page on a run: curves, scores, attention, sentences"),
-    "reproduce": (schema.ReproduceConfig, "train a run again and compare the score"),
-    "translate": (schema.TranslateConfig, "a prompt, or a filter for files and pipes"),
-    "export": (schema.ExportConfig, "a CTranslate2 model, proven equal"),
-    "score": (schema.ScoreConfig, "the probability of given translations"),
+    "train": (schema.TrainConfig, "train a model on a parallel corpus"),
+    "doctor": (schema.DoctorConfig, "check a corpus for problems before training"),
+    "evaluate": (schema.EvaluateConfig, "score trained runs on test sets, with confidence intervals"),
+    "compare": (schema.CompareConfig, "test whether one run is significantly better than another"),
+    "report": (schema.ReportConfig, "write an offline HTML report on a run: curves, scores, attention, examples"),
+    "reproduce": (schema.ReproduceConfig, "retrain a run and compare the scores"),
+    "translate": (schema.TranslateConfig, "translate interactively, or translate files and pipes"),
+    "export": (schema.ExportConfig, "convert a run to CTranslate2 and verify its output"),
+    "score": (schema.ScoreConfig, "compute the probability of given translations"),
 }
 
 EXAMPLES = {
     "train": """\
-seq2seq train                                     the embedded corpus, a Transformer, a few minutes
-seq2seq train model=lstm name=my-lstm             another model, a name of its own
-seq2seq train data=multi30k data.path=FOLDER      a corpus on disk in the layout of the hub
+seq2seq train                                     a Transformer on the built-in corpus, a few minutes
+seq2seq train model=lstm name=my-lstm             an LSTM under its own run name
+seq2seq train data=multi30k data.path=FOLDER      a local copy of a hub corpus
 seq2seq train data.train=[a.en,a.de]              your own files; validation and test pairs are split off
-seq2seq train -m model=lstm,transformer seed=1,2  every combination, one run each""",
+seq2seq train -m model=lstm,transformer seed=1,2  a sweep: one run per combination""",
     "doctor": """\
-seq2seq doctor                                    the embedded corpus
-seq2seq doctor data=multi30k data.path=FOLDER     a corpus on disk in the layout of the hub
-seq2seq doctor data.train=[a.en,a.de]             two plain files
+seq2seq doctor                                    the built-in corpus
+seq2seq doctor data=multi30k data.path=FOLDER     a local copy of a hub corpus
+seq2seq doctor data.train=[a.en,a.de]             two plain text files
 seq2seq doctor data.train=corpus.tsv data.source=en data.target=de
 seq2seq doctor data=multi30k json=true            the findings as JSON""",
     "evaluate": """\
-seq2seq evaluate                                  the newest run on its test set, beam 5
-seq2seq evaluate my-lstm search=greedy            another run, greedily
+seq2seq evaluate                                  the newest run on its test set with beam search
+seq2seq evaluate my-lstm search=greedy            another run, greedy search
 seq2seq evaluate my-lstm source=a.en reference=[a.de,b.de]   your own files, with two references
-seq2seq evaluate a b split=[validation,test] detail=true     two runs on two test sets, and where scores come from
-seq2seq evaluate my-lstm public=wmt14 metrics=[bleu,comet]   a public test set by sacreBLEU's name""",
+seq2seq evaluate a b split=[validation,test] detail=true     two runs, two test sets, detailed scores
+seq2seq evaluate my-lstm public=wmt14 metrics=[bleu,comet]   a public test set from sacreBLEU""",
     "compare": """\
 seq2seq compare my-lstm my-transformer            the second against the first, on their test set
-seq2seq compare a b c search=greedy sentences=5   two against the first, greedily
+seq2seq compare a b c search=greedy sentences=5   two runs against the first, greedy search
 seq2seq compare a b source=a.en reference=a.de    on your own files
-seq2seq compare a b metrics=[bleu,chrf++,ter]     by other metrics
+seq2seq compare a b metrics=[bleu,chrf++,ter]     other metrics
 seq2seq compare run=[a,b] split=validation        the same as seq2seq compare a b split=validation""",
     "report": """\
 seq2seq report                                    the newest run: outputs/<name>/report.html
-seq2seq report my-lstm output=page.html           another run, to a place of its own
-seq2seq report my-lstm show=[3,17]                with the attention of these sentences besides
+seq2seq report my-lstm output=page.html           another run, to a given file
+seq2seq report my-lstm show=[3,17]                also show attention for these sentences
 seq2seq report my-lstm source=a.en reference=a.de   on your own files
-seq2seq report my-lstm search=greedy              as greedy search translates""",
+seq2seq report my-lstm search=greedy              with greedy search""",
     "reproduce": """\
-seq2seq reproduce                                 the newest run, trained again beside it
-seq2seq reproduce my-lstm                         another run, as my-lstm-again
-seq2seq reproduce my-lstm name=second             under a name of its own
-seq2seq reproduce my-lstm data_path=FOLDER        its corpus lies elsewhere now
+seq2seq reproduce                                 retrain the newest run
+seq2seq reproduce my-lstm                         another run; the new one is my-lstm-again
+seq2seq reproduce my-lstm name=second             under a given name
+seq2seq reproduce my-lstm data_path=FOLDER        the corpus has moved to FOLDER
 seq2seq reproduce my-lstm device=cpu              on another device""",
     "translate": """\
-seq2seq translate                                 a prompt with the newest run
-seq2seq translate run=my-lstm < a.en > a.de       a filter: one line out for one line in
+seq2seq translate                                 an interactive prompt with the newest run
+seq2seq translate run=my-lstm < a.en > a.de       a filter: one output line per input line
 seq2seq translate run=my-lstm input=a.en output=a.de      the same, with files
 seq2seq translate run=my-lstm search.beam=8 search.n_best=3
 echo "The dog sleeps." | seq2seq translate search=greedy""",
     "export": """\
 seq2seq export                                    the newest run, in float32
-seq2seq export run=my-run quantization=int8       a quarter of the size; its agreement with float32 is told
+seq2seq export run=my-run quantization=int8       a quarter of the size; reports its agreement with float32
 seq2seq export run=my-run output=FOLDER overwrite=true
-seq2seq export run=my-run sentences=1000          a longer proof
-seq2seq export run=my-run data_path=FOLDER        the run's corpus lies elsewhere by now""",
+seq2seq export run=my-run sentences=1000          verify on more sentences
+seq2seq export run=my-run data_path=FOLDER        the corpus has moved to FOLDER""",
     "score": """\
-seq2seq score source=a.en target=a.de             a line for each pair: log probability, subwords, perplexity
-seq2seq score source=a.en target=a.de summary=true        the perplexity of all
-seq2seq score run=my-lstm < pairs.tsv             lines of source, tab, target
-seq2seq score source=a.en target=a.de output=a.scores     into a file
+seq2seq score source=a.en target=a.de             one line per pair: log probability, subwords, perplexity
+seq2seq score source=a.en target=a.de summary=true        the overall perplexity
+seq2seq score run=my-lstm < pairs.tsv             tab-separated source and target
+seq2seq score source=a.en target=a.de output=a.scores     write to a file
 seq2seq score run=[my-lstm,my-transformer] source=a.en target=a.de   an ensemble""",
 }
 
@@ -116,10 +116,10 @@ def main() -> None:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(STOPPED) from None
     except BrokenPipeError:
-        reader_gone()
+        exit_after_broken_pipe()
 
 
-def reader_gone() -> NoReturn:
+def exit_after_broken_pipe() -> NoReturn:
     """Exit quietly after a closed pipe, as in `seq2seq translate | head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     raise SystemExit(141)
@@ -157,7 +157,7 @@ def overview() -> str:
         f"seq2seq {__version__}: train a translator from scratch, measure it, and use it.\n\n{commands}\n\n"
         f"Examples\n{_indented(EXAMPLES['train'])}\n{_indented(EXAMPLES['evaluate'].splitlines()[0])}\n"
         f"{_indented(EXAMPLES['translate'].splitlines()[0])}\n\n"
-        "seq2seq COMMAND --help shows every group, choice and key of a command."
+        "seq2seq COMMAND --help lists the groups, choices and keys of a command."
     )
 
 
@@ -173,13 +173,13 @@ def command_help(command: str, topics: list[str]) -> str:
     keys = "\n".join(line for line in text.splitlines() if re.match(r"\w+:.*#", line))
     return (
         f"seq2seq {command}: {COMMANDS[command][1]}\n\n"
-        f"Groups: default, then every choice\n{groups}\n\n"
-        f"Keys: default, then what it does\n{_indented(keys)}\n\n"
+        f"Config groups: default, then all choices\n{groups}\n\n"
+        f"Keys: default, then description\n{_indented(keys)}\n\n"
         f"Examples\n{_indented(EXAMPLES[command])}\n\n"
-        f"More\n  seq2seq {command} --help GROUP=CHOICE  the keys of a group's choice, explained\n"
-        f"  seq2seq {command} --cfg job            the resolved config of a command line, without running it\n"
-        f"  seq2seq {command} --config-dir FOLDER  adds your own YAML files to the groups\n"
-        f"  seq2seq {command} -m KEY=A,B           a sweep: one run for each value"
+        f"More\n  seq2seq {command} --help GROUP=CHOICE  the documented keys of one choice\n"
+        f"  seq2seq {command} --cfg job            print the resolved config without running\n"
+        f"  seq2seq {command} --config-dir FOLDER  add your own YAML files to the groups\n"
+        f"  seq2seq {command} -m KEY=A,B           a sweep: one run per value"
     )
 
 
@@ -197,14 +197,14 @@ def group_help(topic: str) -> str:
     if group not in groups:
         raise UserError(f"{group}: no such group; possible: {', '.join(groups)}{nearest(group, groups)}", code=2)
     if choice and choice not in choices(group):
-        raise UserError(_no_choice(group, choice, choices(group)), code=2)
-    told = []
+        raise UserError(_unknown_choice(group, choice, choices(group)), code=2)
+    sections = []
     for name in [choice] if choice else choices(group):
         text = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")
-        told.append(f"{group}={name}\n{_indented(text)}\n")
+        sections.append(f"{group}={name}\n{_indented(text)}\n")
         parents = re.findall(r"^  - (\w+)$", text, re.MULTILINE) if choice else []
-        told += [group_help(f"{group}={parent}") for parent in parents if parent != "_self_"]
-    return "\n".join(told)
+        sections += [group_help(f"{group}={parent}") for parent in parents if parent != "_self_"]
+    return "\n".join(sections)
 
 
 def choices(group: str) -> list[str]:
@@ -215,7 +215,7 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
 
 
-def _no_choice(group: str, choice: object, possible: Iterable[str]) -> str:
+def _unknown_choice(group: str, choice: object, possible: Iterable[str]) -> str:
     possible = list(possible)
     return f"{group}: {choice!r} is not a choice; possible: {', '.join(possible)}{nearest(str(choice), possible)}"
 
@@ -243,19 +243,19 @@ def run_command(command: str, arguments: list[str]) -> None:
     sys.argv = [f"seq2seq {command}", *QUIET, *overrides, *flags, *resolved]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.raiseExceptions = False  # a closed pipe, as in `--info | head`, is no error
-    done: list[Done] = []
+    finished: list[FinishedJob] = []
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, done))()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task(command, swept, finished))()
     finally:
-        if command == "train" and swept and done:
-            end_sweep(done)
+        if command == "train" and swept and finished:
+            print_sweep(finished)
 
 
 def _usage_error(message: str) -> NoReturn:
     raise UserError(f"{message}; see seq2seq COMMAND --help", code=2)
 
 
-class Done(NamedTuple):
+class FinishedJob(NamedTuple):
     """A finished job of a sweep: its run, its swept values, and the folder of the sweep."""
 
     run: Path
@@ -263,33 +263,33 @@ class Done(NamedTuple):
     sweep: Path
 
 
-def end_sweep(done: list[Done]) -> None:
+def print_sweep(finished: list[FinishedJob]) -> None:
     """Print the results of a sweep's finished runs side by side."""
-    from seq2seq.reporting.sweep import Job, finish
+    from seq2seq.reporting.sweep import Job, write_summary
     from seq2seq.utils.run import Run
 
     print()
-    for line in finish([Job(Run(run), swept) for run, swept, _ in done], done[0].sweep):
+    for line in write_summary([Job(Run(run), swept) for run, swept, _ in finished], finished[0].sweep):
         print(line)
 
 
-def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], None]:
-    """Return Hydra's task function; `swept` names the keys that differ between jobs, `done` collects finished jobs."""
+def task(command: str, swept: list[str], finished: list[FinishedJob]) -> Callable[[Any], None]:
+    """Return Hydra's task function; `swept` names the keys that differ between jobs, `finished` collects the jobs."""
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         try:
-            typed = list(HydraConfig.get().overrides.task)
-            run_job(command, composed, typed, swept)
+            override_texts = list(HydraConfig.get().overrides.task)
+            run_job(command, composed, override_texts, swept)
             if command == "train":
-                values = dict(text.split("=", 1) for text in typed if text.partition("=")[0] in swept)
+                values = dict(text.split("=", 1) for text in override_texts if text.partition("=")[0] in swept)
                 run = Path(str(composed.outputs)) / str(composed.name)
-                done.append(Done(run, values, Path(HydraConfig.get().sweep.dir)))
+                finished.append(FinishedJob(run, values, Path(HydraConfig.get().sweep.dir)))
         except UserError as error:
             fail(error)
         except BrokenPipeError:
-            reader_gone()
+            exit_after_broken_pipe()
         except OSError as error:
             fail(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
         except (RuntimeError, MemoryError) as error:
@@ -297,19 +297,19 @@ def task(command: str, swept: list[str], done: list[Done]) -> Callable[[Any], No
 
             if not out_of_memory(error):
                 raise
-            fail(UserError("out of memory; lower training.tokens or search.tokens, or take a smaller model"))
+            fail(UserError("out of memory; lower training.tokens or search.tokens, or use a smaller model"))
 
     return job
 
 
-def run_job(command: str, composed: Any, typed: list[str], swept: list[str]) -> Any:
+def run_job(command: str, composed: Any, override_texts: list[str], swept: list[str]) -> Any:
     """Run one job: merge its config with the stored one when resuming, check it, call the command."""
     from omegaconf import OmegaConf
 
     if command == "train":
         if swept and "name" not in swept:
-            composed.name = sweep_name(str(composed.name), typed, swept)
-        composed = continued(composed, typed)
+            composed.name = sweep_name(str(composed.name), override_texts, swept)
+        composed = resumed_config(composed, override_texts)
     checked = typed_config(command, OmegaConf.to_container(composed, resolve=True))
     module = importlib.import_module(f"seq2seq.cli.commands.{command}")
     return getattr(module, command)(checked)
@@ -325,15 +325,15 @@ def call(command: str, *overrides: str) -> Any:
     return run_job(command, composed, texts, [])
 
 
-def sweep_name(name: str, typed: list[str], swept: list[str]) -> str:
+def sweep_name(name: str, override_texts: list[str], swept: list[str]) -> str:
     """Add the swept values to the run's name, one folder per job; a model already in the name is not repeated."""
-    for key, _, value in (text.partition("=") for text in typed):
+    for key, _, value in (text.partition("=") for text in override_texts):
         if key in swept and not ("." not in key and value in name.split("-")):
             name += "-" + re.sub(r"[^\w.+-]+", "-", f"{key.rpartition('.')[2]}-{value}").strip("-")
     return name
 
 
-def continued(composed: Any, typed: list[str]) -> Any:
+def resumed_config(composed: Any, override_texts: list[str]) -> Any:
     """Return the config of a resumed run: the stored one, where new overrides take precedence."""
     from omegaconf import OmegaConf
 
@@ -341,20 +341,20 @@ def continued(composed: Any, typed: list[str]) -> Any:
     from seq2seq.utils.run import Run
 
     run = Run(Path(str(composed.outputs)) / str(composed.name))
-    keys = [text.lstrip("+~").partition("=")[0] for text in typed]
+    keys = [text.lstrip("+~").partition("=")[0] for text in override_texts]
     # A recipe is a complete config: it is compared with the stored one, not merged into it.
     if composed.overwrite or not run.exists or "experiment" in keys:
         return composed
     try:
         stored = run.checkpoint("last") / "config.yaml"
-        merged = OmegaConf.create(loading.completed(read_plain_config(stored)))
+        merged = OmegaConf.create(loading.with_defaults(read_plain_config(stored)))
         for key in [*keys, "name", "outputs", "overwrite"]:
             if OmegaConf.select(composed, key) is not None or OmegaConf.select(merged, key) is not None:
                 OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
         typed_config("train", OmegaConf.to_container(merged, resolve=True))
     except (OSError, ValueError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason}); restore it") from None
+        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason})") from None
     return merged
 
 
@@ -468,7 +468,7 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
         elif str(override.value()) in options or override.value() is None:
             accepted.append(override.input_line)
         else:
-            problems.append(_no_choice(group, override.value(), options))
+            problems.append(_unknown_choice(group, override.value(), options))
     try:
         known = _keys(OmegaConf.to_container(compose(command, accepted)))
         for override in values:
@@ -489,7 +489,7 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
 
 
 def typed_config(command: str, values: Any) -> Any:
-    return loading.typed(COMMANDS[command][0], values)
+    return loading.build_config(COMMANDS[command][0], values)
 
 
 def load_config(command: str, *overrides: str) -> Any:

@@ -8,25 +8,25 @@ import typing
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from seq2seq.config.paths import CONFIGS
-from seq2seq.config.renamed import upgraded
-from seq2seq.config.schema import SearchConfig, _listed
+from seq2seq.config.renamed import rename_old_keys
+from seq2seq.config.schema import SearchConfig, comma_separated
 from seq2seq.utils.errors import UserError, nearest
 
 T = TypeVar("T")
 
 
-def typed(cls: type[T], values: dict[str, Any]) -> T:
+def build_config(cls: type[T], values: dict[str, Any]) -> T:
     """Return plain values as one checked object, or raise a UserError that lists every problem."""
     problems: list[str] = []
-    built = _build(cls, values, "", problems)
+    result = _build(cls, values, "", problems)
     if problems:
         raise UserError(*problems, code=2)
-    return typing.cast(T, built)
+    return typing.cast(T, result)
 
 
 def search_preset(choice: str) -> SearchConfig:
     """Load configs/search/<choice>.yaml, for translating from Python."""
-    return typed(SearchConfig, _preset("search", choice))
+    return build_config(SearchConfig, _preset("search", choice))
 
 
 def _preset(group: str, choice: str) -> dict[str, Any]:
@@ -35,28 +35,28 @@ def _preset(group: str, choice: str) -> dict[str, Any]:
     values = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8"))
     parents = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     for parent in parents:
-        values = _under(_preset(group, parent), values)
+        values = _merge(_preset(group, parent), values)
     return values
 
 
-def completed(stored: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of configs/ for keys that are newer than a stored train config."""
-    stored = upgraded(stored)
+    stored = rename_old_keys(stored)
     family = stored.get("model", {}).get("family", "transformer")
     groups = {"data": "toy", "tokenizer": "unigram", "optimizer": "adamw", "training": "default", "search": "greedy"}
     defaults = {**_preset("", "train"), "model": _preset("model", family)}
-    return _under({**defaults, **{group: _preset(group, choice) for group, choice in groups.items()}}, stored)
+    return _merge({**defaults, **{group: _preset(group, choice) for group, choice in groups.items()}}, stored)
 
 
-def _under(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = {**defaults, **values}
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(merged[key], dict):
-            merged[key] = _under(default, merged[key])
+            merged[key] = _merge(default, merged[key])
     return merged
 
 
-def plain(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Return the values of a config object, as written to config.yaml."""
     return dataclasses.asdict(config)
 
@@ -65,7 +65,7 @@ def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     """Convert one value to its field's type; add what does not fit to `problems`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value == "???":
-        problems.append(f"{key}: no value yet; give one with {key}=…")
+        problems.append(f"{key}: no value; set one with {key}=…")
     elif dataclasses.is_dataclass(hint):
         return _build_dataclass(typing.cast(type, hint), value, key, problems)
     elif origin is Annotated:
@@ -77,7 +77,7 @@ def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         if value in arguments:
             return value
         problems.append(
-            f"{key}: {value!r} is not a choice; possible: {_listed(arguments)}{nearest(str(value), arguments)}"
+            f"{key}: {value!r} is not a choice; possible: {comma_separated(arguments)}{nearest(str(value), arguments)}"
         )
     elif origin in (Union, types.UnionType):
         return _build_union(arguments, value, key, problems)
@@ -102,7 +102,8 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
         if family in by_family:
             return _build_dataclass(by_family[family], value, key, problems)
         problems.append(
-            f"{key}.family: {family!r} is not a choice; possible: {_listed(by_family)}{nearest(str(family), by_family)}"
+            f"{key}.family: {family!r} is not a choice; possible: {comma_separated(by_family)}"
+            f"{nearest(str(family), by_family)}"
         )
         return None
     words = [word for choice in choices if typing.get_origin(choice) is Literal for word in typing.get_args(choice)]
@@ -111,15 +112,15 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
     wants_list = [choice for choice in choices if typing.get_origin(choice) is list]
     hint = wants_list[0] if isinstance(value, list) and wants_list else choices[0]
     before = len(problems)
-    built = _build(hint, value, key, problems)
+    result = _build(hint, value, key, problems)
     if words and typing.get_origin(hint) is not Literal and len(problems) > before:
-        problems[-1] += f"; possible too: {_listed(words)}"
-    return built
+        problems[-1] += f"; also possible: {comma_separated(words)}"
+    return result
 
 
 def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> Any:
     if not isinstance(values, dict):
-        problems.append(f"{key}: {values!r} given where a group of values belongs")
+        problems.append(f"{key}: expected a group of values, got {values!r}")
         return None
     hints = typing.get_type_hints(cls, include_extras=True)
     prefix = f"{key}." if key else ""
@@ -136,10 +137,10 @@ def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> A
             problems.append(f"{prefix}{name}: missing; configs/ gives its default")
     if len(problems) > before:
         return None
-    built = cls(**fields)
-    if hasattr(built, "problems"):
-        problems.extend(f"{prefix}{name}: {problem}" for name, problem in built.problems())
-    return built
+    result = cls(**fields)
+    if hasattr(result, "problems"):
+        problems.extend(f"{prefix}{name}: {problem}" for name, problem in result.problems())
+    return result
 
 
 def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
@@ -158,11 +159,11 @@ def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     return None
 
 
-def flat(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
     """Flatten a nested config into dotted keys and plain values."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        leaves |= flat(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
+        leaves |= flatten(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
     return leaves
 
 

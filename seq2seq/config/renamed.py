@@ -33,7 +33,7 @@ RENAMED = {
 }
 
 
-def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
+def rename_old_keys(stored: dict[str, Any]) -> dict[str, Any]:
     """Return a stored config with every renamed key under its new name."""
     upgraded: dict[str, Any] = {}
 

@@ -29,7 +29,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-Share = Annotated[float, Range(0, 0.999)]
+Fraction = Annotated[float, Range(0, 0.999)]
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
 
@@ -48,7 +48,7 @@ Problems = Iterator[tuple[str, str]]  # (key below this object, the contradictio
 class AttentionConfig:
     score: Score
     heads: Count
-    dropout: Share
+    dropout: Fraction
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class TransformerConfig:
     norm: Literal["layer", "rms"]
     norm_position: Literal["pre", "post"]
     activation: Literal["relu", "gelu", "swiglu"]
-    dropout: Share
-    embedding_dropout: Share | None
-    activation_dropout: Share | None
-    word_dropout: Share
-    layer_dropout: Share
+    dropout: Fraction
+    embedding_dropout: Fraction | None
+    activation_dropout: Fraction | None
+    word_dropout: Fraction
+    layer_dropout: Fraction
     tie_embeddings: Tie
 
     def problems(self) -> Problems:
@@ -92,10 +92,10 @@ class LSTMConfig:
     convolutions: Natural
     kernel_size: Count
     decoder_init: Literal["backward", "pooled"]
-    dropout: Share
-    embedding_dropout: Share | None
-    word_dropout: Share
-    layer_dropout: Share
+    dropout: Fraction
+    embedding_dropout: Fraction | None
+    word_dropout: Fraction
+    layer_dropout: Fraction
     tie_embeddings: Tie
 
     def problems(self) -> Problems:
@@ -122,7 +122,7 @@ class FilterConfig:
 
 
 @dataclass(frozen=True)
-class MoreConfig:
+class ExtraCorpusConfig:
     """An additional training corpus; an entry of a list, so its defaults are here."""
 
     train: str | list[str]
@@ -149,7 +149,7 @@ class DataConfig:
     held_out: Count
     max_length: Count
     filters: FilterConfig
-    extra: list[MoreConfig]
+    extra: list[ExtraCorpusConfig]
     temperature: Positive
     cache: str
 
@@ -158,7 +158,7 @@ class DataConfig:
             if not getattr(self, side).strip():
                 yield side, "is empty; name a column, or a language of the `translation` column"
         if self.source == self.target:
-            yield "target", f"{self.target} is the source as well; name two different columns"
+            yield "target", f"{self.target} is also the source; name two different columns"
         for split in ("train", "validation", "test"):
             given = getattr(self, split)
             if isinstance(given, list) and len(given) != 2:
@@ -175,14 +175,14 @@ class TokenizerConfig:
     normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
     user_symbols: list[str]
     max_sentences: Count
-    sampling: Share
+    sampling: Fraction
     model: str | list[str] | None
 
     def problems(self) -> Problems:
         if self.sampling and self.type in ("char", "word"):
             yield (
                 "sampling",
-                f"{self.sampling} asks for several segmentations, but type={self.type} has only one; set 0",
+                f"{self.sampling} requires alternative segmentations, but type={self.type} has only one; set it to 0",
             )
         if isinstance(self.model, list) and len(self.model) != 2:
             yield (
@@ -192,7 +192,7 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class KindConfig:
+class ParamGroupConfig:
     """Optimizer settings of one kind of parameter."""
 
     lr_scale: NonNegative
@@ -200,10 +200,10 @@ class KindConfig:
 
 
 @dataclass(frozen=True)
-class KindsConfig:
-    embeddings: KindConfig
-    matrices: KindConfig
-    vectors: KindConfig
+class ParamGroupsConfig:
+    embeddings: ParamGroupConfig
+    matrices: ParamGroupConfig
+    vectors: ParamGroupConfig
 
 
 @dataclass(frozen=True)
@@ -212,11 +212,11 @@ class OptimizerConfig:
     lr: Positive
     schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
     warmup: Natural
-    cooldown: Share
+    cooldown: Fraction
     plateau_patience: Count
     betas: list[float]
     eps: Positive
-    param_groups: KindsConfig
+    param_groups: ParamGroupsConfig
     clip_norm: NonNegative
 
     def problems(self) -> Problems:
@@ -224,9 +224,9 @@ class OptimizerConfig:
             yield "betas", f"{self.betas} must be two numbers from 0 to below 1, such as [0.9,0.98]"
         if self.name == "schedule_free":
             if self.schedule != "constant":
-                yield "schedule", f"{self.schedule} does not go with name=schedule_free; set it to constant"
+                yield "schedule", f"{self.schedule} is incompatible with name=schedule_free; set it to constant"
             if self.betas[:1] == [0]:
-                yield "betas", "the first is what schedule_free averages by; it must be greater than 0, such as 0.9"
+                yield "betas", "schedule_free averages with the first beta; it must be greater than 0, such as 0.9"
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,12 @@ class TrainingConfig:
     tokens: Count | Literal["auto"]
     update_tokens: Natural
     packing: bool
-    label_smoothing: Share
+    label_smoothing: Fraction
     r_drop: NonNegative
     simcut: NonNegative
-    simcut_cutoff: Share
+    simcut_cutoff: Fraction
     average: Literal["none", "ema", "last"]
-    ema_decay: Share
+    ema_decay: Fraction
     average_checkpoints: Count
     log_every: Count
     validate_every: Count
@@ -251,7 +251,7 @@ class TrainingConfig:
 
     def problems(self) -> Problems:
         if self.r_drop and self.simcut:
-            yield "simcut", "and r_drop are two answers to one question; set one of them to 0"
+            yield "simcut", "and r_drop are mutually exclusive; set one of them to 0"
 
     @property
     def recent(self) -> int:
@@ -299,29 +299,35 @@ class SearchConfig:
 
     def problems(self) -> Problems:
         if self.n_best > self.rows:
-            source, more = ("samples", "draw more") if self.samples else ("beam", "widen it")
-            yield "n_best", f"{self.n_best} translations cannot come from a {source} of {self.rows}; {more}"
+            key, remedy = ("samples", "draw more samples") if self.samples else ("beam", "widen the beam")
+            yield "n_best", f"{self.n_best} exceeds {key}={self.rows}; {remedy}"
         if self.min_length_factor > self.length_factor or (
             self.min_length_factor + self.min_length_extra > self.length_factor + self.length_extra
         ):
-            yield "min_length_factor", "asks for longer translations than length_factor and length_extra allow"
+            yield "min_length_factor", "requires longer translations than length_factor and length_extra allow"
         yield from self._beam_problems()
         yield from self._sample_problems()
         for key in ("require", "forbid"):
             if any(not text.strip() for text in getattr(self, key)):
                 yield key, "has an empty entry; name words"
         if both := set(self.require) & set(self.forbid):
-            yield "forbid", f"{sorted(both)[0]} is required as well; leave it out of one of them"
+            yield "forbid", f"{sorted(both)[0]} is also required; remove it from one of them"
 
     def _beam_problems(self) -> Problems:
         if self.beam % self.groups:
-            yield "groups", f"{self.groups} groups do not share a beam of {self.beam} evenly; choose a divisor"
+            yield "groups", f"{self.groups} does not divide the beam of {self.beam}; choose a divisor"
         if self.diversity and self.groups == 1:
-            yield "diversity", f"{self.diversity:g} tells groups apart, but there is one; set groups, or 0 here"
+            yield "diversity", f"{self.diversity:g} has no effect with one group; set groups above 1, or diversity to 0"
         if self.require and self.groups > 1:
-            yield "require", f"shares the beam among required words, groups={self.groups} among groups; use one of them"
+            yield (
+                "require",
+                f"and groups={self.groups} are mutually exclusive, as both partition the beam; use one of them",
+            )
         if self.select_by != "score" and self.rows == 1:
-            yield "select_by", f"{self.select_by} compares candidates, but there is one; set a beam or samples above 1"
+            yield (
+                "select_by",
+                f"{self.select_by} compares candidates, but there is only one; set a beam or samples above 1",
+            )
 
     def _sample_problems(self) -> Problems:
         used = {"beam": self.beam > 1, "require": bool(self.require), "coverage_penalty": self.coverage_penalty > 0}
@@ -329,7 +335,7 @@ class SearchConfig:
             for key in (key for key, value in used.items() if value):
                 yield (
                     key,
-                    f"belongs to a beam, but samples={self.samples} are drawn at random; start from search=sample",
+                    f"applies to beam search, but samples={self.samples} are drawn at random; start from search=sample",
                 )
             return
         cuts = {
@@ -339,7 +345,7 @@ class SearchConfig:
             "epsilon_cutoff": self.epsilon_cutoff > 0,
         }
         for key in (key for key, value in {"temperature": self.temperature != 1, **cuts}.items() if value):
-            yield key, "shapes what is drawn at random, but nothing is; set samples, or search=sample"
+            yield key, "applies to sampling only; set samples, or search=sample"
 
 
 @dataclass(frozen=True)
@@ -363,11 +369,14 @@ class TrainConfig:
     def problems(self) -> Problems:
         yield from _needs_training_pairs(self.data)
         if self.optimizer.name == "schedule_free" and self.training.average != "none":
-            yield "training.average", f"{self.training.average}: schedule_free averages by itself; set it to none"
+            yield (
+                "training.average",
+                f"{self.training.average}: schedule_free already averages the weights; set it to none",
+            )
         if self.training.packing and isinstance(self.model, TransformerConfig) and self.model.layer_dropout:
             yield (
                 "training.packing",
-                "knows no sentences, which model.layer_dropout drops; set one of them to its default",
+                "and model.layer_dropout are mutually exclusive; set one of them to its default",
             )
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
@@ -380,8 +389,8 @@ class TrainConfig:
             yield (
                 "model.max_length",
                 (
-                    f"{self.model.max_length} learned positions do not hold a sentence of data.max_length="
-                    f"{self.data.max_length} and its end mark; set it to at least {self.data.max_length + 1}"
+                    f"{self.model.max_length} learned positions are too few for a sentence of data.max_length="
+                    f"{self.data.max_length} and its end token; set it to at least {self.data.max_length + 1}"
                 ),
             )
 
@@ -405,17 +414,20 @@ class TestConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.reference is None):
             missing = "source" if self.source is None else "reference"
-            yield missing, "is missing; source and reference go together, files of equal length"
+            yield missing, "is missing; source and reference must be given together, as files of equal length"
         elif isinstance(self.source, list) and (
             not isinstance(self.reference, list) or len(self.reference) != len(self.source)
         ):
-            yield "reference", f"{self.reference} must be a list like source, one file or list of files for each of it"
+            yield (
+                "reference",
+                f"{self.reference} must be a list like source, with one file or list of files for each source",
+            )
         elif isinstance(self.source, str) and (
             self.reference == [] or any(isinstance(file, list) for file in self.reference or "")
         ):
             yield "reference", f"{self.reference} must be a file, or a list of files, for the one source"
         if self.source is not None and self.public is not None:
-            yield "public", "goes without source; name files or a public test set, not both"
+            yield "public", "and source are mutually exclusive; name files or a public test set"
 
 
 @dataclass(frozen=True)
@@ -431,7 +443,7 @@ class EvaluateConfig(TestConfig):
         yield from super().problems()
         yield from _needs_metrics(self.metrics)
         if self.resamples == 1:
-            yield "resamples", "1 has no spread; take 0 for no interval, or many"
+            yield "resamples", "1 gives no interval; use 0 for none, or many"
 
 
 @dataclass(frozen=True)
@@ -447,7 +459,7 @@ class CompareConfig(TestConfig):
             yield "run", f"{self.run} must name two different runs or more: seq2seq compare A B"
         yield from _needs_metrics(self.metrics)
         if "comet" in self.metrics:
-            yield "metrics", "comet has no paired test in sacreBLEU; leave it out"
+            yield "metrics", "sacreBLEU has no paired test for comet; remove it"
 
 
 @dataclass(frozen=True)
@@ -505,7 +517,7 @@ class ScoreConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.target is None):
             missing = "source" if self.source is None else "target"
-            yield missing, "is missing; source and target go together, two files of equal length"
+            yield missing, "is missing; source and target must be given together, as files of equal length"
 
 
 @dataclass(frozen=True)
@@ -524,7 +536,7 @@ class TranslateConfig:
 
     def problems(self) -> Problems:
         if self.split_lines and self.search.n_best > 1:
-            yield "split_lines", "joins the best translations of a line's sentences; set search.n_best=1"
+            yield "split_lines", "joins the best translation of each sentence in a line; set search.n_best=1"
 
 
 @dataclass(frozen=True)
@@ -542,16 +554,16 @@ class ExportConfig:
 def _head_problems(width: int, heads: int, position: str) -> Problems:
     if width % heads:
         fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 64]
-        yield "attention.heads", f"{heads} does not divide the width {width}; possible: {_listed(fitting)}"
+        yield "attention.heads", f"{heads} does not divide the width {width}; possible: {comma_separated(fitting)}"
     elif position == "rotary" and (width // heads) % 2:
         yield (
             "attention.heads",
             (
-                f"{heads} heads of a width {width} are {width // heads} wide each, but rotary positions turn pairs; "
+                f"{heads} heads of a width {width} are {width // heads} wide each, but rotary positions rotate pairs; "
                 "choose an even head width"
             ),
         )
 
 
-def _listed(choices: Any) -> str:
+def comma_separated(choices: Any) -> str:
     return ", ".join(str(choice) for choice in choices)

@@ -18,7 +18,7 @@ from seq2seq.data.store import Integers, key_of
 from seq2seq.data.tokenizer import UNKNOWN
 
 
-def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
+def split_by_token_budget(width: NDArray[Any], tokens: int) -> list[slice]:
     """Cut rows of ascending width into batches of at most `tokens` tokens, padding included."""
     cuts, start = [], 0
     while start < len(width):
@@ -31,10 +31,10 @@ def by_budget(width: NDArray[Any], tokens: int) -> list[slice]:
     return cuts
 
 
-class Share(NamedTuple):
+class RankBatches(NamedTuple):
     """One process's part of an update."""
 
-    batches: list[Batch]
+    micro_batches: list[Batch]
     target_tokens: int  # of the whole update, in all processes: each computes it without communication
 
 
@@ -52,9 +52,9 @@ class Batches:
     ) -> None:
         self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
         self.epoch = self.pool = self.position = 0
-        self.rank, self.world, self.update_tokens = 0, 1, 0
+        self.rank, self.world_size, self.update_tokens = 0, 1, 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
-        self._cut: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
+        self._cached_pool: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
 
     def order(self, epoch: int) -> Integers:
         """Return an epoch's pairs, shuffled; cached until another epoch is requested."""
@@ -69,9 +69,9 @@ class Batches:
     def pools(self) -> int:
         return -(-len(self.order(self.epoch)) // self.POOL)
 
-    def cut(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
+    def pool_batches(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
         """Return a pool's batches, as rows of an encoded corpus."""
-        if self._cut is None or self._cut[0] != (epoch, pool):
+        if self._cached_pool is None or self._cached_pool[0] != (epoch, pool):
             shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
             encoded = self.encoded
             if self.resample:
@@ -81,51 +81,51 @@ class Batches:
             width = np.maximum(*lengths)
             # Sort by the longer side only: a stricter order pads less, but groups the same sentences in every epoch.
             order = np.argsort(width, kind="stable")
-            batches = [shuffled[order[part]] for part in by_budget(width[order], self.tokens)]
+            batches = [shuffled[order[part]] for part in split_by_token_budget(width[order], self.tokens)]
             random = np.random.default_rng([self.seed, epoch, pool])
-            self._cut = ((epoch, pool), [batches[i] for i in random.permutation(len(batches))], encoded)
-        return self._cut[1], self._cut[2]
+            self._cached_pool = ((epoch, pool), [batches[i] for i in random.permutation(len(batches))], encoded)
+        return self._cached_pool[1], self._cached_pool[2]
 
     def rows(self, epoch: int) -> Iterator[Integers]:
         """Yield the corpus indices of each batch of an epoch."""
         for pool in range(-(-len(self.order(epoch)) // self.POOL)):
-            batches, encoded = self.cut(epoch, pool)
+            batches, encoded = self.pool_batches(epoch, pool)
             yield from (encoded.rows[batch] for batch in batches)
 
-    def waste(self) -> tuple[int, float]:
+    def estimate_padding(self) -> tuple[int, float]:
         """Estimate an epoch's number of batches and their fraction of padding, from its first pool."""
-        batches, encoded = self.cut(self.epoch, 0)
+        batches, encoded = self.pool_batches(self.epoch, 0)
         sides = encoded.source.lengths(), encoded.target.lengths()
-        places = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
+        padded_tokens = sum(len(rows) * int(side[rows].max()) for rows in batches for side in sides)
         real = sum(int(side[rows].sum()) for rows in batches for side in sides)
         pairs = len(self.order(self.epoch))
-        return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(places, 1)
+        return round(len(batches) * pairs / min(pairs, self.POOL)), 1 - real / max(padded_tokens, 1)
 
-    def size(self) -> float:
+    def batches_per_epoch(self) -> float:
         """Estimate the number of batches per epoch."""
-        return max(1, self.waste()[0])
+        return max(1, self.estimate_padding()[0])
 
-    def epoch_of(self, size: float) -> float:
+    def epochs_done(self, size: float) -> float:
         """Return the epochs done so far, with `size` batches each."""
         pairs = len(self.order(self.epoch))
         done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
         return self.epoch + done
 
-    def __iter__(self) -> Iterator[Share]:
-        """Yield this process's part of each update: of every `world` consecutive batches, the one of its `rank`."""
+    def __iter__(self) -> Iterator[RankBatches]:
+        """Yield this rank's part of each update: of every `world_size` consecutive batches, the one at `rank`."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
-            own: list[tuple[Integers, EncodedCorpus]] = []
+            micro_batches: list[tuple[Integers, EncodedCorpus]] = []
             tokens = 0
-            while not own or tokens < self.update_tokens:
-                parts = [self._next() for _ in range(self.world)]
-                own.append(parts[self.rank])
+            while not micro_batches or tokens < self.update_tokens:
+                parts = [self._next() for _ in range(self.world_size)]
+                micro_batches.append(parts[self.rank])
                 tokens += sum(int(encoded.target.lengths(rows).sum()) for rows, encoded in parts)
-            yield Share([encoded.batch(rows) for rows, encoded in own], target_tokens=tokens)
+            yield RankBatches([encoded.batch(rows) for rows, encoded in micro_batches], target_tokens=tokens)
 
     def _next(self) -> tuple[Integers, EncodedCorpus]:
         while True:
-            batches, encoded = self.cut(self.epoch, self.pool)
+            batches, encoded = self.pool_batches(self.epoch, self.pool)
             if self.position < len(batches):
                 self.position += 1
                 return batches[self.position - 1], encoded
@@ -134,8 +134,8 @@ class Batches:
                 self.epoch, self.pool = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        place = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
-        return {"seed": self.seed, "pairs": len(self.encoded), **place}
+        progress = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
+        return {"seed": self.seed, "pairs": len(self.encoded), **progress}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.seed, self.epoch = state["seed"], state["epoch"]
@@ -143,7 +143,7 @@ class Batches:
         if state["pairs"] != len(self.encoded):
             # With another corpus or limit the old position is meaningless, so the next epoch begins.
             self.epoch, self.pool, self.position = self.epoch + 1, 0, 0
-        self._permutation, self._cut = (-1, np.zeros(0, np.int64)), None
+        self._permutation, self._cached_pool = (-1, np.zeros(0, np.int64)), None
 
 
 @dataclass(frozen=True)
@@ -157,30 +157,30 @@ class Mix:
         """Draw an epoch's pairs; an exhausted corpus starts over."""
         drawn = []
         for start, end, count in zip((0, *self.ends), self.ends, self.counts, strict=False):
-            whole, rest = divmod(count, end - start) if end > start else (0, 0)
-            drawn += [np.arange(start, end)] * whole + [start + random.permutation(end - start)[:rest]]
+            copies, remainder = divmod(count, end - start) if end > start else (0, 0)
+            drawn += [np.arange(start, end)] * copies + [start + random.permutation(end - start)[:remainder]]
         return np.concatenate(drawn)
 
 
-def mix_of(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
+def temperature_mix(ends: Sequence[int], weights: Sequence[float], temperature: float) -> Mix:
     """Weight corpus i by (its pairs × weight) ^ (1 / temperature); an epoch has as many pairs as all corpora."""
     sizes = np.diff([0, *ends])
     logs = np.log(np.maximum(sizes * np.array(weights), 1e-300)) / temperature
-    shares = np.exp(logs - logs.max())
-    counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
+    probabilities = np.exp(logs - logs.max())
+    counts = np.round(probabilities / probabilities.sum() * sizes.sum()).astype(int)
     return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
 
 
-def worst_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
+def largest_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
     """Return the budget's batch that takes the most memory: the longest pair, repeated, both sides at its width."""
     width = int(encoded.width().max())
     ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
     return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
 
 
-def in_order(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:
+def sequential_batches(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:
     """Yield every pair once, short ones first: for validation."""
     width = corpus.width()
     order = np.argsort(width, kind="stable")
-    for cut in by_budget(width[order], tokens):
+    for cut in split_by_token_budget(width[order], tokens):
         yield corpus.batch(order[cut])

@@ -32,7 +32,7 @@ class Corpus:
     target: Sequence[str]
     content: str = ""  # changes with any sentence
     parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
-    stored: Stored | None = None
+    stored: StoredPairs | None = None
     rows: Integers | None = None  # None: all stored pairs
 
     def __len__(self) -> int:
@@ -41,20 +41,20 @@ class Corpus:
     @property
     def hashes(self) -> dict[str, NDArray[np.uint64]]:
         """The hash of each sentence of each side."""
-        return self._told("hashes")
+        return self._of_rows("hashes")
 
     @property
     def characters(self) -> dict[str, NDArray[np.int32]]:
         """The length of each sentence of each side."""
-        return self._told("characters")
+        return self._of_rows("characters")
 
-    def _told(self, what: str) -> Any:
+    def _of_rows(self, name: str) -> Any:
         rows = slice(None) if self.rows is None else self.rows
-        return {side: array[rows] for side, array in getattr(self.stored, what).items()}
+        return {side: array[rows] for side, array in getattr(self.stored, name).items()}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPairs:
     """All pairs of a source, unfiltered, with the length in characters and the hash of each sentence."""
 
     name: str  # of its folder
@@ -81,42 +81,42 @@ class Corpora:
 def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
     """Open training, validation and test pairs; without data.validation, split missing ones off the training pairs."""
     stored, ends = store_training(config, status)
-    held = {}
+    held_out = {}
     for split in ("validation", "test"):
-        where = getattr(config, split)
-        held[split] = store(find_source(config, where), config.cache, status).corpus() if where else None
-    missing = [split for split in held if held[split] is None] if held["validation"] is None else []
+        location = getattr(config, split)
+        held_out[split] = store(find_source(config, location), config.cache, status).corpus() if location else None
+    missing = [split for split in held_out if held_out[split] is None] if held_out["validation"] is None else []
     folder = choose_rows(stored, config, missing, seed)
     rows = {split: open_array(folder / f"{split}.int32") for split in ("train", *missing)}
-    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
-    held.update((split, stored.corpus(rows[split])) for split in missing)
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    held_out.update((split, stored.corpus(rows[split])) for split in missing)
     if not len(rows["train"]):
-        raise UserError("data: no training pair is left; loosen data.filters, or lower data.held_out")
-    validation = held["validation"]
+        raise UserError("data: no training pairs remain; loosen data.filters, or lower data.held_out")
+    validation = held_out["validation"]
     if validation is None or not len(validation):
-        raise UserError("data.validation: no pair in it; training needs some to choose its best checkpoint")
+        raise UserError("data.validation: empty; training needs validation pairs to choose the best checkpoint")
     parts = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
-    train = stored.corpus(rows["train"], told["content"], parts)
-    return Corpora(train, validation, held["test"], tuple(told["notes"]))
+    train = stored.corpus(rows["train"], metadata["content"], parts)
+    return Corpora(train, validation, held_out["test"], tuple(metadata["notes"]))
 
 
-def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: int) -> Path:
+def choose_rows(stored: StoredPairs, config: DataConfig, missing: list[str], seed: int) -> Path:
     """Return a folder with the rows of the training pairs and the missing splits, filtered and split off once."""
     settings = (config.filters, missing, config.held_out if missing else 0, seed if missing else 0)
-    folder = Path(config.cache) / f"rows-{key_of(stored.name, *settings)}"
+    folder = Path(config.cache) / f"split-{key_of(stored.name, *settings)}"
 
-    def build(aside: Path) -> None:
-        rows, notes = filtered(stored, config.filters)
+    def build(tmp_dir: Path) -> None:
+        rows, notes = filter_pairs(stored, config.filters)
         if missing:
-            rows, off = split_off(stored, rows, config.held_out, len(missing), seed)
-            sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(missing, off, strict=True))
-            notes.append(f"{sizes} pairs split off the training pairs (seed {seed}, equal sources on one side)")
-            for split, part in zip(missing, off, strict=True):
-                part.astype(np.int32).tofile(aside / f"{split}.int32")
-        rows.astype(np.int32).tofile(aside / "train.int32")
+            rows, held_out_rows = split_held_out(stored, rows, config.held_out, len(missing), seed)
+            sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(missing, held_out_rows, strict=True))
+            notes.append(f"{sizes} pairs held out of the training pairs (seed {seed}; equal sources stay in one split)")
+            for split, part in zip(missing, held_out_rows, strict=True):
+                part.astype(np.int32).tofile(tmp_dir / f"{split}.int32")
+        rows.astype(np.int32).tofile(tmp_dir / "train.int32")
         content = key_of(*(np.ascontiguousarray(stored.hashes[side][rows]).tobytes() for side in SIDES))
-        told = json.dumps({"notes": notes, "content": content}, ensure_ascii=False)
-        (aside / "told.json").write_text(told, encoding="utf-8")
+        metadata = json.dumps({"notes": notes, "content": content}, ensure_ascii=False)
+        (tmp_dir / "metadata.json").write_text(metadata, encoding="utf-8")
 
     build_once(folder, build)
     return folder
@@ -124,16 +124,16 @@ def choose_rows(stored: Stored, config: DataConfig, missing: list[str], seed: in
 
 def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
     """Load one split; None if the config names none."""
-    where = getattr(config, split)
-    if where and split != "train":
-        return store(find_source(config, where), config.cache).corpus()
+    location = getattr(config, split)
+    if location and split != "train":
+        return store(find_source(config, location), config.cache).corpus()
     if config.train is None:
         return None
     corpora = open_corpora(config, seed)
     return {"train": corpora.train, "validation": corpora.validation, "test": corpora.test}[split]
 
 
-def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int]]:
+def store_training(config: DataConfig, status: Status) -> tuple[StoredPairs, list[int]]:
     """Store the pairs of the training corpus and of all additional ones; also return where each of them ends."""
     assert config.train is not None  # checked with the config
     sources = [
@@ -146,32 +146,32 @@ def store_training(config: DataConfig, status: Status) -> tuple[Stored, list[int
     corpora = [store(source, config.cache, status).corpus() for source in sources]
     ends = np.cumsum([len(corpus) for corpus in corpora])
 
-    def together() -> Iterator[tuple[str, str]]:
+    def all_pairs() -> Iterator[tuple[str, str]]:
         for corpus in corpora:
             yield from zip(corpus.source, corpus.target, strict=True)
 
-    everything = Source(tuple(source.identity for source in sources), together)
-    return store(everything, config.cache, status), [int(end) for end in ends]
+    combined = Source(tuple(source.identity for source in sources), all_pairs)
+    return store(combined, config.cache, status), [int(end) for end in ends]
 
 
-def store(source: Source, cache: str, status: Status = lambda _: None) -> Stored:
+def store(source: Source, cache: str, status: Status = lambda _: None) -> StoredPairs:
     """Store a source's pairs, read once for all runs and processes."""
     folder = Path(cache) / f"pairs-{key_of(source.identity)}"
 
-    def build(aside: Path) -> None:
+    def build(tmp_dir: Path) -> None:
         done = 0
         with ExitStack() as files:
-            writers = {side: files.enter_context(SideWriter(aside, side)) for side in SIDES}
+            writers = {side: files.enter_context(SideWriter(tmp_dir, side)) for side in SIDES}
             for block in blocks(source.pairs()):
                 for side, sentences in zip(SIDES, zip(*block, strict=True), strict=True):
                     writers[side].extend(sentences)
                 done += len(block)
                 status(f"reading the corpus: {done:,} pairs …")
         if not done:
-            raise UserError(f"{_shown(source)}: no pairs in it")
+            raise UserError(f"{_describe(source)}: contains no pairs")
 
     build_once(folder, build)
-    return Stored(
+    return StoredPairs(
         folder.name,
         Ragged.open(folder, "source"),
         Ragged.open(folder, "target"),
@@ -202,16 +202,16 @@ class SideWriter:
             file.close()
 
 
-def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]:
+def filter_pairs(stored: StoredPairs, config: FilterConfig) -> tuple[Integers, list[str]]:
     """Return the pairs that pass every filter, and notes on how many each filter removed."""
     lengths = [stored.characters[side] for side in SIDES]
     shorter, longer = np.minimum(*lengths), np.maximum(*lengths)
-    kept = np.ones(len(stored), bool)
+    passing = np.ones(len(stored), bool)
     counts: Counter[str] = Counter()
 
-    def drop(name: str, unfit: NDArray[np.bool_]) -> None:
-        counts[name] = int((kept & unfit).sum())
-        kept[unfit] = False
+    def drop(name: str, rejected: NDArray[np.bool_]) -> None:
+        counts[name] = int((passing & rejected).sum())
+        passing[rejected] = False
 
     if config.empty:
         drop("with an empty side", shorter == 0)
@@ -222,22 +222,24 @@ def filtered(stored: Stored, config: FilterConfig) -> tuple[Integers, list[str]]
     if config.identical:
         drop("with identical sides", stored.hashes["source"] == stored.hashes["target"])
     if config.duplicate:
-        rows = np.flatnonzero(kept)
-        again = np.zeros(len(stored), bool)
-        again[rows] = repeated(*(stored.hashes[side][rows] for side in SIDES))
-        drop("that came before", again)
-    notes = [f"{count:,} pairs {name} left out" for name, count in counts.items() if count]
-    return np.flatnonzero(kept), notes
+        rows = np.flatnonzero(passing)
+        duplicate = np.zeros(len(stored), bool)
+        duplicate[rows] = find_duplicates(*(stored.hashes[side][rows] for side in SIDES))
+        drop("that repeat an earlier pair", duplicate)
+    notes = [f"{count:,} pairs {name} removed" for name, count in counts.items() if count]
+    return np.flatnonzero(passing), notes
 
 
-def repeated(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def find_duplicates(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Flag pairs that occurred before, by the hashes of their sides."""
-    again = np.ones(len(source), bool)
-    again[np.unique(source * np.uint64(0x9E3779B97F4A7C15) + target, return_index=True)[1]] = False
-    return again
+    duplicate = np.ones(len(source), bool)
+    duplicate[np.unique(source * np.uint64(0x9E3779B97F4A7C15) + target, return_index=True)[1]] = False
+    return duplicate
 
 
-def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int) -> tuple[Integers, list[Integers]]:
+def split_held_out(
+    stored: StoredPairs, rows: Integers, count: int, parts: int, seed: int
+) -> tuple[Integers, list[Integers]]:
     """Split off at most `count` pairs, and at most a twentieth of all, per part; equal sources stay in one part."""
     count = max(1, min(count, len(rows) // 20))
     _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
@@ -245,7 +247,7 @@ def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int)
     # A very frequent sentence would fill a part by itself.
     shuffled = shuffled[sizes[shuffled] <= count]
     if len(shuffled) < parts:
-        raise UserError("data.validation: too few different sentences to split any off; name validation pairs")
+        raise UserError("data.validation: too few distinct sentences to hold any out; set data.validation")
     reached = np.cumsum(sizes[shuffled])
     part_of_group = np.full(len(sizes), parts)
     for part in reversed(range(parts)):
@@ -254,6 +256,6 @@ def split_off(stored: Stored, rows: Integers, count: int, parts: int, seed: int)
     return rows[part_of_row == parts], [rows[part_of_row == part] for part in range(parts)]
 
 
-def _shown(source: Source) -> str:
+def _describe(source: Source) -> str:
     first = source.identity[0]
     return str(first[0] if isinstance(first, tuple) else first)

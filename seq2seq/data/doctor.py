@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.corpus import SIDES, Corpora, Corpus, repeated
+from seq2seq.data.corpus import SIDES, Corpora, Corpus, find_duplicates
 
 Flags = NDArray[np.bool_]
 SAMPLE = 200_000  # sentences used for word statistics
@@ -29,19 +29,19 @@ class Finding:
 
     name: str
     count: int
-    share: float  # of the pairs examined
+    fraction: float  # of the pairs examined
     advice: str
     examples: tuple[str, ...]
     serious: bool  # enough to act on before training
 
 
-def sizes(data: DataConfig, corpora: Corpora, shown: Callable[[str, str], Any]) -> None:
+def sizes(data: DataConfig, corpora: Corpora, show: Callable[[str, str], Any]) -> None:
     """Show how many pairs each split has, and how they were filtered and split."""
     splits = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
     counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in splits.items() if corpus)
-    shown("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
+    show("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
     for note in corpora.notes:
-        shown("", note)
+        show("", note)
 
 
 def quick(corpora: Corpora) -> list[Finding]:
@@ -52,7 +52,7 @@ def quick(corpora: Corpora) -> list[Finding]:
         _finding(
             train,
             "duplicate pairs",
-            repeated(train.hashes["source"], train.hashes["target"]),
+            find_duplicates(train.hashes["source"], train.hashes["target"]),
             "data.filters.duplicate=true keeps one of each",
             0.2,
         ),
@@ -66,11 +66,17 @@ def examine(corpora: Corpora) -> list[Finding]:
     lengths = [train.characters[side] for side in SIDES]
     empty, identical = (np.minimum(*lengths) == 0), train.hashes["source"] == train.hashes["target"]
     return [
-        _finding(train, "one-sided empty pairs", empty, "data.filters.empty=true leaves them out", 0.0),
-        _finding(train, "identical pairs", identical & ~empty, "data.filters.identical=true leaves them out", 0.01),
+        _finding(train, "one-sided empty pairs", empty, "data.filters.empty=true removes them", 0.0),
+        _finding(train, "identical pairs", identical & ~empty, "data.filters.identical=true removes them", 0.01),
         *quick(corpora),
         *_normalised_overlaps(corpora),
-        _finding(train, "length-ratio outliers", _odd_ratio(*lengths), "look at them; data.filters.max_ratio=3", 0.01),
+        _finding(
+            train,
+            "length-ratio outliers",
+            _odd_ratio(*lengths),
+            "inspect them; data.filters.max_ratio=3 removes them",
+            0.01,
+        ),
         _finding(
             train, "lines far longer than the rest", _far_longer(*lengths), "data.filters.max_characters=…", 0.001
         ),
@@ -80,15 +86,15 @@ def examine(corpora: Corpora) -> list[Finding]:
 
 
 def _finding(corpus: Corpus, name: str, flags: Flags, advice: str, tolerated: float) -> Finding:
-    places = np.flatnonzero(flags)
-    share = len(places) / max(1, len(corpus))
-    examples = tuple(_shown(corpus, int(i)) for i in places[[0, len(places) // 2]]) if len(places) else ()
-    return Finding(name, len(places), share, advice, tuple(dict.fromkeys(examples)), share > tolerated)
+    rows = np.flatnonzero(flags)
+    fraction = len(rows) / max(1, len(corpus))
+    examples = tuple(_shown(corpus, int(i)) for i in rows[[0, len(rows) // 2]]) if len(rows) else ()
+    return Finding(name, len(rows), fraction, advice, tuple(dict.fromkeys(examples)), fraction > tolerated)
 
 
-def _shown(corpus: Corpus, place: int) -> str:
-    sides = (_cut(corpus.source[place]), _cut(corpus.target[place]))
-    return f"pair {place + 1:,}: {sides[0]} ⇢ {sides[1]}"
+def _shown(corpus: Corpus, row: int) -> str:
+    sides = (_cut(corpus.source[row]), _cut(corpus.target[row]))
+    return f"pair {row + 1:,}: {sides[0]} ⇢ {sides[1]}"
 
 
 def _cut(text: str, width: int = 48) -> str:
@@ -106,20 +112,22 @@ def _overlaps(corpora: Corpora) -> Iterator[Finding]:
     """Find held-out sources that occur verbatim in the training text."""
     for name, corpus in _held_out(corpora):
         flags = np.isin(corpus.hashes["source"], corpora.train.hashes["source"])
-        yield _finding(corpus, f"{name} sources seen in training", flags, _LEAK, 0.02)
+        yield _finding(corpus, f"{name} sources seen in training", flags, _LEAK_ADVICE, 0.02)
 
 
 def _normalised_overlaps(corpora: Corpora) -> Iterator[Finding]:
     """Find the same overlaps, ignoring case, spacing and punctuation."""
-    held = {name: [_plain(text) for text in corpus.source] for name, corpus in _held_out(corpora)}
-    wanted = {text for texts in held.values() for text in texts}
+    held_out = {name: [_plain(text) for text in corpus.source] for name, corpus in _held_out(corpora)}
+    wanted = {text for texts in held_out.values() for text in texts}
     seen = {plain for text in corpora.train.source if (plain := _plain(text)) in wanted}
     for name, corpus in _held_out(corpora):
-        flags = np.array([text in seen for text in held[name]], bool)
-        yield _finding(corpus, f"{name} sources seen, but for case and signs", flags, _LEAK, 0.05)
+        flags = np.array([text in seen for text in held_out[name]], bool)
+        yield _finding(
+            corpus, f"{name} sources seen in training, ignoring case and punctuation", flags, _LEAK_ADVICE, 0.05
+        )
 
 
-_LEAK = "take them out of the training text, or the score flatters"
+_LEAK_ADVICE = "remove them from the training text; otherwise the scores are inflated"
 _SIGNS = re.compile(r"[\W_]+")
 
 
@@ -134,9 +142,9 @@ def _odd_ratio(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
     """Flag pairs whose log length ratio is far from the corpus median, and at least threefold."""
     full = np.minimum(source, target) > 0
     ratio = np.log(np.maximum(target, 1) / np.maximum(source, 1))
-    middle = np.median(ratio[full]) if full.any() else 0.0
-    spread = np.median(np.abs(ratio[full] - middle)) if full.any() else 0.0
-    odd: Flags = full & (np.abs(ratio - middle) > max(6 * spread, math.log(3)))
+    median = np.median(ratio[full]) if full.any() else 0.0
+    spread = np.median(np.abs(ratio[full] - median)) if full.any() else 0.0
+    odd: Flags = full & (np.abs(ratio - median) > max(6 * spread, math.log(3)))
     return odd
 
 
@@ -148,7 +156,10 @@ def _far_longer(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
 
 def _shift(corpus: Corpus) -> list[Finding]:
     """Find stretches where the lengths of the two sides fit better with one side shifted by a few lines."""
-    name, advice = "pairs that seem shifted", "a line is missing or doubled on one side, just before the first of them"
+    name, advice = (
+        "pairs that seem shifted",
+        "a line is missing or duplicated on one side, just before the first of them",
+    )
     source, target = (_standard(np.log1p(corpus.characters[side])) for side in SIDES)
     blocks = len(corpus) // BLOCK_OF_LINES
     if blocks == 0:
@@ -194,13 +205,13 @@ def _letters(corpus: Corpus, side: str) -> Iterator[Finding]:
     expected = {name for name, count in by_script.items() if count > 0.05 * by_script.total()}
     foreign, broken = np.zeros(len(texts), bool), np.zeros(len(texts), bool)
     usual = {letter for letter in everything if script(letter) in expected or not script(letter)}
-    for place, text in enumerate(texts):
-        broken[place] = BROKEN.search(text) is not None
+    for row, text in enumerate(texts):
+        broken[row] = BROKEN.search(text) is not None
         if not usual.issuperset(text):
             letters = [script(letter) for letter in text if script(letter)]
-            foreign[place] = sum(name not in expected for name in letters) > 0.3 * len(letters)
+            foreign[row] = sum(name not in expected for name in letters) > 0.3 * len(letters)
     shown = ", ".join(sorted(name.lower() for name in expected)) or "no letters"
-    yield _finding(corpus, f"{side} lines in another script than {shown}", foreign, "leave them out", 0.005)
+    yield _finding(corpus, f"{side} lines in another script than {shown}", foreign, "remove them", 0.005)
     yield _finding(
         corpus, f"{side} lines with misread encoding (Ã¼, �)", broken, "decode the file as it was written", 0.0
     )
@@ -215,17 +226,19 @@ def _wrong_language(corpus: Corpus) -> Iterator[Finding]:
     odds: dict[str, float] = {}
     for word in counts[0].keys() | counts[1].keys():
         if counts[0][word] + counts[1][word] >= 5:
-            shares = [(count[word] + 0.5) / total for count, total in zip(counts, totals, strict=True)]
-            odds[word] = max(-4.0, min(4.0, math.log(shares[0] / shares[1])))
+            frequencies = [(count[word] + 0.5) / total for count, total in zip(counts, totals, strict=True)]
+            odds[word] = max(-4.0, min(4.0, math.log(frequencies[0] / frequencies[1])))
     for side, sign in zip(SIDES, (-1, 1), strict=True):
         flags = np.array([_belongs(text, odds, sign) for text in getattr(corpus, side)], bool)
-        yield _finding(corpus, f"{side} lines in the other language", flags, "leave them out: they teach copying", 0.01)
+        yield _finding(
+            corpus, f"{side} lines in the other language", flags, "remove them: they teach the model to copy", 0.01
+        )
 
 
 def _belongs(text: str, odds: dict[str, float], sign: int) -> bool:
     """Whether at least three words have odds, on average clear ones, in favour of the other side."""
-    told = [sign * odds[word] for word in text.lower().split() if word in odds]
-    return len(told) >= 3 and sum(told) > 1.0 * len(told)
+    log_odds = [sign * odds[word] for word in text.lower().split() if word in odds]
+    return len(log_odds) >= 3 and sum(log_odds) > 1.0 * len(log_odds)
 
 
 def _sample(texts: Sequence[str]) -> Iterator[str]:
@@ -236,14 +249,14 @@ def _sample(texts: Sequence[str]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------- page
 
 
-def page(findings: list[Finding], shown: Callable[[str, str], Any]) -> None:
+def page(findings: list[Finding], show: Callable[[str, str], Any]) -> None:
     """Show the findings, serious ones first, with advice and examples; then the checks that found nothing."""
     for finding in sorted(findings, key=lambda finding: not finding.serious):
         if finding.count:
-            name = "FOUND" if finding.serious else "few"
-            shown(name, f"{finding.name}: {finding.count:,} ({finding.share:.2%}); {finding.advice}")
+            name = "PROBLEM" if finding.serious else "minor"
+            show(name, f"{finding.name}: {finding.count:,} ({finding.fraction:.2%}); {finding.advice}")
             for example in finding.examples:
-                shown("", f"  {example}")
+                show("", f"  {example}")
     absent = "; ".join(finding.name for finding in findings if not finding.count)
     for i, line in enumerate(textwrap.wrap(absent, 100)):
-        shown("" if i else "none", line)
+        show("" if i else "none", line)

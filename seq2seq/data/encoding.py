@@ -28,8 +28,8 @@ class Batch:
     target_in_BT: Tensor
     target_out_BT: Tensor
     index_B: Tensor  # the pairs' indices in the corpus
-    source_place_M: Tensor  # flat index of each real token: computed before a GPU would have to synchronise
-    target_place_M: Tensor
+    source_index_M: Tensor  # flat index of each real token: computed before a GPU would have to synchronise
+    target_index_M: Tensor
     packed: bool = False  # whether the model skips padding
 
     @classmethod
@@ -47,7 +47,7 @@ class Batch:
 
     @property
     def target_tokens(self) -> int:
-        return len(self.target_place_M)
+        return len(self.target_index_M)
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {
@@ -90,23 +90,23 @@ def encode_training(
     folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
     dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
 
-    def build(aside: Path) -> None:
-        writers = [Writer(aside, side, dtype) for side in ("source", "target")]
-        with open(aside / "rows.int32", "wb") as rows:
+    def build(tmp_dir: Path) -> None:
+        writers = [Writer(tmp_dir, side, dtype) for side in ("source", "target")]
+        with open(tmp_dir / "rows.int32", "wb") as rows:
             for start in range(0, len(corpus), BLOCK):
                 block = slice(start, start + BLOCK)
                 sides = tokenizer.encode_source(corpus.source[block]), tokenizer.encode_target(corpus.target[block])
-                kept = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
+                selected = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
                 for writer, side in zip(writers, sides, strict=True):
-                    writer.extend([side[i] for i in kept])
-                rows.write((np.array(kept, np.int32) + start).astype(np.int32).tobytes())
+                    writer.extend([side[i] for i in selected])
+                rows.write((np.array(selected, np.int32) + start).astype(np.int32).tobytes())
                 status(f"encoding the corpus: {start + len(sides[0]):,} of {len(corpus):,} pairs …")
         for writer in writers:
             writer.close()
 
-    there = build_once(folder, build)
+    cached = build_once(folder, build)
     source, target = Ragged.open(folder, "source"), Ragged.open(folder, "target")
-    return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), there
+    return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), cached
 
 
 def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
@@ -121,13 +121,13 @@ def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate
     """Return a function that resegments a pool's pairs, once per epoch and identically in every process."""
 
     def resample(rows: Integers, key: str) -> EncodedCorpus:
-        places = encoded.rows[rows]
+        corpus_rows = encoded.rows[rows]
         seed = int(key, 16) % 2**31
-        source = tokenizer.encode_source([corpus.source[int(i)] for i in places], Sampling(rate, seed))
-        target = tokenizer.encode_target([corpus.target[int(i)] for i in places], Sampling(rate, seed + 1))
+        source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], Sampling(rate, seed))
+        target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], Sampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
             if not fits(pair, max_length):  # fall back on the plain segmentation, which does
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
-        return EncodedCorpus(Ragged.of(source), Ragged.of(target), places)
+        return EncodedCorpus(Ragged.of(source), Ragged.of(target), corpus_rows)
 
     return resample

@@ -37,29 +37,29 @@ class Source(NamedTuple):
     pairs: Callable[[], Iterator[Pair]]
 
 
-def find_source(config: DataConfig, where: str | list[str]) -> Source:
+def find_source(config: DataConfig, split_or_files: str | list[str]) -> Source:
     """Find the source that `data.train` or a sibling names: two files, one table, or a split of `data.path`."""
-    if isinstance(where, list):
-        source, target = (Path(file).expanduser() for file in where)
+    if isinstance(split_or_files, list):
+        source, target = (Path(file).expanduser() for file in split_or_files)
         if kind_of(source) or kind_of(target):
-            raise UserError("data.train: two files are two plain texts; a second table goes into data.extra")
+            raise UserError("data.train: a pair of files must be plain text; add further tables with data.extra")
         return Source(_identity([source, target]), lambda: from_text(source, target))
-    if kind_of(Path(where)) or config.path is None:
-        return from_tables([Path(where).expanduser()], config)
+    if kind_of(Path(split_or_files)) or config.path is None:
+        return from_tables([Path(split_or_files).expanduser()], config)
     if config.path == "toy":
-        return from_grammar(where, config)
+        return from_grammar(split_or_files, config)
     folder = Path(config.path).expanduser()
     if folder.is_dir():
-        return from_folder(folder, where, config)
+        return from_folder(folder, split_or_files, config)
     if folder.exists():
-        raise UserError(f"data.path: {folder} is a file; name it with data.train={folder}")
+        raise UserError(f"data.path: {folder} is a file, not a folder; use data.train={folder}")
     if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:
-        raise UserError(f"data.path: {config.path} is no folder here; give a folder, or a hub corpus by its name")
-    return from_hub(config.path, where, config)
+        raise UserError(f"data.path: {config.path} is not a folder; give a folder or the name of a hub corpus")
+    return from_hub(config.path, split_or_files, config)
 
 
 def from_grammar(split: str, config: DataConfig) -> Source:
-    """A split of the embedded English→German grammar."""
+    """A split of the built-in English→German grammar."""
     from seq2seq.data import toy
 
     def pairs() -> Iterator[Pair]:
@@ -80,21 +80,27 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
     The folder's own path is ignored: not every file below /home/me/test/ is a test file.
     """
     below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
-    found: dict[str, list[Path]] = {}
+    files_by_split: dict[str, list[Path]] = {}
     for path in sorted(p for p in below.rglob("*") if p.is_file() and kind_of(p)):
         words = set(re.split(r"[^a-z]+", str(path.relative_to(below)).lower()))
         name = next((name for name, synonyms in SPLITS.items() if words & set(synonyms)), path.name.partition(".")[0])
-        found.setdefault(name, []).append(path)
-    if not found:
-        raise UserError(f"data.path: {below} holds no {', '.join(TABLES)} file; name plain files instead: data=files")
+        files_by_split.setdefault(name, []).append(path)
+    if not files_by_split:
+        raise UserError(f"data.path: {below} contains no {', '.join(TABLES)} file; for plain text files use data=files")
     # `val`, `dev` and the like all name the validation split.
-    split = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
-    if split not in found:
-        raise UserError(f"{below} has no split {split}; possible: {', '.join(found)}{nearest(split, found)}")
-    twice = Counter(path.name.partition(".")[0] for path in found[split] if path.parent == found[split][0].parent)
-    if double := [name for name, count in twice.items() if count > 1]:
-        raise UserError(f"{below} holds {double[0]} in several formats; keep one of them")
-    return from_tables(found[split], config)
+    split = (
+        split if split in files_by_split else next((name for name, words in SPLITS.items() if split in words), split)
+    )
+    if split not in files_by_split:
+        raise UserError(
+            f"{below} has no split {split}; possible: {', '.join(files_by_split)}{nearest(split, files_by_split)}"
+        )
+    counts = Counter(
+        path.name.partition(".")[0] for path in files_by_split[split] if path.parent == files_by_split[split][0].parent
+    )
+    if duplicates := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"{below} contains {duplicates[0]} in several formats; keep one of them")
+    return from_tables(files_by_split[split], config)
 
 
 def from_hub(name: str, split: str, config: DataConfig) -> Source:
@@ -111,7 +117,7 @@ def from_hub(name: str, split: str, config: DataConfig) -> Source:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
             raise UserError(
                 f"data.path: the hub corpus {name} cannot be loaded: {reason}; "
-                "where there is no network, give a folder that holds its files: data.path=FOLDER"
+                "without network access, give a folder with its files: data.path=FOLDER"
             ) from None
         if split not in loaded:
             raise UserError(f"{name} has no split {split}; possible: {', '.join(loaded)}{nearest(split, loaded)}")
@@ -129,7 +135,7 @@ def from_tables(paths: list[Path], config: DataConfig) -> Source:
     for path, kind in zip(paths, kinds, strict=True):
         if not kind:
             raise UserError(
-                f"{path}: one file must be a table ({', '.join(TABLES)}); plain text takes two files: [a,b]"
+                f"{path}: a single file must be a table ({', '.join(TABLES)}); plain text needs two files: [a,b]"
             )
 
     def pairs() -> Iterator[Pair]:
@@ -149,14 +155,14 @@ def from_text(source: Path, target: Path) -> Iterator[Pair]:
         if left is not None and right is not None:
             yield left, right
     if len(lengths[0]) != len(lengths[1]):
-        place = parting(*lengths)
+        first_difference = misaligned_line(*lengths)
         raise UserError(
-            f"{source} has {len(lengths[0]):,} lines, {target} has {len(lengths[1]):,}; they seem to part "
-            f"at line {place:,}; each line of one must be the translation of the same line of the other"
+            f"{source} has {len(lengths[0]):,} lines, {target} has {len(lengths[1]):,}; they seem to diverge "
+            f"at line {first_difference:,}; line N of one file must be the translation of line N of the other"
         )
 
 
-def parting(left: Sequence[int], right: Sequence[int]) -> int:
+def misaligned_line(left: Sequence[int], right: Sequence[int]) -> int:
     """Return the line where one side seems to miss lines: a shift from there makes the lengths of pairs fit best."""
     shorter, longer = sorted((np.log1p(np.array(side)) for side in (left, right)), key=len)
     if not len(shorter):
@@ -240,7 +246,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 def _unreadable(path: Path, number: int, error: Exception) -> None:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    what = "the archive is cut off or damaged" if path.suffix.lower() in ARCHIVES else "cannot be read"
+    what = "the archive is truncated or damaged" if path.suffix.lower() in ARCHIVES else "cannot be read"
     raise UserError(f"{path}: {what} after line {number:,} ({reason})") from None
 
 
@@ -267,10 +273,10 @@ def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}, line {number}, column {error.colno}: not a JSON object a line ({error.msg})"
+                f"{path}, line {number}, column {error.colno}: not one JSON object per line ({error.msg})"
             ) from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: {type(row).__name__} where an object with columns belongs")
+            raise UserError(f"{path}, line {number}: expected an object with columns, got {type(row).__name__}")
         yield _pair(row, f"{path}, line {number}", config)
 
 
@@ -278,16 +284,16 @@ def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
     csv.field_size_limit(2**30)
     # The reader needs line ends, which a quoted field may contain; strict: an unclosed quote is an error.
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
-    begins = 1
+    first_line = 1
     try:
         header = next(reader, [])
-        begins = reader.line_num + 1
+        first_line = reader.line_num + 1
         for row in reader:
-            begins, number = reader.line_num + 1, begins
+            first_line, number = reader.line_num + 1, first_line
             if row:
                 yield _row(row, header, path, number, config)
     except csv.Error as error:
-        raise UserError(f"{path}, line {begins}: no proper CSV ({error})") from None
+        raise UserError(f"{path}, line {first_line}: invalid CSV ({error})") from None
 
 
 def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:
@@ -299,10 +305,10 @@ def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:
 
 
 def _row(row: list[str], header: list[str], path: Path, number: int, config: DataConfig) -> Pair:
-    place = f"{path}, line {number}"
+    location = f"{path}, line {number}"
     if len(row) != len(header):
-        raise UserError(f"{place}: {len(row)} columns where the header has {len(header)}: {', '.join(header)}")
-    return _pair(dict(zip(header, row, strict=True)), place, config)
+        raise UserError(f"{location}: {len(row)} columns, but the header has {len(header)}: {', '.join(header)}")
+    return _pair(dict(zip(header, row, strict=True)), location, config)
 
 
 def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
@@ -317,31 +323,31 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
                 for row in batch.to_pylist():
                     yield _pair(row, str(path), config)
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cut off or damaged ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:160]})") from None
 
 
-def _pair(row: dict[str, Any], place: str, config: DataConfig) -> Pair:
-    return _cell(row, config.source, place), _cell(row, config.target, place)
+def _pair(row: dict[str, Any], location: str, config: DataConfig) -> Pair:
+    return _cell(row, config.source, location), _cell(row, config.target, location)
 
 
-def _cell(row: dict[str, Any], column: str, place: str) -> str:
+def _cell(row: dict[str, Any], column: str, location: str) -> str:
     """Return one language's text, from its own column or from a `translation` column."""
     nested = row.get("translation")
     cells = nested if column not in row and isinstance(nested, dict) else row
     if column not in cells:
-        raise UserError(f"{place}: no column {column}; possible: {', '.join(cells)}{nearest(column, cells)}")
+        raise UserError(f"{location}: no column {column}; possible: {', '.join(cells)}{nearest(column, cells)}")
     value = cells[column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{place}, column {column}: {value!r} is not text")
+        raise UserError(f"{location}, column {column}: {value!r} is not text")
     return value.replace("\n", " ")
 
 
-def _columns(block: dict[str, list[Any]], place: str, config: DataConfig) -> list[list[str]]:
+def _columns(block: dict[str, list[Any]], location: str, config: DataConfig) -> list[list[str]]:
     names = list(block)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*block.values(), strict=True)]
-    return [[_cell(row, column, place) for row in rows] for column in (config.source, config.target)]
+    return [[_cell(row, column, location) for row in rows] for column in (config.source, config.target)]
 
 
 def _identity(paths: list[Path]) -> tuple[object, ...]:

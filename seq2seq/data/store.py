@@ -90,14 +90,14 @@ class Texts(Sequence[str]):
         return len(self.stored) if self.rows is None else len(self.rows)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        return bytes(self.stored[place if self.rows is None else int(self.rows[place])]).decode()
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return bytes(self.stored[index if self.rows is None else int(self.rows[index])]).decode()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BLOCK):

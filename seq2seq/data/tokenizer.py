@@ -92,10 +92,10 @@ def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple
     settings = dataclasses.replace(config, sampling=0.0)
     folder = Path(cache) / f"tokenizer-{key_of(corpus.content, settings, sentencepiece.__version__)}"
 
-    def build(aside: Path) -> None:
+    def build(tmp_dir: Path) -> None:
         tokenizer, notes = train_tokenizer(corpus, config)
-        tokenizer.save(aside)
-        (aside / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
+        tokenizer.save(tmp_dir)
+        (tmp_dir / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
 
     build_once(folder, build)
     return Tokenizer.load(folder), (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
@@ -138,7 +138,7 @@ def _train(sides: list[Chosen], config: TokenizerConfig, what: str) -> tuple[byt
 def _train_exactly(sides: list[Chosen], config: TokenizerConfig, size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(texts[i] for places, texts in sides for i in places),
+        sentence_iterator=(texts[i] for indices, texts in sides for i in indices),
         model_writer=model,
         model_type=config.type,
         vocab_size=size,
@@ -166,10 +166,10 @@ def _read_model(path: str) -> bytes:
         model = Path(path).read_bytes()
         processor = _load(model)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"tokenizer.model: {path} is no sentencepiece model ({str(error)[:100]})") from None
+        raise UserError(f"tokenizer.model: {path} is not a sentencepiece model ({str(error)[:100]})") from None
     if (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id()) != (PAD, UNKNOWN, BEGIN, END):
         wanted = "--pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3"
-        raise UserError(f"tokenizer.model: {path} numbers its special tokens otherwise; train it with {wanted}")
+        raise UserError(f"tokenizer.model: {path} uses other ids for the special tokens; train it with {wanted}")
     return model
 
 

@@ -1347,8 +1347,8 @@ def speak(dice: Dice, makers: Sequence[tuple[Maker, str]] = MAKERS) -> Pair:
     left, right = maker(dice)
     final = align(mark, mark)
     source, target = spell_english(left) + final[0], spell_german(right) + final[1]
-    places = [(key, j) for j, token in enumerate(target) for key in token.keys]
-    links = {(i, j) for i, token in enumerate(source) for key, j in places if key in token.keys}
+    target_positions = [(key, j) for j, token in enumerate(target) for key in token.keys]
+    links = {(i, j) for i, token in enumerate(source) for key, j in target_positions if key in token.keys}
     return Pair(write(source), write(target), tuple(sorted(links)))
 
 

@@ -15,37 +15,36 @@ from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.backtrack import Trellis
-from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.constraints import NEG_INF, Rules
 from seq2seq.decoding.scoring import (
-    NEVER,
     Beams,
     Candidates,
     Hypothesis,
     Specials,
     Task,
-    best,
     coverage_penalty,
-    leaders,
     length_penalty,
-    permit,
+    masked_log_probabilities,
+    top_candidates,
+    top_candidates_unconstrained,
 )
 from seq2seq.model.decoder_state import State
 
-WAIT = 0.25  # fraction of a batch that waits for the next one
-SIZES = 4  # allowed batch sizes between a number of sentences and its double
+WAIT_FRACTION = 0.25  # fraction of a batch that waits for the next one
+SIZES_PER_DOUBLING = 4  # allowed batch sizes between a number of sentences and its double
 
 # tokens_R1, state → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
 Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
-class Open:
+class LiveBatch:
     """Undecided sentences, all after the same number of steps, and decided ones that fill the batch."""
 
     state: State
     beams: Beams
     task: Task
-    left_B: Tensor  # decided, and only fills the batch
+    finished_B: Tensor  # decided, and only fills the batch
     length: int
 
     def __len__(self) -> int:
@@ -53,30 +52,32 @@ class Open:
 
     @cached_property
     def count(self) -> int:  # cached: used several times a step, and each count waits for the GPU
-        return int((~self.left_B).sum())
+        return int((~self.finished_B).sum())
 
-    def join(self, other: Open) -> Open:
+    def join(self, other: LiveBatch) -> LiveBatch:
         """Concatenate two batches of the same length."""
         state, task = self.state.join(other.state), self.task.join(other.task)
-        left_B = torch.cat((self.left_B, other.left_B))
-        return Open(state, self.beams.join(other.beams), task, left_B, self.length)
+        finished_B = torch.cat((self.finished_B, other.finished_B))
+        return LiveBatch(state, self.beams.join(other.beams), task, finished_B, self.length)
 
-    def shrink(self, groups: int) -> Open:
+    def shrink(self, groups: int) -> LiveBatch:
         """Drop decided sentences, down to one of a few sizes: a CPU builds new kernels for each new shape."""
-        left_S, count = self.left_B[::groups], len(self) // groups
-        step = 1 << max(0, (count // SIZES).bit_length() - 1)
+        finished_S, count = self.finished_B[::groups], len(self) // groups
+        step = 1 << max(0, (count // SIZES_PER_DOUBLING).bit_length() - 1)
         size = -(-count // step) * step
-        if size >= len(left_S):
+        if size >= len(finished_S):
             return self
-        kept_S = left_S.int().argsort(stable=True)[:size]
+        kept_S = finished_S.int().argsort(stable=True)[:size]
 
-        def all_of(each: int) -> Tensor:
-            """Return the indices of kept entries if a sentence has `each` of them."""
-            return (kept_S[:, None] * each + torch.arange(each, device=kept_S.device)).flatten()
+        def indices_of(per_sentence: int) -> Tensor:
+            """Return the indices of kept entries if a sentence has `per_sentence` of them."""
+            return (kept_S[:, None] * per_sentence + torch.arange(per_sentence, device=kept_S.device)).flatten()
 
-        kept_B, beam = all_of(groups), self.state.beam
-        state = self.state.select(all_of(beam), beam) if size else self.state
-        return Open(state, self.beams.select(kept_B), self.task.select(kept_B), self.left_B[kept_B], self.length)
+        kept_B, beam = indices_of(groups), self.state.beam
+        state = self.state.select(indices_of(beam), beam) if size else self.state
+        return LiveBatch(
+            state, self.beams.select(kept_B), self.task.select(kept_B), self.finished_B[kept_B], self.length
+        )
 
 
 @torch.inference_mode()
@@ -89,75 +90,75 @@ def beam_search(
     next batch reaches their length, and join it. No result depends on neighbouring sentences.
     """
     trellis = Trellis(config.beam // config.groups)
-    waiting: Open | None = None
+    waiting: LiveBatch | None = None
     for state, task in batches:
-        now = start(state, task, config, specials, trellis.sentences)
-        trellis.sentences += len(now)
-        few = len(now) * WAIT
-        while len(now) and (waiting or len(now) > few):
-            now = advance(step, now, config, specials, trellis)
-            if waiting and waiting.length == now.length:
-                now, waiting = now.join(waiting) if len(now) else waiting, None
-        waiting = waiting or now
+        live = start(state, task, config, specials, trellis.sentences)
+        trellis.sentences += len(live)
+        threshold = len(live) * WAIT_FRACTION
+        while len(live) and (waiting or len(live) > threshold):
+            live = advance(step, live, config, specials, trellis)
+            if waiting and waiting.length == live.length:
+                live, waiting = live.join(waiting) if len(live) else waiting, None
+        waiting = waiting or live
     while waiting:
         waiting = advance(step, waiting, config, specials, trellis)
     return trellis.hypotheses(config.groups, config.n_best if config.select_by == "score" else config.beam)
 
 
-def advance(step: Step, now: Open, config: SearchConfig, specials: Specials, trellis: Trellis) -> Open:
+def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Specials, trellis: Trellis) -> LiveBatch:
     """Extend every hypothesis by one token, and drop the sentences that this decides."""
-    state, beams, task, length = now.state, now.beams, now.task, now.length + 1
+    state, beams, task, length = live.state, live.beams, live.task, live.length + 1
     K = beams.last_BK.shape[1]
-    logits_R1V, state, *looked = step(beams.last_BK.view(-1, 1), state)
-    if looked:
-        beams = cover(beams, looked[0], task)
+    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), state)
+    if attention:
+        beams = add_coverage(beams, attention[0], task)
     candidates = expand(logits_R1V[:, -1], beams, config, specials, task, length)
     beams = finish(beams, candidates, config, specials.end, length)
     beams, origin_BK = extend(beams, candidates, specials.end, task, length)
     trellis.add(length, beams, origin_BK)
     row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
-    decided_B = decided(beams, config, task, length) & ~now.left_B
+    decided_B = decided(beams, config, task, length) & ~live.finished_B
     if config.beam > 1:
         state = state.reorder(row_BK.flatten())
-    now = Open(state, beams, task, now.left_B | decided_B, length)
+    live = LiveBatch(state, beams, task, live.finished_B | decided_B, length)
     if not decided_B.any():
-        return now
-    trellis.leave(beams.select(decided_B))
-    return now.shrink(config.groups)
+        return live
+    trellis.finish(beams.select(decided_B))
+    return live.shrink(config.groups)
 
 
-def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> Open:
+def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
     """Return one empty hypothesis per sentence; its K − 1 others are impossible.
 
     `first` is the index of the first sentence over all batches.
     """
-    G, device = config.groups, task.longest_B.device
-    B, K = len(task.longest_B) * G, config.beam // G
-    impossible_BK = torch.full((B, K), NEVER, device=device)
+    G, device = config.groups, task.max_length_B.device
+    B, K = len(task.max_length_B) * G, config.beam // G
+    impossible_BK = torch.full((B, K), NEG_INF, device=device)
     log_probability_BK = impossible_BK.clone()
     log_probability_BK[:, 0] = 0.0
     last_BK = torch.full((B, K), specials.begin, device=device)
     beams = Beams(
-        place_B=torch.arange(first, first + B, device=device),
+        index_B=torch.arange(first, first + B, device=device),
         last_BK=last_BK,
         log_probability_BK=log_probability_BK,
-        done_score_BK=impossible_BK,
-        done_log_probability_BK=impossible_BK,
-        done_node_BK=torch.zeros_like(last_BK),
-        said_BKT=last_BK[:, :, None] if task.rules else None,
+        finished_score_BK=impossible_BK,
+        finished_log_probability_BK=impossible_BK,
+        finished_node_BK=torch.zeros_like(last_BK),
+        prefix_BKT=last_BK[:, :, None] if task.rules else None,
         coverage_BKS=None,
     )
     if config.beam > 1:
         rows_R = torch.arange(B // G, device=device).repeat_interleave(config.beam)
         state = state.select(rows_R, config.beam)
-    return Open(state, beams, task.repeat(G), torch.zeros(B, dtype=torch.bool, device=device), 0)
+    return LiveBatch(state, beams, task.repeat(G), torch.zeros(B, dtype=torch.bool, device=device), 0)
 
 
-def cover(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
+def add_coverage(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
     """Accumulate this step's attention; padding counts as covered."""
     attention_BKS = attention_RS.unflatten(0, beams.last_BK.shape)
     if beams.coverage_BKS is None:
-        padding_BS = torch.arange(attention_RS.shape[1], device=attention_RS.device) >= task.source_B[:, None]
+        padding_BS = torch.arange(attention_RS.shape[1], device=attention_RS.device) >= task.source_length_B[:, None]
         return replace(beams, coverage_BKS=attention_BKS + padding_BS[:, None].float())
     return replace(beams, coverage_BKS=beams.coverage_BKS + attention_BKS)
 
@@ -170,52 +171,54 @@ def expand(
     # K of them may end, and K must go on; in greedy search the first hypothesis to end is the result.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
     if task.rules is None and config.groups == 1:
-        return leaders(logits_RV, beams.log_probability_BK, count, length, task, specials)
-    said_RT = None if beams.said_BKT is None else beams.said_BKT.flatten(0, 1)
-    sentence_R = (beams.place_B // config.groups).repeat_interleave(K)
-    log_probability_RV = permit(logits_RV, length, task, specials, said_RT, sentence_R)
+        return top_candidates_unconstrained(logits_RV, beams.log_probability_BK, count, length, task, specials)
+    prefix_RT = None if beams.prefix_BKT is None else beams.prefix_BKT.flatten(0, 1)
+    sentence_R = (beams.index_B // config.groups).repeat_interleave(K)
+    log_probability_RV = masked_log_probabilities(logits_RV, length, task, specials, prefix_RT, sentence_R)
     if config.groups > 1:
-        return diverse(log_probability_RV, beams, config, specials.end, count)
-    if task.rules and task.rules.required and said_RT is not None:
-        return with_required(log_probability_RV, beams, task.rules, said_RT)
-    return best(log_probability_RV, beams.log_probability_BK, count)
+        return diverse_candidates(log_probability_RV, beams, config, specials.end, count)
+    if task.rules and task.rules.required and prefix_RT is not None:
+        return candidates_with_required(log_probability_RV, beams, task.rules, prefix_RT)
+    return top_candidates(log_probability_RV, beams.log_probability_BK, count)
 
 
-def diverse(log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end: int, count: int) -> Candidates:
+def diverse_candidates(
+    log_probability_RV: Tensor, beams: Beams, config: SearchConfig, end: int, count: int
+) -> Candidates:
     """Expand group by group, penalising tokens that earlier groups chose in this step."""
     G, K = config.groups, beams.last_BK.shape[1]
     next_BGKV = log_probability_RV.view(-1, G, K, log_probability_RV.shape[-1])
-    taken_BV = torch.zeros_like(next_BGKV[:, 0, 0])
+    used_BV = torch.zeros_like(next_BGKV[:, 0, 0])
     parts = []
     for g in range(G):
-        less_RV = (next_BGKV[:, g] - config.diversity * taken_BV[:, None]).flatten(0, 1)
-        found = best(less_RV, beams.log_probability_BK[g::G], count)
-        off_BC = config.diversity * taken_BV.gather(1, found.ids_BC)
-        parts.append(replace(found, log_probability_BC=found.log_probability_BC + off_BC))
-        rank_BK, chosen_BK = found.rank_BC.masked_fill(found.ids_BC == end, NEVER).topk(K)
-        taken_BV.scatter_add_(1, found.ids_BC.gather(1, chosen_BK), (rank_BK > NEVER).float())
-    return Candidates.joined(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
+        penalized_RV = (next_BGKV[:, g] - config.diversity * used_BV[:, None]).flatten(0, 1)
+        candidates = top_candidates(penalized_RV, beams.log_probability_BK[g::G], count)
+        penalty_BC = config.diversity * used_BV.gather(1, candidates.ids_BC)
+        parts.append(replace(candidates, log_probability_BC=candidates.log_probability_BC + penalty_BC))
+        rank_BK, chosen_BK = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF).topk(K)
+        used_BV.scatter_add_(1, candidates.ids_BC.gather(1, chosen_BK), (rank_BK > NEG_INF).float())
+    return Candidates.combine(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
 
 
-def with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, said_RT: Tensor) -> Candidates:
+def candidates_with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, prefix_RT: Tensor) -> Candidates:
     """Return the best and the required continuations; those of complete hypotheses, which may end, come first."""
-    (B, K), device = beams.last_BK.shape, said_RT.device
+    (B, K), device = beams.last_BK.shape, prefix_RT.device
     # Per hypothesis, not per sentence: hypotheses with more of the required words are less likely.
-    likely = best(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
-    rows_BX = torch.arange(K, device=device).repeat_interleave(likely.ids_BC.shape[1]).expand(B, -1)
-    wanted_R = rules.wanted(said_RT)
-    width = max(map(len, wanted_R))
-    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in wanted_R], dtype=torch.int64, device=device)
-    count_R1 = torch.tensor([[len(ids)] for ids in wanted_R], device=device)
+    likeliest = top_candidates(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
+    rows_BX = torch.arange(K, device=device).repeat_interleave(likeliest.ids_BC.shape[1]).expand(B, -1)
+    required_R = rules.next_required_ids(prefix_RT)
+    width = max(map(len, required_R))
+    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in required_R], dtype=torch.int64, device=device)
+    count_R1 = torch.tensor([[len(ids)] for ids in required_R], device=device)
     log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
-    log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEVER)
+    log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEG_INF)
     origin_BX = torch.arange(K, device=device).repeat_interleave(width).expand(B, -1)
-    rank_BC = torch.cat((likely.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
-    ids_BC = torch.cat((likely.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
+    rank_BC = torch.cat((likeliest.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
+    ids_BC = torch.cat((likeliest.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
     origin_BC = torch.cat((rows_BX, origin_BX), 1)
-    lacks_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
+    incomplete_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
     by_rank_BC = rank_BC.argsort(1, descending=True)
-    order_BC = by_rank_BC.gather(1, lacks_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
+    order_BC = by_rank_BC.gather(1, incomplete_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
     rank_BC = rank_BC.gather(1, order_BC)
     return Candidates(rank_BC, rank_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
 
@@ -227,59 +230,59 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
     if not ends_BC.any():
         return beams
     origin_BC = candidates.origin_BC[:, :K]
-    log_probability_BC = candidates.log_probability_BC[:, :K].masked_fill(~ends_BC, NEVER)
+    log_probability_BC = candidates.log_probability_BC[:, :K].masked_fill(~ends_BC, NEG_INF)
     score_BC = log_probability_BC / length_penalty(length, config)
     if beams.coverage_BKS is not None:
         coverage_BCS = beams.coverage_BKS.take_along_dim(origin_BC[:, :, None], 1)
         score_BC = score_BC + coverage_penalty(coverage_BCS, config.coverage_penalty)
-    done_score_BK, chosen_BK = torch.cat((beams.done_score_BK, score_BC), 1).topk(K, dim=1)
-    both_BX = torch.cat((beams.done_log_probability_BK, log_probability_BC), 1)
-    node_BX = torch.cat((beams.done_node_BK, length * K + origin_BC), 1)
+    finished_score_BK, chosen_BK = torch.cat((beams.finished_score_BK, score_BC), 1).topk(K, dim=1)
+    both_BX = torch.cat((beams.finished_log_probability_BK, log_probability_BC), 1)
+    node_BX = torch.cat((beams.finished_node_BK, length * K + origin_BC), 1)
     return replace(
         beams,
-        done_score_BK=done_score_BK,
-        done_log_probability_BK=both_BX.gather(1, chosen_BK),
-        done_node_BK=node_BX.gather(1, chosen_BK),
+        finished_score_BK=finished_score_BK,
+        finished_log_probability_BK=both_BX.gather(1, chosen_BK),
+        finished_node_BK=node_BX.gather(1, chosen_BK),
     )
 
 
 def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
     """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
-    rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEVER)
-    if task.rules and task.rules.required and beams.said_BKT is not None:
-        chosen_BK, void_BK = task.rules.allocate(
-            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.said_BKT, task.longest_B - length
+    rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
+    if task.rules and task.rules.required and beams.prefix_BKT is not None:
+        chosen_BK, filler_BK = task.rules.allocate(
+            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.prefix_BKT, task.max_length_B - length
         )
     else:
-        chosen_BK, void_BK = rank_BC.topk(K, dim=1).indices, None
+        chosen_BK, filler_BK = rank_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
-    said_BKT, coverage_BKS = beams.said_BKT, beams.coverage_BKS
-    if said_BKT is not None:
-        said_BKT = torch.cat((said_BKT.take_along_dim(origin_BK[:, :, None], 1), last_BK[:, :, None]), 2)
+    prefix_BKT, coverage_BKS = beams.prefix_BKT, beams.coverage_BKS
+    if prefix_BKT is not None:
+        prefix_BKT = torch.cat((prefix_BKT.take_along_dim(origin_BK[:, :, None], 1), last_BK[:, :, None]), 2)
     if coverage_BKS is not None:
         coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
     # An ended hypothesis never continues, even if nothing else is left.
-    void_BK = last_BK == end if void_BK is None else void_BK
-    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(void_BK, NEVER)
+    filler_BK = last_BK == end if filler_BK is None else filler_BK
+    log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(filler_BK, NEG_INF)
     beams = replace(
-        beams, last_BK=last_BK, log_probability_BK=log_probability_BK, said_BKT=said_BKT, coverage_BKS=coverage_BKS
+        beams, last_BK=last_BK, log_probability_BK=log_probability_BK, prefix_BKT=prefix_BKT, coverage_BKS=coverage_BKS
     )
     return beams, origin_BK
 
 
 def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tensor:
     """Return which sentences need no further step under `stop`; the groups of a sentence stop together."""
-    decided_B = task.longest_B <= length
+    decided_B = task.max_length_B <= length
     if config.stop == "filled":
-        decided_B = decided_B | (beams.done_score_BK[:, -1] > NEVER)
+        decided_B = decided_B | (beams.finished_score_BK[:, -1] > NEG_INF)
     elif config.stop != "longest":
         # Log probabilities only fall, and the longest length has the mildest penalty.
-        after = task.longest_B if config.stop == "certain" else torch.full_like(task.longest_B, length + 1)
-        hope_B = beams.log_probability_BK.amax(1) / length_penalty(after, config)
-        kept = beams.last_BK.shape[1] if config.select_by != "score" else min(config.n_best, beams.last_BK.shape[1])
-        decided_B = decided_B | (beams.done_score_BK[:, kept - 1] >= hope_B)
+        after = task.max_length_B if config.stop == "certain" else torch.full_like(task.max_length_B, length + 1)
+        best_possible_B = beams.log_probability_BK.amax(1) / length_penalty(after, config)
+        needed = beams.last_BK.shape[1] if config.select_by != "score" else min(config.n_best, beams.last_BK.shape[1])
+        decided_B = decided_B | (beams.finished_score_BK[:, needed - 1] >= best_possible_B)
     if config.groups > 1:
         decided_B = decided_B.view(-1, config.groups).all(1).repeat_interleave(config.groups)
     return decided_B

@@ -16,11 +16,11 @@ from seq2seq.data import toy
 from seq2seq.evaluation.metrics import TestSet
 from seq2seq.inference.translator import Translation, Translator
 
-WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # words as in the grammar of the embedded corpus
+WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # words as in the grammar of the built-in corpus
 Links = frozenset[tuple[int, int]]  # (source word, target word)
 
 
-def words_of(pieces: Sequence[str]) -> list[str]:
+def words_of_pieces(pieces: Sequence[str]) -> list[str]:
     """Return the words and punctuation marks that subwords spell."""
     return WORD.findall(_text(pieces))
 
@@ -29,17 +29,17 @@ def _text(pieces: Sequence[str]) -> str:
     return "".join(pieces).replace("▁", " ")
 
 
-def shares(pieces: Sequence[str]) -> Tensor:
+def letter_fractions(pieces: Sequence[str]) -> Tensor:
     """Return the fraction of each piece's letters in each word: pieces × words."""
     words = [match.span() for match in WORD.finditer(_text(pieces))]
-    share = torch.zeros(len(pieces), len(words))
+    fraction_PW = torch.zeros(len(pieces), len(words))
     begin = 0
     for p, piece in enumerate(pieces):
         letters = [begin + i for i, letter in enumerate(piece) if letter != "▁"]
         for w, (first, last) in enumerate(words):
-            share[p, w] = sum(first <= place < last for place in letters) / max(1, len(letters))
+            fraction_PW[p, w] = sum(first <= letter < last for letter in letters) / max(1, len(letters))
         begin += len(piece)
-    return share
+    return fraction_PW
 
 
 def word_weights(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces: Sequence[str]) -> Tensor:
@@ -47,7 +47,7 @@ def word_weights(weights_TS: Tensor, source_pieces: Sequence[str], target_pieces
 
     Rows and columns after those of the pieces belong to the end marks and are left out.
     """
-    source_SX, target_TW = shares(source_pieces), shares(target_pieces)
+    source_SX, target_TW = letter_fractions(source_pieces), letter_fractions(target_pieces)
     weights_TX = weights_TS[..., : len(target_pieces), : len(source_pieces)] @ source_SX
     mean_WT = target_TW.T / target_TW.sum(0).clamp_min(1e-9)[:, None]
     return mean_WT @ weights_TX
@@ -64,13 +64,13 @@ def links_of(weights_WX: Tensor) -> Links:
     return frozenset((int(x), w) for w, x in enumerate(weights_WX.argmax(-1))) if weights_WX.numel() else frozenset()
 
 
-def error_rate(found: Iterable[Links], true: Iterable[Links]) -> float:
+def error_rate(predicted: Iterable[Links], true: Iterable[Links]) -> float:
     """Return the alignment error rate 1 − (|A∩S| + |A∩P|) / (|A| + |S|) (Och & Ney 2003) with all links sure: S = P.
 
     It then equals one minus the F1 of all links of all sentences.
     """
     both = total = 0
-    for ours, theirs in zip(found, true, strict=True):
+    for ours, theirs in zip(predicted, true, strict=True):
         both += 2 * len(ours & theirs)
         total += len(ours) + len(theirs)
     return 1 - both / max(1, total)
@@ -103,7 +103,7 @@ def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | Non
 
 
 def known_links(sources: Sequence[str], targets: Sequence[str]) -> list[Links] | None:
-    """Return the true links of pairs from the embedded grammar, in either direction; None for other pairs."""
+    """Return the true links of pairs from the built-in grammar, in either direction; None for other pairs."""
     known = _every_pair()
     pairs = list(zip(sources, targets, strict=True))
     if not all(pair in known for pair in pairs):
@@ -112,22 +112,22 @@ def known_links(sources: Sequence[str], targets: Sequence[str]) -> list[Links] |
 
 
 def _every_pair() -> dict[tuple[str, str], Links]:
-    found: dict[tuple[str, str], Links] = {}
+    links_by_pair: dict[tuple[str, str], Links] = {}
     for pair in (pair for split in toy.splits().values() for pair in split):
-        found[pair.source, pair.target] = frozenset(pair.links)
-        found[pair.target, pair.source] = frozenset((j, i) for i, j in pair.links)
-    return found
+        links_by_pair[pair.source, pair.target] = frozenset(pair.links)
+        links_by_pair[pair.target, pair.source] = frozenset((j, i) for i, j in pair.links)
+    return links_by_pair
 
 
 def alignment_errors(
     translator: Translator, sources: Sequence[str], targets: Sequence[str], true: Sequence[Links]
 ) -> AlignmentErrors:
     """Return the alignment error rates of each head on known pairs, under teacher forcing."""
-    weights = [word_attention(told) for told in translator.score(sources, targets, attention=True)]
+    weights = [word_attention(scored) for scored in translator.score(sources, targets, attention=True)]
     layers, heads = weights[0].shape[:2]
 
-    def rate(of_each: Iterable[Tensor]) -> float:
-        return error_rate(map(links_of, of_each), true)
+    def rate(weights_by_sentence: Iterable[Tensor]) -> float:
+        return error_rate(map(links_of, weights_by_sentence), true)
 
     return AlignmentErrors(
         [[rate(w[layer, head] for w in weights) for head in range(heads)] for layer in range(layers)],

@@ -28,8 +28,8 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+(?:[-'’]\w+)*", text)
 
 
-def subset(test: TestSet, places: Sequence[int]) -> TestSet:
-    picked = [[lines[i] for i in places] for lines in (test.source, *test.references)]
+def subset(test: TestSet, rows: Sequence[int]) -> TestSet:
+    picked = [[lines[i] for i in rows] for lines in (test.source, *test.references)]
     return TestSet(test.name, picked[0], picked[1:], test.language)
 
 
@@ -44,11 +44,11 @@ def grouped_score(
     return [
         Group(
             label,
-            len(places),
-            measure(name, [hypotheses[i] for i in places], subset(test, places), tokenize=tokenize).value,
+            len(rows),
+            measure(name, [hypotheses[i] for i in rows], subset(test, rows), tokenize=tokenize).value,
         )
-        for label, places in groups
-        if len(places)
+        for label, rows in groups
+        if len(rows)
     ]
 
 
@@ -57,12 +57,12 @@ def length_groups(source: Sequence[str], groups: int = 5) -> list[tuple[str, lis
     lengths = np.array([len(text.split()) for text in source])
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="lower"))
     group_of = np.searchsorted(edges, lengths)
-    found = []
+    labelled = []
     for group in range(len(edges)):
-        places = np.flatnonzero(group_of == group)
-        least, most = lengths[places].min(), lengths[places].max()
-        found.append((f"{least}" if least == most else f"{least}–{most}", places.tolist()))
-    return found
+        rows = np.flatnonzero(group_of == group)
+        least, most = lengths[rows].min(), lengths[rows].max()
+        labelled.append((f"{least}" if least == most else f"{least}–{most}", rows.tolist()))
+    return labelled
 
 
 FREQUENCIES = (0, 1, 9, 99, 999)  # the highest training frequency of each group's words
@@ -77,14 +77,16 @@ def frequency_label(group: int) -> str:
 
 def by_target_frequency(hypotheses: Sequence[str], references: Sequence[str], counts: Counter[str]) -> list[Group]:
     """Return word F1 by training frequency, with matches clipped to the count on each side."""
-    common, said, meant = (np.zeros(len(FREQUENCIES) + 1, int) for _ in range(3))
+    common, hypothesis_words, reference_words = (np.zeros(len(FREQUENCIES) + 1, int) for _ in range(3))
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         ours, theirs = Counter(words_of(hypothesis)), Counter(words_of(reference))
-        for total, words in ((common, ours & theirs), (said, ours), (meant, theirs)):
+        for total, words in ((common, ours & theirs), (hypothesis_words, ours), (reference_words, theirs)):
             for word, times in words.items():
                 total[np.searchsorted(FREQUENCIES, counts[word])] += times
-    f1 = 200 * common / np.maximum(1, said + meant)
-    return [Group(frequency_label(g), int(meant[g]), float(f1[g])) for g in range(len(f1)) if meant[g]]
+    f1 = 200 * common / np.maximum(1, hypothesis_words + reference_words)
+    return [
+        Group(frequency_label(g), int(reference_words[g]), float(f1[g])) for g in range(len(f1)) if reference_words[g]
+    ]
 
 
 def source_frequency_groups(source: Sequence[str], counts: Counter[str]) -> list[tuple[str, list[int]]]:
@@ -113,27 +115,33 @@ class Lengths:
 
 
 def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
-    said = [hypothesis.split() for hypothesis in hypotheses]
-    meant = [[text.split() for text in several] for several in zip(*test.references, strict=True)]
-    total = sum(len(several[0]) for several in meant)
+    hypothesis_words = [hypothesis.split() for hypothesis in hypotheses]
+    reference_words = [[text.split() for text in several] for several in zip(*test.references, strict=True)]
+    total = sum(len(several[0]) for several in reference_words)
     common = sum(
         sum((Counter(words_of(hypothesis)) & Counter(words_of(reference))).values())
         for hypothesis, reference in zip(hypotheses, test.references[0], strict=True)
     )
-    spoken, asked = (sum(len(words_of(text)) for text in side) for side in (hypotheses, test.references[0]))
+    hypothesis_total, reference_total = (
+        sum(len(words_of(text)) for text in side) for side in (hypotheses, test.references[0])
+    )
     return Lengths(
-        sum(map(len, said)) / max(1, total),
-        [i for i, words in enumerate(said) if repetitions(words) > max(map(repetitions, meant[i]))],
-        [i for i, words in enumerate(said) if len(words) < 0.7 * min(map(len, meant[i]))],
-        1 - common / max(1, asked),
-        1 - common / max(1, spoken),
+        sum(map(len, hypothesis_words)) / max(1, total),
+        [
+            i
+            for i, words in enumerate(hypothesis_words)
+            if repetitions(words) > max(map(repetitions, reference_words[i]))
+        ],
+        [i for i, words in enumerate(hypothesis_words) if len(words) < 0.7 * min(map(len, reference_words[i]))],
+        1 - common / max(1, reference_total),
+        1 - common / max(1, hypothesis_total),
     )
 
 
 def repetitions(words: Sequence[str], longest: int = 4) -> int:
     """Count immediate repetitions of one to four words, and words with letters four times in a row."""
-    stuttered = sum(bool(re.search(r"([^\W\d_]{1,4})\1{3}", word)) for word in words)
-    return stuttered + sum(
+    repeated_letters = sum(bool(re.search(r"([^\W\d_]{1,4})\1{3}", word)) for word in words)
+    return repeated_letters + sum(
         words[i : i + n] == words[i + n : i + 2 * n]
         for n in range(1, longest + 1)
         for i in range(len(words) - 2 * n + 1)

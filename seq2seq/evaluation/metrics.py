@@ -35,7 +35,7 @@ class TestSet:
     source: Sequence[str]
     references: Sequence[Sequence[str]]  # by translator, then by sentence
     language: str = ""  # of the references, if known
-    grammar: bool = False  # made by the embedded grammar, which knows its word alignment
+    grammar: bool = False  # made by the built-in grammar, which knows its word alignment
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,13 +91,15 @@ def measure(
 ) -> Score:
     """Compute one metric by its name in the config."""
     metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
-    references = [stripped(lines) for lines in test.references]
-    found = metric.corpus_score(stripped(hypotheses), references)
-    mean, interval = estimate(metric, stripped(hypotheses), references, resamples) if resamples > 1 else (None, None)
-    return Score(TITLES[name], found.score, str(metric.get_signature()), mean, interval)
+    references = [rstrip_lines(lines) for lines in test.references]
+    result = metric.corpus_score(rstrip_lines(hypotheses), references)
+    mean, interval = (
+        bootstrap_interval(metric, rstrip_lines(hypotheses), references, resamples) if resamples > 1 else (None, None)
+    )
+    return Score(TITLES[name], result.score, str(metric.get_signature()), mean, interval)
 
 
-def estimate(
+def bootstrap_interval(
     metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]], resamples: int
 ) -> tuple[float, float]:
     """Return the mean of a metric's resamples and half their 95 % interval, as sacreBLEU's `corpus_score` does.
@@ -109,12 +111,12 @@ def estimate(
 
     stats = metric._extract_corpus_statistics(hypotheses, references)
     metric.n_bootstrap = resamples
-    metric.seed, drawn = _bootstrap_resample(stats, metric, resamples)
-    if len({type(one.score) for one in drawn}) > 1:
-        drawn = [Resampled(one.name, float(one.score)) for one in drawn]
-    told = Resampled("", 0.0)
-    told.estimate_ci(drawn)
-    return float(told._mean), float(told._ci)
+    metric.seed, resampled = _bootstrap_resample(stats, metric, resamples)
+    if len({type(one.score) for one in resampled}) > 1:
+        resampled = [Resampled(one.name, float(one.score)) for one in resampled]
+    summary = Resampled("", 0.0)
+    summary.estimate_ci(resampled)
+    return float(summary._mean), float(summary._ci)
 
 
 def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
@@ -135,7 +137,7 @@ def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
         return makers[name]()
     except (RuntimeError, ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"tokenize: {tokenize} cannot be used here ({reason}); choose another, such as char") from None
+        raise UserError(f"tokenize: {tokenize} cannot be used ({reason}); choose another, such as char") from None
 
 
 def require_tokenizer(tokenize: str | None) -> None:
@@ -148,13 +150,13 @@ def tokenizer_of(language: str) -> str:
     codes = set(re.split(r"[^a-z]+", language.lower()))
     if codes & {"zh", "zho", "cmn"}:
         return "zh"
-    for module, tokenize, of in (("MeCab", "ja-mecab", {"ja", "jpn"}), ("mecab_ko", "ko-mecab", {"ko", "kor"})):
-        if codes & of:
+    for module, tokenize, languages in (("MeCab", "ja-mecab", {"ja", "jpn"}), ("mecab_ko", "ko-mecab", {"ko", "kor"})):
+        if codes & languages:
             return tokenize if importlib.util.find_spec(module) else "char"
     return "13a"
 
 
-def stripped(lines: Sequence[str]) -> list[str]:
+def rstrip_lines(lines: Sequence[str]) -> list[str]:
     """Strip lines as sacreBLEU's command line does."""
     return [line.rstrip() for line in lines]
 
@@ -170,28 +172,28 @@ def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, 
             {"src": source, "mt": hypothesis, "ref": reference}
             for source, hypothesis, reference in zip(test.source, hypotheses, test.references[0], strict=True)
         ]
-        found = load_from_checkpoint(path).predict(rows, batch_size=32, gpus=gpus, progress_bar=False)
+        result = load_from_checkpoint(path).predict(rows, batch_size=32, gpus=gpus, progress_bar=False)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"comet: {model} cannot be used ({' '.join(str(error).split())[:160]})") from None
-    segments = 100 * np.array(found.scores)
+    segments = 100 * np.array(result.scores)
     mean, interval = None, None
     if resamples > 1:
         from sacrebleu.significance import estimate_ci
 
-        drawn = np.random.default_rng(12345).choice(len(segments), (resamples, len(segments)))
-        mean, interval = map(float, estimate_ci(segments[drawn].mean(1)))
+        resampled = np.random.default_rng(12345).choice(len(segments), (resamples, len(segments)))
+        mean, interval = map(float, estimate_ci(segments[resampled].mean(1)))
     return Score(TITLES["comet"], float(segments.mean()), f"model:{model}|nrefs:1", mean, interval)
 
 
 def require_comet() -> None:
     if importlib.util.find_spec("comet") is None:
-        raise UserError("metrics: comet is not installed here; pip install unbabel-comet, or leave it out")
+        raise UserError("metrics: comet is not installed; run pip install unbabel-comet, or remove it from the metrics")
 
 
 def sentence_scores(hypotheses: Sequence[str], test: TestSet) -> list[float]:
     """Return chrF of each sentence; unlike BLEU, it is meaningful for few words."""
     metric = sacrebleu_metric("chrf")
-    references = zip(*(stripped(lines) for lines in test.references), strict=True)
+    references = zip(*(rstrip_lines(lines) for lines in test.references), strict=True)
     return [
         float(metric.sentence_score(hypothesis.rstrip(), list(several)).score)
         for hypothesis, several in zip(hypotheses, references, strict=True)

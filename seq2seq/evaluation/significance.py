@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seq2seq.evaluation.metrics import TestSet, sacrebleu_metric, stripped, tokenizer_of
+from seq2seq.evaluation.metrics import TestSet, rstrip_lines, sacrebleu_metric, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ def paired_tests(
     """Run sacreBLEU's paired bootstrap and approximate randomisation against the first run, for each metric."""
     from sacrebleu.significance import PairedTest
 
-    references = [stripped(lines) for lines in test.references]
-    systems: list[tuple[str, Sequence[str]]] = [(str(i), stripped(lines)) for i, lines in enumerate(hypotheses)]
-    found = {}
+    references = [rstrip_lines(lines) for lines in test.references]
+    systems: list[tuple[str, Sequence[str]]] = [(str(i), rstrip_lines(lines)) for i, lines in enumerate(hypotheses)]
+    by_metric = {}
     for name in names:
         results: list[Any] = []
         signatures: list[str] = []
@@ -37,8 +37,8 @@ def paired_tests(
             signature, scores = PairedTest(systems, {name: metric}, references, kind)()
             signatures += map(str, signature.values())
             results.append(next(rows for title, rows in scores.items() if title != "System"))
-        found[name] = [
+        by_metric[name] = [
             Paired(bs.score, float(bs.ci), bs.p_value or 1.0, ar.p_value or 1.0, tuple(signatures))
             for bs, ar in zip(*results, strict=True)
         ]
-    return found
+    return by_metric

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from seq2seq.config.loading import plain, search_preset
+from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainConfig
 from seq2seq.data.corpus import Corpus, load_split
 from seq2seq.data.sources import from_text, read_lines
@@ -20,7 +20,7 @@ from seq2seq.inference.checkpoint import CONFIG, read_config
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.console import status
 from seq2seq.utils.errors import UserError, nearest
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
 
 
@@ -40,40 +40,40 @@ def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
         # Several files beside one source are several references.
         by_source = [references] if isinstance(config.source, str) else as_list(references)
         return [
-            of_files(source, as_list(several), stored.data.target)
+            test_set_from_files(source, as_list(several), stored.data.target)
             for source, several in zip(sources, by_source, strict=True)
         ]
     if config.public is not None:
-        return [of_sacrebleu(name, stored.data) for name in as_list(config.public)]
-    return [of_split(split, stored, config.data) for split in as_list(config.split)]
+        return [test_set_from_sacrebleu(name, stored.data) for name in as_list(config.public)]
+    return [test_set_from_split(split, stored, config.data) for split in as_list(config.split)]
 
 
 def stored_config(run: Run, config: TestConfig) -> TrainConfig:
     """Return the training config of a run, whose corpus may have moved."""
     stored = read_config(run.checkpoint(config.checkpoint) / CONFIG)
-    return replace(stored, data=moved(stored.data, config.data_path)) if config.data_path else stored
+    return replace(stored, data=relocate(stored.data, config.data_path)) if config.data_path else stored
 
 
-def of_files(source: str, references: list[str], language: str) -> TestSet:
+def test_set_from_files(source: str, references: list[str], language: str) -> TestSet:
     """Read a test set from files with one sentence per line."""
     several = [list(from_text(Path(source), Path(reference))) for reference in references]
     if not several[0]:
-        raise UserError(f"{source} is empty; it must hold one sentence a line")
+        raise UserError(f"{source} is empty; it must contain one sentence per line")
     return TestSet(
         Path(source).name, [s for s, _ in several[0]], [[t for _, t in pairs] for pairs in several], language
     )
 
 
-def of_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
+def test_set_from_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
     """Load a split of the run's own corpus, or of another."""
     data = other or stored.data
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
-        raise UserError(f"split: {data.name} has no {split} set; name two files: source=… reference=…")
+        raise UserError(f"split: {data.name} has no {split} set; give two files: source=… reference=…")
     return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target, data.path == "toy")
 
 
-def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
+def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:
     """Load a public test set, which sacreBLEU downloads once, into the folder $SACREBLEU."""
     from sacrebleu.dataset import DATASETS
 
@@ -89,35 +89,35 @@ def of_sacrebleu(name: str, data: DataConfig) -> TestSet:
             files = [dataset.get_source_file(pair), *dataset.get_reference_files(pair)]  # type: ignore[no-untyped-call]
     except (Exception, SystemExit) as error:  # its downloads and readers may raise anything
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"public: {name} cannot be fetched ({reason}); name files: source=… reference=…") from None
+        raise UserError(f"public: {name} cannot be fetched ({reason}); give files: source=… reference=…") from None
     source, *references = [list(read_lines(Path(file))) for file in files]
     return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target)
 
 
-def moved(data: DataConfig, folder: str) -> DataConfig:
+def relocate(data: DataConfig, folder: str) -> DataConfig:
     """Return the same corpus at another path: its folder, or the folder of its files."""
     if not Path(folder).is_dir():
-        raise UserError(f"data_path: {folder} is no folder here; name the one that holds the run's corpus")
+        raise UserError(f"data_path: {folder} is not a folder; give the folder that contains the run's corpus")
 
-    def place(where: str | list[str] | None) -> str | list[str] | None:
-        if data.path is not None or where is None:
-            return where
-        files = [str(Path(folder) / Path(file).name) for file in ([where] if isinstance(where, str) else where)]
-        return files[0] if isinstance(where, str) else files
+    def relocate_files(files: str | list[str] | None) -> str | list[str] | None:
+        if data.path is not None or files is None:
+            return files
+        moved = [str(Path(folder) / Path(file).name) for file in ([files] if isinstance(files, str) else files)]
+        return moved[0] if isinstance(files, str) else moved
 
-    splits = {split: place(getattr(data, split)) for split in ("train", "validation", "test")}
+    splits = {split: relocate_files(getattr(data, split)) for split in ("train", "validation", "test")}
     return replace(data, path=None if data.path is None else folder, **splits)  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------- translations
 
 
-def translated(run: Run, test: TestSet, config: TestConfig) -> list[str]:
+def cached_translations(run: Run, test: TestSet, config: TestConfig) -> list[str]:
     """Return a run's translations of a test set, stored by the same checkpoint and search, or new."""
-    path, made_by = written_at(run, test, config), made_with(run, test, config)
+    path, made_by = translations_path(run, test, config), translation_settings(run, test, config)
     try:
-        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if {name: told.get(name) for name in made_by} == made_by:
+        metadata = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if {name: metadata.get(name) for name in made_by} == made_by:
             return path.read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError, AttributeError):
         pass
@@ -138,15 +138,15 @@ def write_translations(
     run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any]
 ) -> Path:
     """Write the hypotheses, one per line, and beside them their origin and scores."""
-    path = written_at(run, test, config)
+    path = translations_path(run, test, config)
     path.parent.mkdir(exist_ok=True)
-    write_aside(path, "".join(f"{line}\n" for line in hypotheses))
-    told = {**made_with(run, test, config), "test": test.name, "sentences": len(hypotheses), **measured}
-    write_aside(path.with_suffix(".json"), json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(f"{line}\n" for line in hypotheses))
+    metadata = {**translation_settings(run, test, config), "test": test.name, "sentences": len(hypotheses), **measured}
+    write_atomically(path.with_suffix(".json"), json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
-def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
+def translations_path(run: Run, test: TestSet, config: TestConfig) -> Path:
     """Return a path unique to the test set, checkpoint, search and precision."""
     parts = [test.name, test.key, Path(config.checkpoint).name, search_name(config.search)]
     parts += [config.precision] if config.precision != "auto" else []
@@ -155,25 +155,25 @@ def written_at(run: Run, test: TestSet, config: TestConfig) -> Path:
 
 def search_name(search: SearchConfig) -> str:
     """Name a search by beam, length penalty, and all other settings that differ from the default."""
-    usual = plain(search_preset("greedy"))
+    defaults = to_dict(search_preset("greedy"))
     named = ("beam", "length_penalty", "n_best", "tokens")
-    unusual = {key: value for key, value in plain(search).items() if key not in named and value != usual[key]}
-    parts = [f"beam{search.beam}", f"penalty{search.length_penalty:g}", *(f"{k}{v}" for k, v in unusual.items())]
+    changed = {key: value for key, value in to_dict(search).items() if key not in named and value != defaults[key]}
+    parts = [f"beam{search.beam}", f"penalty{search.length_penalty:g}", *(f"{k}{v}" for k, v in changed.items())]
     return ".".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-") for part in parts)
 
 
-def search_told(search: SearchConfig) -> str:
+def describe_search(search: SearchConfig) -> str:
     """Describe a search in words."""
-    how = f"{search.samples} samples" if search.samples else f"beam {search.beam}" if search.beam > 1 else "greedy"
-    return how if search.select_by == "score" else f"{how} chosen by {search.select_by}"
+    method = f"{search.samples} samples" if search.samples else f"beam {search.beam}" if search.beam > 1 else "greedy"
+    return method if search.select_by == "score" else f"{method} selected by {search.select_by}"
 
 
-def made_with(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:
+def translation_settings(run: Run, test: TestSet, config: TestConfig) -> dict[str, Any]:
     """Return everything that translations depend on."""
     return {
         "checkpoint": run.checkpoint(config.checkpoint).name,
         "sources": key_of(*test.source),
-        "search": plain(config.search),
+        "search": to_dict(config.search),
         "precision": config.precision,
     }
 

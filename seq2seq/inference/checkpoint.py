@@ -21,7 +21,7 @@ from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
 CONFIG, TRAINING = "config.yaml", "training.pt"
@@ -33,11 +33,11 @@ def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
     config = read_config(folder / CONFIG)
     tokenizer = Tokenizer.load(folder)
     model = build_model(config.model, tokenizer.vocabulary)
-    read_weights(model, translating_weights(folder))
+    read_weights(model, inference_weights(folder))
     return config, tokenizer, model
 
 
-def translating_weights(folder: Path) -> Path:
+def inference_weights(folder: Path) -> Path:
     return folder / AVERAGED if (folder / AVERAGED).exists() else folder / WEIGHTS
 
 
@@ -48,21 +48,21 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 @torch.no_grad()
 def read_weights(model: nn.Module, path: Path) -> None:
     try:
-        stored, own = load_file(path), dict(model.named_parameters())
-        if stored.keys() != own.keys():
-            raise RuntimeError(f"other parameters than the config's model: {min(stored.keys() ^ own.keys())}")
-        for name, parameter in own.items():
+        stored, parameters = load_file(path), dict(model.named_parameters())
+        if stored.keys() != parameters.keys():
+            raise RuntimeError(f"parameters differ from the config's model: {min(stored.keys() ^ parameters.keys())}")
+        for name, parameter in parameters.items():
             parameter.copy_(stored[name])
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    write_aside(path, yaml_of(config))
+    write_atomically(path, to_yaml(config))
 
 
-def yaml_of(config: TrainConfig) -> str:
-    return str(yaml.safe_dump(configs.plain(config), sort_keys=False, allow_unicode=True))
+def to_yaml(config: TrainConfig) -> str:
+    return str(yaml.safe_dump(configs.to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def read_plain_config(path: Path) -> dict[str, Any]:
@@ -71,21 +71,21 @@ def read_plain_config(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         missing = [group for group in GROUPS if group not in values]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
     if missing:
-        raise damaged(path, ValueError(f"no {missing[0]} in it"))
+        raise damaged_error(path, ValueError(f"group {missing[0]} is missing"))
     return dict(values)
 
 
 def read_config(path: Path) -> TrainConfig:
     values = read_plain_config(path)
     try:
-        return configs.typed(TrainConfig, configs.completed(values))
+        return configs.build_config(TrainConfig, configs.with_defaults(values))
     except UserError as error:
         raise UserError(*(f"{path}: {problem}" for problem in error.problems)) from None
 
 
-def damaged(path: Path, error: Exception) -> UserError:
-    told = (isinstance(error, OSError) and error.strerror) or str(error)
-    reason = " ".join(told.split())[:160] or type(error).__name__
+def damaged_error(path: Path, error: Exception) -> UserError:
+    message = (isinstance(error, OSError) and error.strerror) or str(error)
+    reason = " ".join(message.split())[:160] or type(error).__name__
     return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")

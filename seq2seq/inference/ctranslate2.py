@@ -25,11 +25,11 @@ from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.layers import FeedForward, Residual
 from seq2seq.utils.errors import UserError
 
-NAMES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
-INPUT = 1024  # source subwords that CTranslate2 reads by default
+SPECIAL_PIECES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
+MIN_POSITIONS = 1024  # source subwords that CTranslate2 reads by default
 TOLERANCE = 1e-4  # between two float32 log probabilities of a subword: the order of summation differs
-EQUAL = 0.99  # fraction of equal translations: rounding may choose either of two equally probable subwords
-BATCH = 32
+MIN_EQUAL_FRACTION = 0.99  # fraction of equal translations: rounding may choose either of two equally probable subwords
+BATCH_SIZE = 32
 
 
 def is_installed() -> bool:
@@ -48,14 +48,15 @@ def import_ctranslate2() -> Any:
 def unsupported(config: ModelConfig) -> list[str]:
     """List the config values that CTranslate2 does not support, each with the possible ones."""
     if not isinstance(config, TransformerConfig):
-        return [f"model.family: CTranslate2 runs no {config.family}; export a transformer"]
+        return [f"model.family: CTranslate2 does not support {config.family}; export a transformer"]
     problems = []
     if config.attention.score in ("additive", "cosine"):
         possible = "scaled_dot, dot, general"
-        problems.append(f"model.attention.score: CTranslate2 has no {config.attention.score}; possible: {possible}")
+        score = config.attention.score
+        problems.append(f"model.attention.score: CTranslate2 does not support {score}; possible: {possible}")
     if config.position == "alibi":
         possible = "none, sinusoidal, learned, rotary"
-        problems.append(f"model.position: CTranslate2 has alibi in no encoder; possible: {possible}")
+        problems.append(f"model.position: CTranslate2 does not support alibi in the encoder; possible: {possible}")
     return problems
 
 
@@ -64,8 +65,8 @@ def save_ctranslate2(
 ) -> None:
     """Save the model and its tokenizer as a folder that CTranslate2 and sentencepiece read."""
     spec = specification(model, config)
-    spec.register_source_vocabulary(pieces_of(tokenizer.source))
-    spec.register_target_vocabulary(pieces_of(tokenizer.target))
+    spec.register_source_vocabulary(vocabulary_pieces(tokenizer.source))
+    spec.register_target_vocabulary(vocabulary_pieces(tokenizer.target))
     spec.config.add_source_eos = True
     spec.config.layer_norm_epsilon = 1e-5
     spec.validate()
@@ -101,7 +102,7 @@ def specification(model: Seq2Seq, config: TransformerConfig) -> Any:
 def fill_encoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
     encoder = model.encoder
     assert isinstance(encoder, transformer.Encoder)
-    spec.embeddings[0].weight = array(model.source_embedding.weight)
+    spec.embeddings[0].weight = numpy_array(model.source_embedding.weight)
     fill_positions(spec, encoder.input.position, config)
     if config.norm_position == "pre":
         fill_norm(spec.layer_norm, encoder.norm)
@@ -114,8 +115,8 @@ def fill_encoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
 def fill_decoder(spec: Any, model: Seq2Seq, config: TransformerConfig) -> None:
     decoder = model.decoder
     assert isinstance(decoder, transformer.Decoder)
-    spec.embeddings.weight = array(model.target_embedding.weight)
-    spec.projection.weight = array(model.output.weight)
+    spec.embeddings.weight = numpy_array(model.target_embedding.weight)
+    spec.projection.weight = numpy_array(model.output.weight)
     fill_positions(spec, decoder.input.position, config)
     if config.norm_position == "pre":
         fill_norm(spec.layer_norm, decoder.norm)
@@ -131,8 +132,8 @@ def fill_positions(spec: Any, position: Position, config: TransformerConfig) -> 
     if config.position == "rotary":
         spec.__dict__.pop("position_encodings", None)
         return
-    places = max(config.max_length, INPUT) + 1
-    spec.position_encodings.encodings = array(position(torch.zeros(1, places, config.width))[0])
+    length = max(config.max_length, MIN_POSITIONS) + 1
+    spec.position_encodings.encodings = numpy_array(position(torch.zeros(1, length, config.width))[0])
 
 
 def fill_self_attention(spec: Any, attention: Attention, residual: Residual) -> None:
@@ -153,7 +154,7 @@ def fill_attention(spec: Any, attention: Attention, residual: Residual) -> None:
     fill_linear(spec.linear[-1], attention.output.weight, attention.output.bias)
     fill_norm(spec.layer_norm, residual.norm)
     if attention.score != "scaled_dot":
-        spec.queries_scale = array(torch.tensor(1.0))
+        spec.queries_scale = numpy_array(torch.tensor(1.0))
 
 
 def projections(attention: Attention) -> list[tuple[Tensor, Tensor]]:
@@ -179,16 +180,16 @@ def fill_feed_forward(spec: Any, layer: FeedForward, residual: Residual) -> None
 
 
 def fill_linear(spec: Any, weight: Tensor, bias: Tensor) -> None:
-    spec.weight, spec.bias = array(weight), array(bias)
+    spec.weight, spec.bias = numpy_array(weight), numpy_array(bias)
 
 
 def fill_norm(spec: Any, norm: nn.Module) -> None:
-    spec.gamma = array(norm.weight)  # type: ignore[arg-type]
+    spec.gamma = numpy_array(norm.weight)  # type: ignore[arg-type]
     if isinstance(norm, nn.LayerNorm):
-        spec.beta = array(norm.bias)
+        spec.beta = numpy_array(norm.bias)
 
 
-def array(tensor: Tensor) -> Any:
+def numpy_array(tensor: Tensor) -> Any:
     return tensor.detach().float().contiguous().numpy()
 
 
@@ -196,7 +197,7 @@ def array(tensor: Tensor) -> Any:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Comparison:
     """Comparison of one search in both engines, with the same float32 weights and settings."""
 
     beam: int
@@ -208,31 +209,34 @@ class Proof:
     def problem(self) -> str:
         """Explain how the engines disagree; empty if they agree."""
         if not self.difference <= TOLERANCE:
-            return f"{self.worst!r} differs by {self.difference:.1e} in log probability a subword, beam {self.beam}"
-        if self.equal < EQUAL * self.sentences:
+            return f"log probabilities per subword of {self.worst!r} differ by {self.difference:.1e}, beam {self.beam}"
+        if self.equal < MIN_EQUAL_FRACTION * self.sentences:
             return f"only {self.equal} of {self.sentences} translations are equal, beam {self.beam}"
         return ""
 
 
-class Here:
+class TorchEngine:
     """This project's model and search, in float32, without banned tokens."""
 
-    def __init__(self, model: Seq2Seq, search: SearchConfig, longest: int) -> None:
+    def __init__(self, model: Seq2Seq, search: SearchConfig, max_length: int) -> None:
         # Without a length penalty CTranslate2 searches until no live hypothesis can win.
         self.search = replace(search, length_penalty=0.0, n_best=1, stop="certain")
-        self.model, self.longest = model, longest
+        self.model, self.max_length = model, max_length
 
     @torch.inference_mode()
     def translate(self, sources: Sequence[list[int]], beam: int) -> list[list[int]]:
-        found: list[list[int]] = []
+        translations: list[list[int]] = []
         for batch in batches(sources):
             source_BS = padded(batch)
-            longest_B, none_B = torch.full((len(batch),), self.longest), torch.zeros(len(batch), dtype=torch.int64)
-            task = Task(longest_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
+            max_length_B, none_B = (
+                torch.full((len(batch),), self.max_length),
+                torch.zeros(len(batch), dtype=torch.int64),
+            )
+            task = Task(max_length_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
             state, search = self.model.start(source_BS, source_BS != PAD), replace(self.search, beam=beam)
             ranked = beam_search(self.model.step, [(state, task)], search, Specials(BEGIN, END, ()))
-            found += [hypotheses[0].ids for hypotheses in ranked]
-        return found
+            translations += [hypotheses[0].ids for hypotheses in ranked]
+        return translations
 
     @torch.inference_mode()
     def score(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[float]:
@@ -248,58 +252,70 @@ class Here:
         return scores
 
 
-class There:
+class CTranslate2Engine:
     """The exported folder in CTranslate2, under the same settings."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
         ctranslate2 = import_ctranslate2()
-        ctranslate2.set_log_level(logging.ERROR)  # `computed` reports a substituted compute type
+        ctranslate2.set_log_level(logging.ERROR)  # `compute_type` reports a substituted compute type
         self.translator = ctranslate2.Translator(str(folder), intra_threads=torch.get_num_threads())
-        self.longest = longest
-        self.source, self.target = (pieces_of(model) for model in (tokenizer.source, tokenizer.target))
+        self.max_length = max_length
+        self.source, self.target = (vocabulary_pieces(model) for model in (tokenizer.source, tokenizer.target))
         self.ids = {piece: i for i, piece in enumerate(self.target)}
 
     @property
-    def computed(self) -> str:
+    def compute_type(self) -> str:
         """The numeric type in which CTranslate2 computes on this machine."""
         return str(self.translator.compute_type)
 
     def translate(self, sources: Sequence[list[int]], beam: int, length_penalty: float = 0.0) -> list[list[int]]:
-        found = self.translator.translate_batch(
+        translations = self.translator.translate_batch(
             self._source(sources),
             beam_size=beam,
             length_penalty=length_penalty,
             min_decoding_length=0,
-            max_decoding_length=self.longest,
-            max_batch_size=BATCH,
+            max_decoding_length=self.max_length,
+            max_batch_size=BATCH_SIZE,
         )
-        return [[self.ids[piece] for piece in result.hypotheses[0]] for result in found]
+        return [[self.ids[piece] for piece in result.hypotheses[0]] for result in translations]
 
     def score(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[float]:
-        told = [[self.target[i] for i in ids] for ids in targets]
-        return [sum(result.log_probs) for result in self.translator.score_batch(self._source(sources), told)]
+        target_pieces = [[self.target[i] for i in ids] for ids in targets]
+        return [sum(result.log_probs) for result in self.translator.score_batch(self._source(sources), target_pieces)]
 
     def _source(self, sources: Sequence[list[int]]) -> list[list[str]]:
         """Convert ids to pieces, without the END that CTranslate2 adds itself."""
         return [[self.source[i] for i in ids[:-1]] for ids in sources]
 
 
-def prove(here: Here, there: There, sentences: Sequence[str], sources: Sequence[list[int]], beam: int) -> Proof:
+def compare_engines(
+    torch_engine: TorchEngine,
+    exported: CTranslate2Engine,
+    sentences: Sequence[str],
+    sources: Sequence[list[int]],
+    beam: int,
+) -> Comparison:
     """Translate with both engines; then score both translations of every sentence with both."""
-    ours, theirs = here.translate(sources, beam), there.translate(sources, beam)
+    ours, theirs = torch_engine.translate(sources, beam), exported.translate(sources, beam)
     # At the length limit this search appends END and CTranslate2 does not.
-    ended = [max(len(a), len(b)) < here.longest - 1 for a, b in zip(ours, theirs, strict=True)]
+    ended = [max(len(a), len(b)) < torch_engine.max_length - 1 for a, b in zip(ours, theirs, strict=True)]
     equal = sum(a == b or not end for a, b, end in zip(ours, theirs, ended, strict=True))
     difference, worst = 0.0, ""
-    for said in (ours, theirs):
-        scored = zip(here.score(sources, said), there.score(sources, said), said, sentences, strict=True)
-        apart = ((abs(a - b) / (len(ids) + 1), sentence) for a, b, ids, sentence in scored)
-        difference, worst = max((difference, worst), *apart)
-    return Proof(beam, len(sentences), equal, difference, worst)
+    for translations in (ours, theirs):
+        scored = zip(
+            torch_engine.score(sources, translations),
+            exported.score(sources, translations),
+            translations,
+            sentences,
+            strict=True,
+        )
+        differences = ((abs(a - b) / (len(ids) + 1), sentence) for a, b, ids, sentence in scored)
+        difference, worst = max((difference, worst), *differences)
+    return Comparison(beam, len(sentences), equal, difference, worst)
 
 
 def batches(rows: Sequence[list[int]]) -> list[Sequence[list[int]]]:
-    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    return [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
 
 
 def padded(rows: Sequence[list[int]]) -> Tensor:
@@ -307,6 +323,6 @@ def padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([[*ids, *[PAD] * (width - len(ids))] for ids in rows])
 
 
-def pieces_of(model: Any) -> list[str]:
+def vocabulary_pieces(model: Any) -> list[str]:
     """Return every subword of a vocabulary, the special ones under the names that CTranslate2 expects."""
-    return [NAMES.get(i, str(model.id_to_piece(i))) for i in range(len(model))]
+    return [SPECIAL_PIECES.get(i, str(model.id_to_piece(i))) for i in range(len(model))]

@@ -26,35 +26,38 @@ class Ensemble:
         states = [model.start(*source) for model, source in zip(self.models, sources, strict=True)]
         if len(states) == 1:
             return states[0]
-        return State(tuple(state.fixed for state in states), tuple(state.moving for state in states))
+        return State(tuple(state.memory for state in states), tuple(state.history for state in states))
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
         """Return the logits that follow each target token, and the state after the last one."""
         if len(self.models) == 1:
             return self.models[0].step(target_RT, state)
-        stepped = [m.step(target_RT, part) for m, part in zip(self.models, self._parts(state), strict=True)]
-        return self._mean([logits for logits, _ in stepped]), self._whole(state, [after for _, after in stepped])
+        results = [m.step(target_RT, part) for m, part in zip(self.models, self._split(state), strict=True)]
+        return self._mean([logits for logits, _ in results]), self._combine(state, [after for _, after in results])
 
-    def look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+    def step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return the first model's attention weights at each token: R × L × N × T × S."""
-        first, *others = zip(self.models, self._parts(state), strict=True)
+        first, *others = zip(self.models, self._split(state), strict=True)
         decoded = first[0].decode(target_RT, first[1], weights=True)
-        stepped = [model.step(target_RT, part) for model, part in others]
-        logits = [first[0].logits(decoded.features_RTD), *(logits for logits, _ in stepped)]
-        after = self._whole(state, [decoded.state, *(after for _, after in stepped)])
+        results = [model.step(target_RT, part) for model, part in others]
+        logits = [first[0].logits(decoded.features_RTD), *(logits for logits, _ in results)]
+        after = self._combine(state, [decoded.state, *(after for _, after in results)])
         return self._mean(logits), after, torch.stack(decoded.weights, 1)
 
-    def _parts(self, state: State) -> list[State]:
+    def _split(self, state: State) -> list[State]:
         """Split the state by model."""
         if len(self.models) == 1:
             return [state]
-        return [replace(state, fixed=f, moving=m) for f, m in zip(state.fixed, state.moving, strict=True)]
+        return [
+            replace(state, memory=memory, history=history)
+            for memory, history in zip(state.memory, state.history, strict=True)
+        ]
 
-    def _whole(self, before: State, after: list[State]) -> State:
+    def _combine(self, before: State, after: list[State]) -> State:
         return (
             after[0]
             if len(after) == 1
-            else replace(after[0], fixed=before.fixed, moving=tuple(s.moving for s in after))
+            else replace(after[0], memory=before.memory, history=tuple(s.history for s in after))
         )
 
     def _mean(self, logits: list[Tensor]) -> Tensor:

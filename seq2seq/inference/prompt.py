@@ -13,12 +13,12 @@ from typing import TextIO
 
 import yaml
 
-from seq2seq.config.loading import plain, search_preset, typed
+from seq2seq.config.loading import build_config, search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.schema import SearchConfig, TranslateConfig
 from seq2seq.data.tokenizer import BEGIN, PAD, UNKNOWN
 from seq2seq.inference.translator import Translation, Translator
-from seq2seq.utils.console import Screen, padded, width
+from seq2seq.utils.console import Screen, pad, width
 from seq2seq.utils.errors import UserError, nearest
 from seq2seq.utils.images import attention_image
 from seq2seq.utils.run import Run
@@ -26,26 +26,26 @@ from seq2seq.utils.run import Run
 HISTORY = 1000  # lines kept between two sessions
 ALTERNATIVES = 6
 HELP = {
-    ":help": "this",
-    ":beam N": "and every other key of the search: :n_best 3, :length_penalty 0.6, :forbid Hund, Hunde",
-    ":search": "all keys with their values; :search CHOICE starts from {choices}",
-    ":run NAME": "another run, also one that is still training; NAME,NAME is an ensemble",
-    ":compare NAME": "a second run beside the first; without a name the first alone again",
-    ":reload": "the newest checkpoint of a run that is still training; :reload last, :reload best",
-    ":tokens": "the subwords of the last translation and their probabilities",
-    ":attention": "where each of them looked; :attention 2 takes layer 2, :attention 2 1 its head 1",
-    ":attention FILE.png": "the same as a picture; layer and head may follow",
-    ":alternatives N": "what could stand at word N, and how it would go on; instead of N the word itself",
-    ":prefix TEXT": "the last sentence again, its translation beginning with TEXT",
-    ":score TEXT": "what the model gives your own translation of the last sentence",
-    ":quit": "or Ctrl-D",
+    ":help": "list the commands",
+    ":beam N": "set the beam size, or any other search key: :n_best 3, :length_penalty 0.6, :forbid Hund, Hunde",
+    ":search": "show all search keys; :search CHOICE loads a preset: {choices}",
+    ":run NAME": "switch to another run, even one still training; NAME,NAME loads an ensemble",
+    ":compare NAME": "compare with a second run; without a name, stop comparing",
+    ":reload": "load the newest checkpoint of a run still training; :reload last, :reload best",
+    ":tokens": "show the subwords of the last translation with their probabilities",
+    ":attention": "show the attention weights; :attention 2 selects layer 2, :attention 2 1 its head 1",
+    ":attention FILE.png": "save them as an image; layer and head may follow",
+    ":alternatives N": "show alternatives for word N with their continuations; the word itself works too",
+    ":prefix TEXT": "translate the last sentence again, starting with TEXT",
+    ":score TEXT": "score your own translation of the last sentence",
+    ":quit": "leave the prompt, like Ctrl-D",
 }
 COMMANDS = tuple(dict.fromkeys(usage[1:].split()[0] for usage in HELP if usage != ":beam N"))
 KEYS = tuple(SearchConfig.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedRuns:
     """One run, or several as an ensemble, loaded from their checkpoints."""
 
     runs: tuple[Run, ...]
@@ -63,12 +63,12 @@ class Opened:
         return ", ".join(f"update {int(number):,}" if number.isdecimal() else name for name, number in numbers)
 
 
-def open_runs(name: str | list[str] | None, checkpoint: str, config: TranslateConfig) -> Opened:
+def open_runs(name: str | list[str] | None, checkpoint: str, config: TranslateConfig) -> LoadedRuns:
     """Open a run by name, the newest run without a name, or an ensemble for several names."""
     runs = [Run.find(each, config.outputs) for each in (name if isinstance(name, list) else [name])]
     read = [read_checkpoint(run, checkpoint, config) for run in runs]
     translator = Translator.ensemble([translator for _, translator in read], [run.folder.name for run in runs])
-    return Opened(tuple(runs), tuple(folder for folder, _ in read), translator)
+    return LoadedRuns(tuple(runs), tuple(folder for folder, _ in read), translator)
 
 
 def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path, Translator]:
@@ -85,17 +85,17 @@ def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path
 class Prompt:
     """Answers typed lines; keeps the search settings, the models and the last sentence."""
 
-    def __init__(self, config: TranslateConfig, opened: Opened, out: TextIO) -> None:
+    def __init__(self, config: TranslateConfig, loaded: LoadedRuns, out: TextIO) -> None:
         self.config, self.search, self.checkpoint = config, config.search, config.checkpoint
-        self.models = [opened]  # two when comparing
+        self.models = [loaded]  # two when comparing
         self.screen = Screen(out)
         self.source = ""
         self.last: list[Translation] = []  # each model's best translation of `source`
         self.open = True
 
-    def greet(self) -> None:
-        opened = self.models[0]
-        where = f"{opened.name}, {opened.age}, on {opened.translator.device}, beam {self.search.beam}"
+    def print_greeting(self) -> None:
+        loaded = self.models[0]
+        where = f"{loaded.name}, {loaded.age}, on {loaded.translator.device}, beam {self.search.beam}"
         self.screen.print(f"{where}. Type a sentence; :help lists commands.")
 
     def answer(self, line: str) -> None:
@@ -130,36 +130,36 @@ class Prompt:
         self.source, self.last = source.strip(), []
         for model in self.models:
             began = time.perf_counter()
-            found = model.translator.translate([self.source], self.search, prefixes=[prefix], attention=True)[0]
-            self.show(model, found, f", {time.perf_counter() - began:.2f} s")
-            self.last.append(found[0])
+            translations = model.translator.translate([self.source], self.search, prefixes=[prefix], attention=True)[0]
+            self.show(model, translations, f", {time.perf_counter() - began:.2f} s")
+            self.last.append(translations[0])
 
-    def show(self, model: Opened, found: list[Translation], seconds: str = "") -> None:
+    def show(self, model: LoadedRuns, translations: list[Translation], seconds: str = "") -> None:
         """Print ranked translations with their scores, and the model's name when comparing."""
         names = max(width(each.name) for each in self.models) + 2
-        label = padded(model.name, names) if len(self.models) > 1 else ""
-        for rank, translation in enumerate(found):
+        label = pad(model.name, names) if len(self.models) > 1 else ""
+        for rank, translation in enumerate(translations):
             facts = f"[{translation.score:.3f}{'' if rank else seconds}]"
             self.screen.print(f"{label}{' '.join(translation.text.splitlines())}  {self.screen.dim(facts)}")
-        if found[0].cut:
-            self.screen.print(f"{label}over {model.translator.max_length} subwords; its end was left out")
+        if translations[0].truncated:
+            self.screen.print(f"{label}over {model.translator.max_length} subwords; its end was cut off")
 
-    def again(self) -> None:
+    def retranslate(self) -> None:
         """Translate the last sentence again, under the changed settings."""
         if self.source:
             self.translate(self.source)
 
-    def shown(self) -> list[tuple[Opened, Translation]]:
+    def last_translations(self) -> list[tuple[LoadedRuns, Translation]]:
         if not self.last:
             raise UserError("no sentence yet; type one first")
         return list(zip(self.models, self.last, strict=True))
 
     def _prefix(self, text: str) -> None:
-        self.shown()
+        self.last_translations()
         self.translate(self.source, text)
 
     def _score(self, text: str) -> None:
-        self.shown()
+        self.last_translations()
         if not text:
             raise UserError(":score needs your translation of the last sentence: :score TEXT")
         self.last = []
@@ -172,7 +172,7 @@ class Prompt:
     # ------------------------------------------------------------------------------------ inspecting
 
     def _tokens(self, rest: str) -> None:
-        for model, translation in self.shown():
+        for model, translation in self.last_translations():
             if len(self.models) > 1:
                 self.screen.print(model.name)
             self.screen.tokens(translation.pieces, translation.token_log_probabilities)
@@ -180,10 +180,10 @@ class Prompt:
     def _attention(self, rest: str) -> None:
         words = rest.split()
         path = words.pop(0) if words and words[0].lower().endswith(".png") else None
-        translation = self.shown()[0][1]
+        translation = self.last_translations()[0][1]
         if translation.weights_LNTS is None:
-            raise UserError("an empty sentence; there is nothing to look at")
-        layer, head = places(words, translation.weights_LNTS.shape)
+            raise UserError("the sentence is empty, so it has no attention")
+        layer, head = layer_and_head(words, translation.weights_LNTS.shape)
         weights_TS, targets = translation.attention(layer, head), [*translation.pieces, "</s>"]
         if path is None:
             self.screen.heat_map(weights_TS, translation.source_pieces, targets)
@@ -195,20 +195,20 @@ class Prompt:
         self.screen.print(f"written {path}")
 
     def _alternatives(self, rest: str) -> None:
-        model, translation = self.shown()[0]
+        model, translation = self.last_translations()[0]
         words = translation.text.split()
-        place = word_place(words, rest)
-        prefix = " ".join(words[:place])
+        index = word_index(words, rest)
+        prefix = " ".join(words[:index])
         special = {model.translator.tokenizer.target.id_to_piece(i) for i in (PAD, UNKNOWN, BEGIN)}
-        likely = model.translator.alternatives(self.source, prefix, ALTERNATIVES + len(special))
-        likely = [(piece, p) for piece, p in likely if piece not in special][:ALTERNATIVES]
-        begun = [(prefix + piece.replace("▁", " ")).strip() for piece, _ in likely]
+        candidates = model.translator.alternatives(self.source, prefix, ALTERNATIVES + len(special))
+        candidates = [(piece, p) for piece, p in candidates if piece not in special][:ALTERNATIVES]
+        prefixes = [(prefix + piece.replace("▁", " ")).strip() for piece, _ in candidates]
         search = replace(self.search, n_best=1)
-        found = model.translator.translate([self.source] * len(likely), search, prefixes=begun)
-        wide = max(width(piece) for piece, _ in likely) + 2
-        for (piece, probability), ranked in zip(likely, found, strict=True):
+        translations = model.translator.translate([self.source] * len(candidates), search, prefixes=prefixes)
+        column_width = max(width(piece) for piece, _ in candidates) + 2
+        for (piece, probability), ranked in zip(candidates, translations, strict=True):
             text = prefix if piece == "</s>" else ranked[0].text
-            self.screen.print(f"{probability:6.1%}  {padded(piece, wide)}{self.screen.dim(text)}")
+            self.screen.print(f"{probability:6.1%}  {pad(piece, column_width)}{self.screen.dim(text)}")
 
     # -------------------------------------------------------------------------------------- changing
 
@@ -218,10 +218,10 @@ class Prompt:
             raise UserError(f"search.{key}: no such key{nearest(key, KEYS)}")
         before = getattr(self.search, key)
         if value:
-            given = {**plain(self.search), key: as_value(value, isinstance(before, list))}
-            self.search = typed(SearchConfig, given)
+            given = {**to_dict(self.search), key: parse_value(value, isinstance(before, list))}
+            self.search = build_config(SearchConfig, given)
         after = getattr(self.search, key)
-        self.screen.print(f"{key} {said(before)}" + (f" → {said(after)}" if after != before else ""))
+        self.screen.print(f"{key} {format_value(before)}" + (f" → {format_value(after)}" if after != before else ""))
 
     def _search(self, rest: str) -> None:
         possible = search_choices()
@@ -234,41 +234,41 @@ class Prompt:
             )
         else:
             self.search = search_preset(rest) if rest else self.search
-            self.screen.wrapped([f"{key} {said(value)}" for key, value in plain(self.search).items()])
+            self.screen.print_columns([f"{key} {format_value(value)}" for key, value in to_dict(self.search).items()])
 
     def _run(self, rest: str) -> None:
         if rest:
-            self.models[0] = self._opened(rest)
+            self.models[0] = self._load(rest)
         self.screen.print(f"{self.models[0].name}, {self.models[0].age}")
         if rest:
-            self.again()
+            self.retranslate()
 
     def _compare(self, rest: str) -> None:
-        self.models = [self.models[0], *([self._opened(rest)] if rest else [])]
-        self.screen.print(" beside ".join(f"{model.name}, {model.age}" for model in self.models))
-        self.again()
+        self.models = [self.models[0], *([self._load(rest)] if rest else [])]
+        self.screen.print(" vs. ".join(f"{model.name}, {model.age}" for model in self.models))
+        self.retranslate()
 
-    def _opened(self, names: str) -> Opened:
+    def _load(self, names: str) -> LoadedRuns:
         return open_runs([name.strip() for name in names.split(",")], self.checkpoint, self.config)
 
     def _reload(self, rest: str) -> None:
-        for place, model in enumerate(self.models):
+        for index, model in enumerate(self.models):
             newest = tuple(run.checkpoint(rest or self.checkpoint) for run in model.runs)
             if newest == model.checkpoints:
                 self.screen.print(f"{model.name}: {model.age}, nothing newer")
                 continue
-            self.models[place] = open_runs(
+            self.models[index] = open_runs(
                 [str(run.folder) for run in model.runs], rest or self.checkpoint, self.config
             )
-            self.screen.print(f"{model.name}: {model.age} → {self.models[place].age}")
+            self.screen.print(f"{model.name}: {model.age} → {self.models[index].age}")
         self.checkpoint = rest or self.checkpoint
-        self.again()
+        self.retranslate()
 
     def _help(self, rest: str) -> None:
-        wide = max(map(len, HELP)) + 2
-        self.screen.print("A sentence gets its translation, with its score and the time it took.")
+        column_width = max(map(len, HELP)) + 2
+        self.screen.print("Type a sentence to translate it; the score and the time taken follow in brackets.")
         for usage, purpose in HELP.items():
-            self.screen.print(f"  {padded(usage, wide)}{purpose.format(choices=', '.join(search_choices()))}")
+            self.screen.print(f"  {pad(usage, column_width)}{purpose.format(choices=', '.join(search_choices()))}")
 
     def _quit(self, rest: str) -> None:
         self.open = False
@@ -278,9 +278,9 @@ def search_choices() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "search").glob("*.yaml"))
 
 
-def places(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | None]:
+def layer_and_head(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | None]:
     """Return layer and head, counted from 1 in the words and from 0 in the result; None if not named."""
-    found: list[int | None] = [None, None]
+    indices: list[int | None] = [None, None]
     if len(words) > 2:
         raise UserError(":attention takes a layer and a head, or a FILE.png and both")
     for i, (word, what) in enumerate(zip(words, ("layer", "head"), strict=False)):
@@ -288,11 +288,11 @@ def places(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | 
             raise UserError(
                 f":attention {word}: no such {what}; possible: 1 to {shape[i]}, or a name that ends in .png"
             )
-        found[i] = int(word) - 1
-    return found[0], found[1]
+        indices[i] = int(word) - 1
+    return indices[0], indices[1]
 
 
-def word_place(words: list[str], wanted: str) -> int:
+def word_index(words: list[str], wanted: str) -> int:
     """Return the index of a word given by its number or spelling; one past the last is the end of the text."""
     if wanted.isdecimal() and 1 <= int(wanted) <= len(words) + 1:
         return int(wanted) - 1
@@ -304,7 +304,7 @@ def word_place(words: list[str], wanted: str) -> int:
     )
 
 
-def as_value(text: str, many: bool) -> object:
+def parse_value(text: str, many: bool) -> object:
     if many:
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     try:
@@ -313,7 +313,7 @@ def as_value(text: str, many: bool) -> object:
         return text
 
 
-def said(value: object) -> str:
+def format_value(value: object) -> str:
     return ", ".join(value) or "none" if isinstance(value, list) else f"{value}"
 
 
@@ -323,7 +323,7 @@ def said(value: object) -> str:
 def converse(config: TranslateConfig) -> None:
     """Read and answer until Ctrl-D or :quit."""
     session = Prompt(config, open_runs(config.run, config.checkpoint, config), sys.stdout)
-    session.greet()
+    session.print_greeting()
     with history():
         while session.open:
             try:

@@ -20,10 +20,10 @@ STOP = re.compile(
 
 class Line(NamedTuple):
     text: str
-    broken: bool  # not UTF-8; the invalid bytes are replaced
+    invalid: bool  # not UTF-8; the invalid bytes are replaced
 
 
-def decoded(lines: Iterable[bytes]) -> Iterator[Line]:
+def decode_lines(lines: Iterable[bytes]) -> Iterator[Line]:
     """Decode lines; only a line feed ends a line, and a leading byte order mark is dropped."""
     for number, line in enumerate(lines):
         text = line.decode("utf-8", "replace").removeprefix("" if number else "\ufeff").rstrip("\r\n")
@@ -38,7 +38,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-class Arriving:
+class LineReader:
     """Lines in chunks, read ahead by a thread; a pause of the input releases an incomplete chunk."""
 
     def __init__(self, lines: Iterator[Line], pauses: bool) -> None:
@@ -88,15 +88,15 @@ def sentences(line: str, fits: Callable[[str], bool]) -> list[str]:
     """Split a line into sentences; one that does not fit is halved, at a space if possible."""
     ends = [match.end() for match in STOP.finditer(line) if not line[match.end()].islower()]
     parts = [line[start:end] for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
-    return [piece for part in parts for piece in _halved(part.strip(), fits)]
+    return [piece for part in parts for piece in _split_in_half(part.strip(), fits)]
 
 
-def _halved(text: str, fits: Callable[[str], bool]) -> list[str]:
+def _split_in_half(text: str, fits: Callable[[str], bool]) -> list[str]:
     if len(text) < 2 or fits(text):
         return [text]
     middle = len(text) // 2
     spaces = [match.start() for match in re.finditer(r"\s", text)]
     # Cut only in the middle third, which keeps repeated halving rare.
-    near = [place for place in spaces if len(text) / 3 < place < 2 * len(text) / 3]
-    cut = min(near, key=lambda place: abs(place - middle), default=middle)
-    return [*_halved(text[:cut].strip(), fits), *_halved(text[cut:].strip(), fits)]
+    near_middle = [position for position in spaces if len(text) / 3 < position < 2 * len(text) / 3]
+    cut = min(near_middle, key=lambda position: abs(position - middle), default=middle)
+    return [*_split_in_half(text[:cut].strip(), fits), *_split_in_half(text[cut:].strip(), fits)]

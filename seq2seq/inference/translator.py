@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
-from seq2seq.data.batching import by_budget
+from seq2seq.data.batching import split_by_token_budget
 from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
@@ -36,9 +36,9 @@ from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
-READ_TOKENS = 2048  # source subwords that a CPU encodes together
-FORCED_TOKENS = 2048  # target subwords scored together: their logits are float32 and as wide as the vocabulary
-SHARE = 16  # fewest sentences that justify another process
+ENCODER_TOKENS = 2048  # source subwords that a CPU encodes together
+SCORING_TOKENS = 2048  # target subwords scored together: their logits are float32 and as wide as the vocabulary
+MIN_PER_PROCESS = 16  # fewest sentences that justify another process
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Translation:
     pieces: tuple[str, ...]  # the subwords of the text
     score: float  # ranks the translations of a sentence
     log_probability: float  # of all pieces and the end
-    cut: bool  # the source exceeded the model's limit and was truncated
+    truncated: bool  # the source exceeded the model's limit and was truncated
     source_pieces: tuple[str, ...]  # as the model read them, with the end mark
     token_log_probabilities: tuple[float, ...]  # of each piece, then of the end
     # Attention weights, on request: from each piece and the end to each source piece.
@@ -56,7 +56,7 @@ class Translation:
     def attention(self, layer: int | None = None, head: int | None = None) -> Tensor:
         """Return each piece's and the end's attention to each source piece, averaged over layers or heads not named."""
         if self.weights_LNTS is None:
-            raise ValueError("no attention weights here; ask for them with attention=True")
+            raise ValueError("no attention weights; request them with attention=True")
         weights_NTS = self.weights_LNTS.mean(0) if layer is None else self.weights_LNTS[layer]
         return weights_NTS.mean(0) if head is None else weights_NTS[head]
 
@@ -64,15 +64,15 @@ class Translation:
 EMPTY = Translation("", (), 0.0, 0.0, False, (), (), None)  # of an empty sentence, which runs no model
 
 
-class Source(NamedTuple):
+class EncodedSource(NamedTuple):
     """A sentence as each model of the ensemble reads it."""
 
     ids: tuple[list[int], ...]
-    cut: bool
+    truncated: bool
     pieces: tuple[str, ...]  # of the first model
 
 
-class Forced(NamedTuple):
+class TeacherForced(NamedTuple):
     """A target's log probabilities under teacher forcing, and its attention weights."""
 
     log_probabilities: tuple[float, ...]  # of each id, then of END
@@ -105,14 +105,14 @@ class Translator:
         names = [run] if run is None or isinstance(run, str) else list(run)
         folders = [Run.find(name, outputs).checkpoint(checkpoint) for name in names]
         translators = [cls.from_checkpoint(folder, device, precision) for folder in folders]
-        return cls.ensemble(translators, names).share(processes)
+        return cls.ensemble(translators, names).use_processes(processes)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Translator:
-        place, _ = choose_device(device)
-        dtype, _ = choose_precision(precision, place)
+        target_device, _ = choose_device(device)
+        dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
-        return cls(model.to(place, dtype).eval().prepare(), tokenizer, place, config.model.max_length)
+        return cls(model.to(target_device, dtype).eval().prepare(), tokenizer, target_device, config.model.max_length)
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
@@ -125,15 +125,15 @@ class Translator:
         for other, name in zip(translators[1:], names[1:], strict=True):
             if other.tokenizer.target_pieces != first.tokenizer.target_pieces:
                 raise UserError(
-                    f"run: {names[0]} and {name} write different subwords, and cannot be one ensemble; "
+                    f"run: {names[0]} and {name} use different target subwords and cannot form an ensemble; "
                     "train them with one tokenizer"
                 )
-        together = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
-        together.models = Ensemble([model for translator in translators for model in translator.models.models])
-        together.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
-        return together
+        ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
+        ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
+        ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
+        return ensemble
 
-    def share(self, processes: int | str) -> Translator:
+    def use_processes(self, processes: int | str) -> Translator:
         """Divide large inputs among this many processes; "auto" means one per CPU thread."""
         count = choose_processes(processes, self.device)
         self.workers = Workers(self._translate, count) if count > 1 else None
@@ -156,88 +156,90 @@ class Translator:
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
         if prefixes is not None and len(prefixes) != len(sentences):
-            raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes do not go together")
+            raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes differ in number")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
-        shares = min(self.workers.count, len(sentences) // SHARE) if self.workers and not attention else 1
-        if self.workers and shares > 1:
-            return self._divide(self.workers, shares, sentences, prefixes, search)
+        count = min(self.workers.count, len(sentences) // MIN_PER_PROCESS) if self.workers and not attention else 1
+        if self.workers and count > 1:
+            return self._divide(self.workers, count, sentences, prefixes, search)
         return self._translate(sentences, prefixes, search, attention)
 
     def _divide(
-        self, workers: Workers, shares: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
+        self, workers: Workers, count: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
     ) -> list[list[Translation]]:
         """Divide the sentences among processes by length: equal cost for each process, and little padding."""
         order = np.argsort([len(text) for text in sentences], kind="stable")
         cost = np.cumsum([(1 + len(sentences[i])) ** 1.1 for i in order])
-        cuts = np.searchsorted(cost, cost[-1] * np.arange(1, shares) / shares)
+        cuts = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
         parts = [part.tolist() for part in np.split(order, cuts) if len(part)]
-        given = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
-        found: list[list[Translation]] = [[]] * len(sentences)
-        for part, translations in zip(parts, workers.map(given), strict=True):
+        arguments = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
+        results: list[list[Translation]] = [[]] * len(sentences)
+        for part, translations in zip(parts, workers.map(arguments), strict=True):
             for i, one in zip(part, translations, strict=True):
-                found[i] = one
-        return found
+                results[i] = one
+        return results
 
     def _translate(
         self, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig, attention: bool = False
     ) -> list[list[Translation]]:
-        sources, begun = self._read(sentences), self._target_ids(prefixes)
-        found: list[list[Hypothesis]] = [[] for _ in sentences]
+        sources, prefix_ids = self._encode_sources(sentences), self._target_ids(prefixes)
+        n_best: list[list[Hypothesis]] = [[] for _ in sentences]
         # Batching sentences of like length pads little, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
-        for i, hypotheses in zip(order, self._search(order, sources, begun, search), strict=True):
-            found[i] = self._chosen(hypotheses, search)
-        weights = self._attention(sources, found) if attention else {}
+        for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search), strict=True):
+            n_best[i] = self._select(hypotheses, search)
+        weights = self._attention(sources, n_best) if attention else {}
         return [
             [self._translation(source, hypothesis, weights.get(id(hypothesis))) for hypothesis in ranked] or [EMPTY]
-            for source, ranked in zip(sources, found, strict=True)
+            for source, ranked in zip(sources, n_best, strict=True)
         ]
 
     def _search(
-        self, order: list[int], sources: list[Source], begun: list[list[int]], search: SearchConfig
+        self, order: list[int], sources: list[EncodedSource], prefix_ids: list[list[int]], search: SearchConfig
     ) -> list[list[Hypothesis]]:
         """Search batch by batch; return each sentence's hypotheses in this order."""
-        rules = self._rules(search, begun)
+        rules = self._rules(search, prefix_ids)
         widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
-        parts = (order[cut] for cut in by_budget(widths * search.rows, search.tokens))
+        parts = (order[cut] for cut in split_by_token_budget(widths * search.rows, search.tokens))
         batches = (
-            self._batch([sources[i] for i in part], search, rules and rules.of([begun[i] for i in part]))
+            self._batch([sources[i] for i in part], search, rules and rules.for_prefixes([prefix_ids[i] for i in part]))
             for part in parts
         )
         with torch.inference_mode():
             if search.samples:
                 drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
-                return [hypotheses for of_batch in drawn for hypotheses in of_batch]
-            step = self._look if search.coverage_penalty else self.models.step
+                return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
+            step = self._step_with_attention if search.coverage_penalty else self.models.step
             # Sentences may move between batches, so the rules cover all of them.
-            whole = rules and rules.of([begun[i] for i in order])
-            return beam_search(step, ((state, replace(task, rules=whole)) for state, task in batches), search, SPECIALS)
+            all_rules = rules and rules.for_prefixes([prefix_ids[i] for i in order])
+            return beam_search(
+                step, ((state, replace(task, rules=all_rules)) for state, task in batches), search, SPECIALS
+            )
 
-    def _batch(self, sources: list[Source], search: SearchConfig, rules: Rules | None) -> tuple[State, Task]:
+    def _batch(self, sources: list[EncodedSource], search: SearchConfig, rules: Rules | None) -> tuple[State, Task]:
         """Return the state before the first token, and the search task."""
         length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
-        longest_B = (length_B * search.length_factor).long() + search.length_extra
-        shortest_B = (length_B * search.min_length_factor).long() + search.min_length_extra
-        longest_B = longest_B.clamp(1, self.max_length)
+        max_length_B = (length_B * search.length_factor).long() + search.length_extra
+        min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
+        max_length_B = max_length_B.clamp(1, self.max_length)
         if rules:
-            longest_B = longest_B.maximum(torch.tensor(rules.lengths(), device=self.device) + 1)
+            max_length_B = max_length_B.maximum(torch.tensor(rules.min_lengths(), device=self.device) + 1)
         seeds = [seed(source.ids[0]) for source in sources]
-        return self._start(sources), Task(longest_B, shortest_B.minimum(longest_B), length_B, seeds, rules)
+        return self._start(sources), Task(max_length_B, min_length_B.minimum(max_length_B), length_B, seeds, rules)
 
-    def _look(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+    def _step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return attention weights averaged over layers and heads."""
-        logits_RTV, state, weights_RLNTS = self.models.look(target_RT, state)
+        logits_RTV, state, weights_RLNTS = self.models.step_with_attention(target_RT, state)
         return logits_RTV, state, weights_RLNTS[:, :, :, -1].float().mean((1, 2))
 
-    def _chosen(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:
+    def _select(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:
         """Return the best hypotheses, by score or by expected similarity to the others."""
         if search.select_by != "score":
             texts = [self.tokenizer.decode(hypothesis.ids) for hypothesis in hypotheses]
-            likeness = dict(zip(texts, expected_similarity(texts, search.select_by), strict=True))
+            similarity = dict(zip(texts, expected_similarity(texts, search.select_by), strict=True))
             by_text = {text: hypothesis for text, hypothesis in reversed(list(zip(texts, hypotheses, strict=True)))}
-            ranked = sorted(by_text, key=lambda text: (-likeness[text], texts.index(text)))
-            hypotheses = [replace(by_text[text], score=likeness[text]) for text in ranked]
+            ranked = sorted(by_text, key=lambda text: (-similarity[text], texts.index(text)))
+            hypotheses = [replace(by_text[text], score=similarity[text]) for text in ranked]
         return hypotheses[: search.n_best]
 
     def _rules(self, search: SearchConfig, prefixes: list[list[int]]) -> Rules | None:
@@ -247,26 +249,26 @@ class Translator:
         required = list(zip(search.require, self._target_ids(search.require), strict=True))
         for text, ids in required:
             if UNKNOWN in ids:
-                raise UserError(f"search.require: {text!r} cannot be written with the subwords of this model", code=2)
+                raise UserError(f"search.require: {text!r} cannot be written in this model's subwords", code=2)
         return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat_ngram)
 
-    def _translation(self, source: Source, hypothesis: Hypothesis, weights_LNTS: Tensor | None) -> Translation:
+    def _translation(self, source: EncodedSource, hypothesis: Hypothesis, weights_LNTS: Tensor | None) -> Translation:
         return Translation(
             self.tokenizer.decode(hypothesis.ids),
             tuple(self.tokenizer.pieces(hypothesis.ids)),
             hypothesis.score,
             hypothesis.log_probability,
-            source.cut,
+            source.truncated,
             source.pieces,
             hypothesis.token_log_probabilities,
             weights_LNTS,
         )
 
-    def _attention(self, sources: list[Source], found: list[list[Hypothesis]]) -> dict[int, Tensor | None]:
+    def _attention(self, sources: list[EncodedSource], n_best: list[list[Hypothesis]]) -> dict[int, Tensor | None]:
         """Return the attention weights of every hypothesis, from a pass under teacher forcing."""
-        pairs = [(source, hypothesis) for source, ranked in zip(sources, found, strict=True) for hypothesis in ranked]
-        forced = self._force([source for source, _ in pairs], [hypothesis.ids for _, hypothesis in pairs], True)
-        return {id(hypothesis): told.weights_LNTS for (_, hypothesis), told in zip(pairs, forced, strict=True)}
+        pairs = [(source, hypothesis) for source, ranked in zip(sources, n_best, strict=True) for hypothesis in ranked]
+        forced = self._teacher_force([source for source, _ in pairs], [hypothesis.ids for _, hypothesis in pairs], True)
+        return {id(hypothesis): result.weights_LNTS for (_, hypothesis), result in zip(pairs, forced, strict=True)}
 
     # ----------------------------------------------------------------------------------------- score
 
@@ -283,43 +285,47 @@ class Translator:
         `search` sets the length penalty.
         """
         if len(sources) != len(targets):
-            raise ValueError(f"{len(sources)} sources and {len(targets)} targets are no pairs")
+            raise ValueError(f"{len(sources)} sources and {len(targets)} targets differ in number")
         search = search or search_preset("beam")
-        read, ids = self._read(sources), self._target_ids(targets)
+        encoded, ids = self._encode_sources(sources), self._target_ids(targets)
         scored = []
-        for source, target, told in zip(read, ids, self._force(read, ids, attention), strict=True):
-            log_probability = sum(told.log_probabilities)
+        for source, target, result in zip(encoded, ids, self._teacher_force(encoded, ids, attention), strict=True):
+            log_probability = sum(result.log_probabilities)
             score = log_probability / length_penalty(len(target) + 1, search)
-            hypothesis = Hypothesis(target, log_probability, score, told.log_probabilities)
-            scored.append(self._translation(source, hypothesis, told.weights_LNTS))
+            hypothesis = Hypothesis(target, log_probability, score, result.log_probabilities)
+            scored.append(self._translation(source, hypothesis, result.weights_LNTS))
         return scored
 
     def alternatives(self, source: str, prefix: str, count: int) -> list[tuple[str, float]]:
         """Return the likeliest next subwords after a forced prefix, with their probabilities."""
-        told_1T = torch.tensor([[BEGIN, *self._target_ids([prefix])[0]]], device=self.device)
+        prefix_1T = torch.tensor([[BEGIN, *self._target_ids([prefix])[0]]], device=self.device)
         with torch.inference_mode():
-            logits_1TV, _ = self.models.step(told_1T, self._start(self._read([source])))
-            best = logits_1TV[0, -1].float().softmax(-1).topk(min(count, logits_1TV.shape[-1]))
-        return list(zip(self.tokenizer.pieces(best.indices.tolist()), best.values.tolist(), strict=True))
+            logits_1TV, _ = self.models.step(prefix_1T, self._start(self._encode_sources([source])))
+            top = logits_1TV[0, -1].float().softmax(-1).topk(min(count, logits_1TV.shape[-1]))
+        return list(zip(self.tokenizer.pieces(top.indices.tolist()), top.values.tolist(), strict=True))
 
-    def _force(self, sources: list[Source], targets: list[list[int]], attention: bool) -> list[Forced]:
+    def _teacher_force(
+        self, sources: list[EncodedSource], targets: list[list[int]], attention: bool
+    ) -> list[TeacherForced]:
         """Run the model on targets (without END) under teacher forcing."""
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
-        forced = [Forced((), None)] * len(targets)
-        for batch in by_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), FORCED_TOKENS):
+        forced = [TeacherForced((), None)] * len(targets)
+        for batch in split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), SCORING_TOKENS):
             chosen = order[batch]
-            told = self._force_batch([sources[i] for i in chosen], [targets[i] for i in chosen], attention)
-            for i, one in zip(chosen, told, strict=True):
+            result = self._teacher_force_batch([sources[i] for i in chosen], [targets[i] for i in chosen], attention)
+            for i, one in zip(chosen, result, strict=True):
                 forced[i] = one
         return forced
 
     @torch.inference_mode()
-    def _force_batch(self, sources: list[Source], targets: list[list[int]], attention: bool) -> list[Forced]:
+    def _teacher_force_batch(
+        self, sources: list[EncodedSource], targets: list[list[int]], attention: bool
+    ) -> list[TeacherForced]:
         out_BT = self._padded([[*target, END] for target in targets])
         in_BT = torch.cat((torch.full_like(out_BT[:, :1], BEGIN), out_BT[:, :-1]), 1)
         state, weights_BLNTS = self._start(sources), None
         if attention:
-            logits_BTV, _, weights_BLNTS = self.models.look(in_BT, state)
+            logits_BTV, _, weights_BLNTS = self.models.step_with_attention(in_BT, state)
             weights_BLNTS = weights_BLNTS.float().cpu()
         else:
             logits_BTV, _ = self.models.step(in_BT, state)
@@ -327,35 +333,37 @@ class Translator:
         forced = []
         for b, (log_T, source, target) in enumerate(zip(log_BT.tolist(), sources, targets, strict=True)):
             T, S = len(target) + 1, len(source.ids[0])
-            looked = None if weights_BLNTS is None else weights_BLNTS[b, :, :, :T, :S].clone()
-            forced.append(Forced(tuple(log_T[:T]), looked))
+            weights_LNTS = None if weights_BLNTS is None else weights_BLNTS[b, :, :, :T, :S].clone()
+            forced.append(TeacherForced(tuple(log_T[:T]), weights_LNTS))
         return forced
 
     # ---------------------------------------------------------------------------------------- encoding
 
-    def _read(self, sentences: Sequence[str]) -> list[Source]:
+    def _encode_sources(self, sentences: Sequence[str]) -> list[EncodedSource]:
         """Encode each sentence for every model of the ensemble."""
         texts = [text if text.strip() else "" for text in sentences]
         by_model = [tokenizer.encode_source(texts) for tokenizer in self.tokenizers]
         return [self._source(ids) for ids in zip(*by_model, strict=True)]
 
-    def _source(self, ids: tuple[list[int], ...]) -> Source:
+    def _source(self, ids: tuple[list[int], ...]) -> EncodedSource:
         kept = tuple(one if len(one) <= self.max_length else [*one[: self.max_length - 1], END] for one in ids)
-        return Source(kept, kept != ids, tuple(self.tokenizer.source_pieces(kept[0])))
+        return EncodedSource(kept, kept != ids, tuple(self.tokenizer.source_pieces(kept[0])))
 
     def _target_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[:-1] for ids in self.tokenizer.encode_target(texts)]
 
-    def _start(self, sources: list[Source]) -> State:
+    def _start(self, sources: list[EncodedSource]) -> State:
         """Return the state before the first token; a CPU encodes small batches of like length, which fit its cache."""
         if self.device.type != "cpu":
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
-        return reduce(State.join, (self._start_batch(sources[part]) for part in by_budget(widths, READ_TOKENS)))
+        return reduce(
+            State.join, (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
+        )
 
-    def _start_batch(self, sources: list[Source]) -> State:
-        read = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]
-        return self.models.start([(source_BS, source_BS != PAD) for source_BS in read])
+    def _start_batch(self, sources: list[EncodedSource]) -> State:
+        padded = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]
+        return self.models.start([(source_BS, source_BS != PAD) for source_BS in padded])
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         return torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), PAD)).to(self.device)

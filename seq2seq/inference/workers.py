@@ -23,7 +23,7 @@ def choose_processes(count: int | str, device: torch.device) -> int:
     if count == "auto":
         return torch.get_num_threads() if possible else 1
     if int(count) > 1 and not possible:
-        raise UserError(f"processes: {count} work side by side only on Linux and device=cpu; take auto or 1", code=2)
+        raise UserError(f"processes: {count} run in parallel only on Linux with device=cpu; use auto or 1", code=2)
     return int(count)
 
 
@@ -33,22 +33,24 @@ class Workers:
     def __init__(self, work: Callable[..., Any], count: int) -> None:
         self.work, self.count = work, count
         self.pipes: list[Connection] = []
-        self.free = threading.Lock()
+        self.lock = threading.Lock()
 
-    def map(self, shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def map(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Return the result for each of at most `count` parts; re-raise a worker's exception."""
         results: list[Any] = []
-        with self.free:
+        with self.lock:
             try:
-                while len(self.pipes) < len(shares):
+                while len(self.pipes) < len(requests):
                     self.pipes.append(self._fork())
-                for pipe, share in zip(self.pipes, shares, strict=False):
-                    pipe.send(share)
-                results += (pipe.recv() for pipe in self.pipes[: len(shares)])
+                for pipe, request in zip(self.pipes, requests, strict=False):
+                    pipe.send(request)
+                results += (pipe.recv() for pipe in self.pipes[: len(requests)])
             except (EOFError, OSError):
-                raise UserError("a worker was killed or not made, perhaps for memory; processes=1 needs less") from None
+                raise UserError(
+                    "a worker process died or failed to start (out of memory?); processes=1 needs less"
+                ) from None
             finally:
-                if len(results) < len(shares):
+                if len(results) < len(requests):
                     self.close()  # a late result must not answer a later request
         for failed in (result for result in results if isinstance(result, Exception)):
             raise failed
@@ -61,24 +63,24 @@ class Workers:
 
     def _fork(self) -> Connection:
         context = multiprocessing.get_context("fork")
-        here, there = context.Pipe()
-        process = context.Process(target=self._serve, args=(there, [*self.pipes, here]), daemon=True)
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=self._serve, args=(child_end, [*self.pipes, parent_end]), daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about this process's threads, which no worker needs
             process.start()
-        there.close()
-        return here
+        child_end.close()
+        return parent_end
 
-    def _serve(self, pipe: Connection, of_others: Sequence[Connection]) -> None:
+    def _serve(self, pipe: Connection, other_pipes: Sequence[Connection]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for other in of_others:
+        for other in other_pipes:
             other.close()
         torch.set_num_threads(1)
         with suppress(EOFError, OSError):  # the parent closed the pipe
             while True:
-                share = pipe.recv()
+                request = pipe.recv()
                 try:
-                    pipe.send(self.work(*share))
+                    pipe.send(self.work(*request))
                 except Exception as error:
                     pipe.send(error)

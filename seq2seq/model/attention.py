@@ -25,25 +25,25 @@ class KeyValue(NamedTuple):
 
     def join(self, other: KeyValue) -> KeyValue:
         """Concatenate the rows of both; the bias masks the padding of the shorter one."""
-        key_RNHS = rows_of_both(self.key_RNSH.mT, other.key_RNSH.mT)
-        value_RNSH = rows_of_both(self.value_RNSH, other.value_RNSH)
+        key_RNHS = concatenate_padded(self.key_RNSH.mT, other.key_RNSH.mT)
+        value_RNSH = concatenate_padded(self.value_RNSH, other.value_RNSH)
         bias = None
         if self.bias_R1QS is not None and other.bias_R1QS is not None:
-            bias = rows_of_both(self.bias_R1QS, other.bias_R1QS, -math.inf)
+            bias = concatenate_padded(self.bias_R1QS, other.bias_R1QS, -math.inf)
         return KeyValue(key_RNHS.mT, value_RNSH, bias)
 
 
-def rows_of_both(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
+def concatenate_padded(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
     """Concatenate along the first dimension, after padding the other dimensions to equal size."""
 
-    def grown(x: Tensor, like: Tensor) -> Tensor:
+    def padded(x: Tensor, like: Tensor) -> Tensor:
         missing = [max(0, want - have) for have, want in zip(x.shape[:0:-1], like.shape[:0:-1], strict=True)]
-        return F.pad(x, [n for each in missing for n in (0, each)], value=value) if any(missing) else x
+        return F.pad(x, [n for amount in missing for n in (0, amount)], value=value) if any(missing) else x
 
-    return torch.cat((grown(a, b), grown(b, a)))
+    return torch.cat((padded(a, b), padded(b, a)))
 
 
-class Attended(NamedTuple):
+class AttentionOutput(NamedTuple):
     context_RTD: Tensor
     weights_RNTS: Tensor | None  # on request
 
@@ -107,12 +107,12 @@ class Attention(nn.Module):
         start: int = 0,
         causal: bool = False,
         weights: bool = False,
-        place_S: Tensor | None = None,
+        position_S: Tensor | None = None,
         packing: Packing | None = None,
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attend from queries whose first position is `start`; several rows may share one sentence's keys.
 
-        `place_S` holds the position of each key (None: 0, 1, 2, …). With `packing`, input and output have no padding.
+        `position_S` holds each key's position (None: 0, 1, 2, …). With `packing`, input and output have no padding.
         """
         query_RTD = self.query(query_RTD)
         if packing:
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
         query_RNTH = self._query(self._split(query_RTD), start)
-        bias = self._bias(causal, T, S, start, query_RTD, place_S)
+        bias = self._bias(causal, T, S, start, query_RTD, position_S)
         if R != B:
             # The rows of a sentence become extra queries, so its keys are never copied.
             query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
@@ -128,14 +128,14 @@ class Attention(nn.Module):
         if kv.bias_R1QS is not None:
             bias = kv.bias_R1QS if bias is None else kv.bias_R1QS + bias
         p = self.p if self.training else 0.0
-        context, looked = self._attend(query_RNTH, kv, bias, p, weights)
+        context, attention_weights = self._attend(query_RNTH, kv, bias, p, weights)
         if R != B:
             context = _to_rows(context, T)
-            looked = None if looked is None else _to_rows(looked, T)
+            attention_weights = None if attention_weights is None else _to_rows(attention_weights, T)
         context_RTD = context.transpose(1, 2).flatten(2)
         if packing:
             context_RTD = packing.pack(context_RTD)
-        return Attended(self.output(context_RTD) if self.output else context_RTD, looked)
+        return AttentionOutput(self.output(context_RTD) if self.output else context_RTD, attention_weights)
 
     def _split(self, x_RTD: Tensor) -> Tensor:
         return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -155,9 +155,9 @@ class Attention(nn.Module):
             query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
         return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
 
-    def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None) -> Tensor | None:
+    def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None) -> Tensor | None:
         """Return the positional term of the scores: −∞ for the future, plus ALiBi's penalty; None if all zero."""
-        bias = alibi(self.heads, T, S, start, like, place_S) if self.position == "alibi" else None
+        bias = alibi(self.heads, T, S, start, like, position_S) if self.position == "alibi" else None
         if causal and start + 1 < S:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
@@ -166,7 +166,7 @@ class Attention(nn.Module):
     def _attend(
         self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, p: float, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self.score != "additive" and not weights and fused(query_RNTH):
+        if self.score != "additive" and not weights and use_fused_kernel(query_RNTH):
             out = F.scaled_dot_product_attention(query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, scale=1.0)
             return out, None
         if self.score == "additive":
@@ -180,7 +180,7 @@ class Attention(nn.Module):
         return dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH, weights_RNTS if weights else None
 
 
-def fused(query_RNTH: Tensor) -> bool:
+def use_fused_kernel(query_RNTH: Tensor) -> bool:
     """Return whether torch's fused kernel is faster; on a CPU the plain form wins for many short sentences."""
     return query_RNTH.is_cuda
 
@@ -196,12 +196,12 @@ class Position(nn.Module):
             nn.init.normal_(self.table.weight, std=width**-0.5)
 
     def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
-        place_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
+        position_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
         if self.table is not None:
             # Positions beyond the table share its last row.
-            return x_RTD + self.table(place_T.clamp(max=self.table.num_embeddings - 1))
+            return x_RTD + self.table(position_T.clamp(max=self.table.num_embeddings - 1))
         if self.kind == "sinusoidal":
-            angle = _angles(place_T, x_RTD.shape[-1])
+            angle = _angles(position_T, x_RTD.shape[-1])
             return x_RTD + torch.stack((angle.sin(), angle.cos()), -1).flatten(1).to(x_RTD.dtype)
         return x_RTD
 
@@ -219,14 +219,14 @@ def rotate(x_RNTH: Tensor, start: int) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
-def alibi(heads: int, T: int, S: int, start: int, like: Tensor, place_S: Tensor | None = None) -> Tensor:
+def alibi(heads: int, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None = None) -> Tensor:
     """Return a distance penalty with one slope per head (Press et al. 2022, §3), here in both directions."""
     slope_N = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device) / heads)
     query_T = torch.arange(start, start + T, device=like.device)
-    distance_TS = (query_T[:, None] - (torch.arange(S, device=like.device) if place_S is None else place_S)).abs()
+    distance_TS = (query_T[:, None] - (torch.arange(S, device=like.device) if position_S is None else position_S)).abs()
     return (-slope_N[:, None, None] * distance_TS)[None].to(like.dtype)
 
 
-def _angles(place_T: Tensor, width: int) -> Tensor:
-    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=place_T.device) / width)
-    return place_T[:, None] * frequency
+def _angles(position_T: Tensor, width: int) -> Tensor:
+    frequency = 10_000.0 ** (-torch.arange(0, width, 2, device=position_T.device) / width)
+    return position_T[:, None] * frequency

@@ -14,7 +14,7 @@ from seq2seq.config.schema import ModelConfig
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model.decoder_state import State
-from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows, either, embedding
+from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows, embedding, value_or
 
 
 class Memory(NamedTuple):
@@ -60,7 +60,7 @@ class Seq2Seq(nn.Module):
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
         self.decoder = decoder
         self.output = self.target_embedding if tie != "none" else embedding(vocabulary.target, width)
-        self.readout: PreparedLinear | None = None
+        self.prepared_output: PreparedLinear | None = None
 
     def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
         """Encode the sources and return the initial decoder state."""
@@ -70,12 +70,12 @@ class Seq2Seq(nn.Module):
         return self.decoder(self.target_embedding(target_RT), state, weights)
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.readout(features) if self.readout else F.linear(features, self.output.weight)
+        return self.prepared_output(features) if self.prepared_output else F.linear(features, self.output.weight)
 
     def prepare(self) -> Seq2Seq:
         """Prepare this model for inference only: on a CPU, reorder the weights of linear maps once."""
-        if PreparedLinear.possible(self.output.weight):
-            self.readout = PreparedLinear(self.output.weight, None)
+        if PreparedLinear.is_supported(self.output.weight):
+            self.prepared_output = PreparedLinear(self.output.weight, None)
             for part in [*self.modules()]:
                 if isinstance(part, FeedForward):
                     part.prepare()
@@ -91,9 +91,9 @@ class Seq2Seq(nn.Module):
 
     def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
         """Return features_MD at every real target token of a batch, for `logits` or the loss."""
-        p = either(word_dropout, self.word_dropout)
-        source = Packing(batch.source_place_M, *batch.source_BS.shape)
-        target = Packing(batch.target_place_M, *batch.target_in_BT.shape)
+        p = value_or(word_dropout, self.word_dropout)
+        source = Packing(batch.source_index_M, *batch.source_BS.shape)
+        target = Packing(batch.target_index_M, *batch.target_in_BT.shape)
         source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
         memory = self.encoder(source_BSD, batch.source_mask_BS, source if batch.packed else None)
         target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)

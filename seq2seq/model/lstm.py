@@ -5,6 +5,8 @@ Shapes: B sentences, R rows (B × beam), S source and T target positions, D widt
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,15 @@ from seq2seq.config.schema import LSTMConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded, Memory
-from seq2seq.model.layers import Packing, drop_rows, dropout, either, embedding, initialise
+from seq2seq.model.layers import Packing, drop_rows, dropout, embedding, initialise, value_or
+
+
+class LSTMState(NamedTuple):
+    """The recurrent state of every decoder layer."""
+
+    hidden_RD: Tensor  # of the first layer, which attends
+    cell_RD: Tensor
+    upper: tuple[tuple[Tensor, Tensor], ...]  # hidden state and cell of each further layer
 
 
 class Convolutions(nn.Module):
@@ -40,18 +50,18 @@ class BidirectionalLayer(nn.Module):
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         # Reversing each sentence within its real length keeps padding at the end in both directions.
-        place_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
-        turned_BS = mask_BS.sum(1, keepdim=True) - 1 - place_S
-        turned_BS1 = torch.where(mask_BS, turned_BS, place_S).unsqueeze(-1)
+        position_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        reversed_BS = mask_BS.sum(1, keepdim=True) - 1 - position_S
+        reversed_BS1 = torch.where(mask_BS, reversed_BS, position_S).unsqueeze(-1)
         forwards_BSD, _ = self.forwards(x_BSD)
-        backwards_BSD, _ = self.backwards(x_BSD.take_along_dim(turned_BS1, 1))
-        return torch.cat((forwards_BSD, backwards_BSD.take_along_dim(turned_BS1, 1)), -1)
+        backwards_BSD, _ = self.backwards(x_BSD.take_along_dim(reversed_BS1, 1))
+        return torch.cat((forwards_BSD, backwards_BSD.take_along_dim(reversed_BS1, 1)), -1)
 
 
 class Encoder(nn.Module):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
-        self.p, self.embedding_p = config.dropout, either(config.embedding_dropout, config.dropout)
+        self.p, self.embedding_p = config.dropout, value_or(config.embedding_dropout, config.dropout)
         self.position = Position(config.position, config.embedding, config.max_length)
         self.convolutions = Convolutions(config.embedding, config.kernel_size, config.convolutions)
         widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
@@ -70,7 +80,7 @@ class Decoder(nn.Module):
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
         self.width, self.p, memory_width = config.width, config.dropout, 2 * config.width
-        self.embedding_p, self.skip = either(config.embedding_dropout, config.dropout), config.layer_dropout
+        self.embedding_p, self.layer_dropout = value_or(config.embedding_dropout, config.dropout), config.layer_dropout
         a = config.attention
         self.position = Position(config.position, config.embedding, config.max_length)
         # One head attends to the encoder states directly; several need separate projections.
@@ -103,33 +113,35 @@ class Decoder(nn.Module):
         hidden_BD = self.bridge(summary_BD).tanh()
         cell_BD = torch.zeros_like(hidden_BD, dtype=torch.float32)
         above = tuple((hidden_BD, torch.zeros_like(hidden_BD)) for _ in self.above)
-        return State(self.attention.project(*memory), (hidden_BD, cell_BD, above))
+        return State(self.attention.project(*memory), LSTMState(hidden_BD, cell_BD, above))
 
     def forward(
         self, target_RTE: Tensor, state: State, weights: bool = False, packing: Packing | None = None
     ) -> Decoded:
         target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.embedding_p, self.training)
-        hidden_RTD, context_RTD, recurrent, looked = self._attend_and_recur(target_RTE, state, weights)
+        hidden_RTD, context_RTD, recurrent, attention_weights = self._attend_and_recur(target_RTE, state, weights)
         x_RTD, above = hidden_RTD, []
-        for lstm, (h_RD, c_RD) in zip(self.above, state.moving[2], strict=True):
-            fed = torch.cat((dropout(x_RTD, self.p, self.training), context_RTD), -1)
-            out_RTD, (h_1RD, c_1RD) = lstm(fed, (h_RD[None].contiguous(), c_RD[None].contiguous()))
-            x_RTD = x_RTD + drop_rows(out_RTD, self.skip, self.training, words=False)
+        for lstm, (h_RD, c_RD) in zip(self.above, state.history.upper, strict=True):
+            input_RTD = torch.cat((dropout(x_RTD, self.p, self.training), context_RTD), -1)
+            out_RTD, (h_1RD, c_1RD) = lstm(input_RTD, (h_RD[None].contiguous(), c_RD[None].contiguous()))
+            x_RTD = x_RTD + drop_rows(out_RTD, self.layer_dropout, self.training, words=False)
             above.append((h_1RD[0], c_1RD[0]))
-        said_RTD = torch.cat((x_RTD, context_RTD, target_RTE), -1)
-        readout = self.readout(packing.pack(said_RTD) if packing else said_RTD)
+        combined_RTD = torch.cat((x_RTD, context_RTD, target_RTE), -1)
+        readout = self.readout(packing.pack(combined_RTD) if packing else combined_RTD)
         features_RTE = readout.unflatten(-1, (-1, 2)).amax(-1)  # maxout (§A.2.2)
         features_RTE = dropout(features_RTE, self.p, self.training)
-        return Decoded(features_RTE, state.advance((*recurrent, tuple(above)), target_RTE.shape[1]), looked)
+        return Decoded(
+            features_RTE, state.advance(LSTMState(*recurrent, tuple(above)), target_RTE.shape[1]), attention_weights
+        )
 
     def _attend_and_recur(
         self, target_RTE: Tensor, state: State, weights: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
         """Run the recurrence alone; everything that does not feed back is computed outside."""
         gates_RTD = self.embedded_gates(target_RTE)
-        h_RD, c_RD, _ = state.moving
-        memory: KeyValue = state.fixed
-        hidden, contexts, looked = [], [], []
+        h_RD, c_RD, _ = state.history
+        memory: KeyValue = state.memory
+        hidden, contexts, attention_weights = [], [], []
         for t, gates_RD in enumerate(gates_RTD.unbind(1)):
             attended = self.attention(h_RD[:, None], memory, start=state.length + t, weights=weights)
             context_RD = attended.context_RTD[:, 0]
@@ -137,9 +149,9 @@ class Decoder(nn.Module):
             h_RD, c_RD = lstm_cell(gates_RD, c_RD)
             hidden.append(h_RD)
             contexts.append(context_RD)
-            looked.append(attended.weights_RNTS)
-        all_looked = (torch.cat(looked, 2),) if weights else ()
-        return torch.stack(hidden, 1), torch.stack(contexts, 1), (h_RD, c_RD), all_looked
+            attention_weights.append(attended.weights_RNTS)
+        all_weights = (torch.cat(attention_weights, 2),) if weights else ()
+        return torch.stack(hidden, 1), torch.stack(contexts, 1), (h_RD, c_RD), all_weights
 
 
 class Pooling(nn.Module):

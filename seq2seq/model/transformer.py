@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.decoder_state import Continuation, Past, State
+from seq2seq.model.decoder_state import CacheUpdate, KVCache, State
 from seq2seq.model.interface import Decoded, Memory
-from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dropout, either
+from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dropout, value_or
 
 
 class Input(nn.Module):
@@ -23,7 +23,7 @@ class Input(nn.Module):
         super().__init__()
         self.scale = config.width**0.5
         self.position = Position(config.position, config.width, config.max_length)
-        self.p = either(config.embedding_dropout, config.dropout)
+        self.p = value_or(config.embedding_dropout, config.dropout)
 
     def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
         return dropout(self.position(x_RTD * self.scale, start), self.p, self.training)
@@ -38,10 +38,10 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor, packing: Packing | None) -> Tensor:
         first, second = self.attention_residual, self.feed_forward_residual
-        y_BSD = first.enter(x_BSD)
+        y_BSD = first.prepare_input(x_BSD)
         kv = self.attention.project(y_BSD, mask_BS, packing=packing)
-        x_BSD = first.leave(x_BSD, self.attention(y_BSD, kv, packing=packing).context_RTD)
-        return second.leave(x_BSD, self.feed_forward(second.enter(x_BSD)))
+        x_BSD = first.add_output(x_BSD, self.attention(y_BSD, kv, packing=packing).context_RTD)
+        return second.add_output(x_BSD, self.feed_forward(second.prepare_input(x_BSD)))
 
 
 class Encoder(nn.Module):
@@ -73,21 +73,23 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x_RTD: Tensor,
-        said: Continuation,
+        cache: CacheUpdate,
         memory: KeyValue,
         start: int,
         weights: bool,
         packing: Packing | None,
     ) -> tuple[Tensor, Tensor | None]:
         first, second, third = self.self_residual, self.cross_residual, self.feed_forward_residual
-        y_RTD = first.enter(x_RTD)
-        kv = said.add(self.self_attention.project(y_RTD, start=start, packing=packing))
-        looked = self.self_attention(y_RTD, kv, start=start, causal=said.alone, place_S=said.place_P, packing=packing)
-        x_RTD = first.leave(x_RTD, looked.context_RTD)
-        looked = self.cross_attention(second.enter(x_RTD), memory, weights=weights, packing=packing)
-        x_RTD = second.leave(x_RTD, looked.context_RTD)
-        x_RTD = third.leave(x_RTD, self.feed_forward(third.enter(x_RTD)))
-        return x_RTD, looked.weights_RNTS
+        y_RTD = first.prepare_input(x_RTD)
+        kv = cache.add(self.self_attention.project(y_RTD, start=start, packing=packing))
+        attended = self.self_attention(
+            y_RTD, kv, start=start, causal=cache.single_hypothesis, position_S=cache.position_P, packing=packing
+        )
+        x_RTD = first.add_output(x_RTD, attended.context_RTD)
+        attended = self.cross_attention(second.prepare_input(x_RTD), memory, weights=weights, packing=packing)
+        x_RTD = second.add_output(x_RTD, attended.context_RTD)
+        x_RTD = third.add_output(x_RTD, self.feed_forward(third.prepare_input(x_RTD)))
+        return x_RTD, attended.weights_RNTS
 
 
 class Decoder(nn.Module):
@@ -98,26 +100,26 @@ class Decoder(nn.Module):
         self.norm = _final_norm(config)
 
     def start(self, memory: Memory) -> State:
-        """Return each layer's keys and values of the source, and an empty past."""
+        """Return each layer's keys and values of the source, and an empty cache."""
         projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
         # Stored once as every step multiplies them; otherwise each step would copy them first.
-        fixed = (
+        memories = (
             kv._replace(key_RNSH=kv.key_RNSH.mT.contiguous().mT, value_RNSH=kv.value_RNSH.contiguous())
             for kv in projected
         )
-        return State(tuple(fixed), Past())
+        return State(tuple(memories), KVCache())
 
     def forward(
         self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
     ) -> Decoded:
         x_RTD = self.input(target_RTD, state.length)
         x_RTD = packing.pack(x_RTD) if packing else x_RTD
-        said, looked = Continuation(state, target_RTD), []
-        for layer, memory in zip(self.layers, state.fixed, strict=True):
-            x_RTD, weights_RNTS = layer(x_RTD, said, memory, state.length, weights, packing)
-            looked.append(weights_RNTS)
-        state = state.advance(said.end(), target_RTD.shape[1])
-        return Decoded(self.norm(x_RTD), state, tuple(looked) if weights else ())
+        cache, attention_weights = CacheUpdate(state, target_RTD), []
+        for layer, memory in zip(self.layers, state.memory, strict=True):
+            x_RTD, weights_RNTS = layer(x_RTD, cache, memory, state.length, weights, packing)
+            attention_weights.append(weights_RNTS)
+        state = state.advance(cache.finish(), target_RTD.shape[1])
+        return Decoded(self.norm(x_RTD), state, tuple(attention_weights) if weights else ())
 
 
 def _attention(config: TransformerConfig, position: str) -> Attention:
@@ -127,7 +129,7 @@ def _attention(config: TransformerConfig, position: str) -> Attention:
 
 def _feed_forward(config: TransformerConfig) -> FeedForward:
     return FeedForward(
-        config.width, config.feed_forward, config.activation, either(config.activation_dropout, config.dropout)
+        config.width, config.feed_forward, config.activation, value_or(config.activation_dropout, config.dropout)
     )
 
 

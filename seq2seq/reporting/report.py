@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq.evaluation.alignment import AlignmentErrors, shares, words_of
+from seq2seq.evaluation.alignment import AlignmentErrors, letter_fractions, words_of_pieces
 from seq2seq.evaluation.diagnostics import lengths as lengths_of
 from seq2seq.evaluation.metrics import TestSet, sentence_scores
 from seq2seq.inference.translator import Translation
 from seq2seq.utils.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html")
-PLACE = "/*DATA*/"
+PLACEHOLDER = "/*DATA*/"
 # Counters that only grow are uninformative as curves.
 COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "graphs")
 
@@ -29,7 +29,7 @@ COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "g
 def page(data: dict[str, Any]) -> str:
     """Return the page with its data, escaped so that no sentence can end the enclosing script."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, text.replace("<", "\\u003c"), 1)
+    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, text.replace("<", "\\u003c"), 1)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -46,12 +46,12 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 
 def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Return every logged number by name and kind of line, as points of update and value."""
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in metrics:
         for name, value in line.items():
             if name not in COUNTERS and isinstance(value, (int, float)) and math.isfinite(value):
-                found.setdefault(name, {}).setdefault(line["kind"], []).append((line["update"], value))
-    return found
+                points.setdefault(name, {}).setdefault(line["kind"], []).append((line["update"], value))
+    return points
 
 
 def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
@@ -76,33 +76,33 @@ def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> dict[str, Any]:
     """Return the worst and the best sentences, and those that repeat themselves or break off."""
-    scores, found = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
+    scores, length_errors = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
     order = sorted(range(len(test)), key=lambda i: scores[i])
     kinds = {
         "worst": order[:count],
         "best": order[: -count - 1 : -1],
-        "repeating": found.repeating[:count],
-        "breaking off": found.short[:count],
+        "repeating": length_errors.repeating[:count],
+        "breaking off": length_errors.short[:count],
     }
-    chosen = sorted({i for places in kinds.values() for i in places})
+    chosen = sorted({i for indices in kinds.values() for i in indices})
     return {
         "kinds": kinds,
         "texts": {i: sentence(i, hypotheses[i], test, scores[i]) for i in chosen},
         "counts": {
             "sentences": len(test),
-            "repeating": len(found.repeating),
-            "breaking off": len(found.short),
-            "ratio": found.ratio,
-            "omitted": found.omitted,
-            "added": found.added,
+            "repeating": len(length_errors.repeating),
+            "breaking off": len(length_errors.short),
+            "ratio": length_errors.ratio,
+            "omitted": length_errors.omitted,
+            "added": length_errors.added,
         },
         "histogram": np.histogram(scores, bins=20, range=(0, 100))[0].tolist(),
     }
 
 
-def sentence(place: int, hypothesis: str, test: TestSet, score: float) -> dict[str, Any]:
-    references = [lines[place] for lines in test.references]
-    return {"source": test.source[place], "references": references, "output": hypothesis, "score": score}
+def sentence(index: int, hypothesis: str, test: TestSet, score: float) -> dict[str, Any]:
+    references = [lines[index] for lines in test.references]
+    return {"source": test.source[index], "references": references, "output": hypothesis, "score": score}
 
 
 def typical(test: TestSet, count: int) -> list[int]:
@@ -114,20 +114,20 @@ def typical(test: TestSet, count: int) -> list[int]:
 # ------------------------------------------------------------------------------------------ attention
 
 
-def attention(place: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
+def attention(index: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
     """Return the data of an attention plot: pieces, words, and the weights of every layer and head."""
     assert translation.weights_LNTS is not None
     # Rows are target pieces and the end mark, columns source pieces and the end mark.
     sources, targets = list(translation.source_pieces[:-1]), list(translation.pieces)
     return {
-        "place": place,
+        "index": index,
         "text": [source, translation.text],
         "source": [*sources, "⏎"],
         "target": [*targets, "⏎"],
-        "source_words": words_of(sources),
-        "target_words": words_of(targets),
-        "source_shares": rounded(shares(sources)),
-        "target_shares": rounded(shares(targets)),
+        "source_words": words_of_pieces(sources),
+        "target_words": words_of_pieces(targets),
+        "source_fractions": rounded(letter_fractions(sources)),
+        "target_fractions": rounded(letter_fractions(targets)),
         "shape": list(translation.weights_LNTS.shape),
         "weights": packed(translation.weights_LNTS.float().numpy()),
         "reference": reference,
@@ -140,11 +140,11 @@ def packed(weights: np.ndarray[Any, Any]) -> str:
     return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
 
 
-def rounded(shares_PW: Any) -> list[list[float]]:
-    return [[round(float(share), 3) for share in row] for row in shares_PW]
+def rounded(fractions_PW: Any) -> list[list[float]]:
+    return [[round(float(fraction), 3) for fraction in row] for row in fractions_PW]
 
 
-def alignment_told(errors: AlignmentErrors | None) -> dict[str, Any] | None:
+def alignment_data(errors: AlignmentErrors | None) -> dict[str, Any] | None:
     if errors is None:
         return None
     rate, layer, head = errors.best

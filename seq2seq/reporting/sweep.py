@@ -53,14 +53,14 @@ def settings_of(jobs: list[Job]) -> list[Setting]:
     for job in jobs:
         values = tuple((key, value) for key, value in job.swept.items() if key != SEED)
         grouped.setdefault(values, []).append(job.scores())
-    names = list(dict.fromkeys(name for found in grouped.values() for scores in found for name in scores))
+    names = list(dict.fromkeys(name for repeats in grouped.values() for scores in repeats for name in scores))
     return [
-        Setting(dict(values), {name: [scores[name] for scores in found if name in scores] for name in names})
-        for values, found in grouped.items()
+        Setting(dict(values), {name: [scores[name] for scores in repeats if name in scores] for name in names})
+        for values, repeats in grouped.items()
     ]
 
 
-def finish(jobs: list[Job], folder: Path) -> list[str]:
+def write_summary(jobs: list[Job], folder: Path) -> list[str]:
     """Write table.csv, runs.csv and table.svg into a folder; return the lines of the table to print."""
     settings = settings_of(jobs)
     metrics = list(settings[0].scores)
@@ -69,7 +69,7 @@ def finish(jobs: list[Job], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.csv").write_text(settings_csv(settings), encoding="utf-8")
     (folder / "runs.csv").write_text(runs_csv(jobs), encoding="utf-8")
-    (folder / "table.svg").write_text(picture(settings, metrics[0]), encoding="utf-8")
+    (folder / "table.svg").write_text(draw_chart(settings, metrics[0]), encoding="utf-8")
     return [*table(settings), f"written    {folder}: table.csv, runs.csv, table.svg"]
 
 
@@ -80,7 +80,9 @@ def table(settings: list[Setting]) -> list[str]:
     keys = list(settings[0].values) or [SEED]
     rows = [[*keys, "runs", *(TITLES[name] for name in metrics)]]
     for setting in settings:
-        cells = [told(scores, mean(scores) == top[name]) if scores else "–" for name, scores in setting.scores.items()]
+        cells = [
+            format_mean(scores, mean(scores) == top[name]) if scores else "–" for name, scores in setting.scores.items()
+        ]
         runs = str(len(setting.scores[metrics[0]]))
         rows.append([*(list(setting.values.values()) or ["any"]), runs, *cells])
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
@@ -90,7 +92,7 @@ def table(settings: list[Setting]) -> list[str]:
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "validation": "validation"}
 
 
-def told(scores: list[float], best: bool) -> str:
+def format_mean(scores: list[float], best: bool) -> str:
     deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
     return f"{mean(scores):.2f}{deviation}{' *' if best else ''}"
 
@@ -142,13 +144,13 @@ def axis(points: list[float]) -> tuple[float, float, list[float]]:
     low, high = min(points), max(points)
     length = max(high - low, 0.05)
     step = 10.0 ** math.floor(math.log10(length))
-    step *= next(share for share in (0.2, 0.5, 1, 2) if length / (step * share) <= 5)
+    step *= next(multiple for multiple in (0.2, 0.5, 1, 2) if length / (step * multiple) <= 5)
     first = math.floor(low / step)
     ticks = [round(i * step, 6) for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
     return ticks[0], ticks[-1], ticks
 
 
-def picture(settings: list[Setting], metric: str) -> str:
+def draw_chart(settings: list[Setting], metric: str) -> str:
     """Draw a row for each setting: each run a dot, their mean a stroke, their deviation a band."""
     shown = [setting for setting in settings if setting.scores[metric]]
     every = [setting.scores[metric] for setting in shown]
@@ -173,6 +175,6 @@ def picture(settings: list[Setting], metric: str) -> str:
         parts.append(f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>')
         parts += [f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores]
         parts.append(f'<line class="mean" x1="{x(middle)}" x2="{x(middle)}" y1="{y - 9}" y2="{y + 9}"/>')
-        parts.append(f'<text{name_class} x="{left + 440}" y="{y + 4}">{told(scores, middle == best)}</text>')
+        parts.append(f'<text{name_class} x="{left + 440}" y="{y + 4}">{format_mean(scores, middle == best)}</text>')
     size = f'width="{width:g}" height="{height}" viewBox="0 0 {width:g} {height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(parts)}</svg>\n'

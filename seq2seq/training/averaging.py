@@ -28,7 +28,7 @@ class Average(Protocol):
         """Continue from the averages of a checkpoint."""
 
 
-class RunningMean:
+class ExponentialMovingAverage:
     """An exponential moving average that forgets the first, poorly trained weights faster."""
 
     def __init__(self, model: Seq2Seq, decay: float) -> None:
@@ -49,18 +49,18 @@ class RunningMean:
             mean.copy_(weights[name])
 
 
-class LastCheckpoints:
+class CheckpointAverage:
     """The mean of the live weights and the checkpoints of earlier validations (Vaswani et al. 2017, §6.1)."""
 
-    def __init__(self, model: Seq2Seq, earlier: Callable[[], list[Path]]) -> None:
-        self.live, self.earlier = dict(model.named_parameters()), earlier
+    def __init__(self, model: Seq2Seq, recent_weights: Callable[[], list[Path]]) -> None:
+        self.live, self.recent_weights = dict(model.named_parameters()), recent_weights
 
     def update(self, update: int) -> None: ...
 
     @torch.no_grad()
     def weights(self) -> Weights:
         mean = {name: p.detach().clone() for name, p in self.live.items()}
-        files = self.earlier()
+        files = self.recent_weights()
         for file in files:
             for name, weight in load_file(file).items():
                 mean[name] += weight.to(mean[name].device)
@@ -84,13 +84,13 @@ class ScheduleFreeAverage:
 
 
 def build_average(
-    config: TrainConfig, model: Seq2Seq, optimizers: Optimizers, earlier: Callable[[], list[Path]]
+    config: TrainConfig, model: Seq2Seq, optimizers: Optimizers, recent_weights: Callable[[], list[Path]]
 ) -> Average | None:
-    """Build the average that a config selects; `earlier` lists the weight files of the last validations."""
-    if isinstance(optimizers.parts[0], ScheduleFree):
-        return ScheduleFreeAverage(model, optimizers.parts[0])
+    """Build the average that a config selects; `recent_weights` lists the weight files of the last validations."""
+    if isinstance(optimizers.optimizers[0], ScheduleFree):
+        return ScheduleFreeAverage(model, optimizers.optimizers[0])
     if config.training.average == "ema":
-        return RunningMean(model, config.training.ema_decay)
+        return ExponentialMovingAverage(model, config.training.ema_decay)
     if config.training.average == "last":
-        return LastCheckpoints(model, earlier)
+        return CheckpointAverage(model, recent_weights)
     return None

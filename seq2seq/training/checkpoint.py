@@ -22,18 +22,18 @@ from seq2seq.inference.checkpoint import (
     CONFIG,
     TRAINING,
     WEIGHTS,
-    damaged,
+    damaged_error,
+    inference_weights,
     read_weights,
-    translating_weights,
     write_config,
     write_weights,
 )
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.averaging import Average
-from seq2seq.training.distributed import ALONE, World
+from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
 from seq2seq.training.optimizers import Optimizers
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import to_disk, write_aside
+from seq2seq.utils.io import fsync_file, write_atomically
 from seq2seq.utils.run import INDEX, Run
 
 
@@ -66,10 +66,10 @@ class RunState:
     batches: Batches
     progress: Progress
     average: Average | None = None
-    world: World = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
-    def write(self, folder: Path, random: list[dict[str, Tensor]]) -> None:
-        """Write everything into a folder; `random` holds the generator states of every process."""
+    def write(self, folder: Path, rng_states: list[dict[str, Tensor]]) -> None:
+        """Write everything into a folder; `rng_states` holds the generator states of every process."""
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
         # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights separately.
@@ -80,7 +80,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "progress": asdict(self.progress),
-            "random": random,
+            "random": rng_states,
         }
         torch.save(training, folder / TRAINING)
 
@@ -91,23 +91,24 @@ class RunState:
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(training["optimizer"])
         except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
-            raise damaged(folder / TRAINING, error) from None
+            raise damaged_error(folder / TRAINING, error) from None
         if self.average:
-            path = translating_weights(folder)  # the live ones if the run had no average so far
+            path = inference_weights(folder)  # the live ones if the run had no average so far
             try:
                 self.average.load(load_file(path))
             except (OSError, SafetensorError) as error:
-                raise damaged(path, error) from None
+                raise damaged_error(path, error) from None
         self.batches.load_state_dict(training["batches"])
         self.progress = Progress(**training["progress"])
-        if len(training["random"]) == self.world.size:  # otherwise the processes draw other numbers anyway
-            self.set_random(training["random"][self.world.rank])
+        # With another number of processes, each draws different numbers anyway.
+        if len(training["random"]) == self.process_group.world_size:
+            self.set_rng_states(training["random"][self.process_group.rank])
 
-    def random(self) -> dict[str, Tensor]:
+    def rng_states(self) -> dict[str, Tensor]:
         """Return the states of this process's random generators: the CPU's and its device's."""
         return {kind: module.get_rng_state() for kind, module in self._generators().items()}
 
-    def set_random(self, states: dict[str, Tensor]) -> None:
+    def set_rng_states(self, states: dict[str, Tensor]) -> None:
         for kind, module in self._generators().items():
             if kind in states:
                 module.set_rng_state(states[kind])
@@ -118,48 +119,48 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of a run; an index names those kept: the last, the best, and those to average."""
+    """The checkpoints of a run; an index names those to keep: the last, the best, and those to average."""
 
     def __init__(self, run: Run, recent: int = 0) -> None:
         self.run, self.folder, self.recent = run, run.checkpoints, recent
 
     def save(self, state: RunState, best: bool = False, validated: bool = False) -> None:
         """Save a complete checkpoint atomically, then update the index."""
-        random = state.world.gather(state.random())
-        if state.world.leads:
+        rng_states = state.process_group.all_gather(state.rng_states())
+        if state.process_group.is_main:
             try:
-                self._write(state, random, best, validated)
+                self._write(state, rng_states, best, validated)
             except (OSError, SafetensorError, RuntimeError) as error:  # each library raises its own for a full disk
-                shutil.rmtree(self._aside(state), ignore_errors=True)
+                shutil.rmtree(self._tmp_dir(state), ignore_errors=True)
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
                 raise UserError(
                     f"{self.folder}: the checkpoint of update {state.progress.update:,} cannot be written "
-                    f"({reason}); {self.last()}; make room, then give the same command again"
+                    f"({reason}); {self.describe_last()}; free some space, then repeat the command"
                 ) from None
-        state.world.wait()
+        state.process_group.barrier()
 
-    def last(self) -> str:
+    def describe_last(self) -> str:
         """Describe the checkpoint that a run can resume from."""
         index = self.run.index()
-        return f"the last checkpoint is {self.folder / index['last']}" if index else "there is no checkpoint before it"
+        return f"the last checkpoint is {self.folder / index['last']}" if index else "there is no earlier checkpoint"
 
-    def earlier(self) -> list[Path]:
+    def recent_weights(self) -> list[Path]:
         """Return the weight files of the last validations, newest first."""
         names = self.run.index().get("recent", [])[: self.recent]
         return [self.folder / name / WEIGHTS for name in names]
 
-    def _aside(self, state: RunState) -> Path:
+    def _tmp_dir(self, state: RunState) -> Path:
         return self.folder / f".{_name(state)}"
 
-    def _write(self, state: RunState, random: list[dict[str, Tensor]], best: bool, validated: bool) -> None:
-        name, aside = _name(state), self._aside(state)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        state.write(aside, random)
-        for file in aside.iterdir():
-            to_disk(file)
+    def _write(self, state: RunState, rng_states: list[dict[str, Tensor]], best: bool, validated: bool) -> None:
+        name, tmp_dir = _name(state), self._tmp_dir(state)
+        shutil.rmtree(tmp_dir, ignore_errors=True)
+        tmp_dir.mkdir(parents=True)
+        state.write(tmp_dir, rng_states)
+        for file in tmp_dir.iterdir():
+            fsync_file(file)
         shutil.rmtree(self.folder / name, ignore_errors=True)  # left over from a killed run
-        aside.rename(self.folder / name)
+        tmp_dir.rename(self.folder / name)
         if os.name == "posix":  # elsewhere a folder cannot be synced
             descriptor = os.open(self.folder, os.O_RDONLY)
             os.fsync(descriptor)
@@ -167,10 +168,10 @@ class Checkpoints:
         index = {**self.run.index(), "last": name, **({"best": name} if best else {})}
         if self.recent and validated:
             index["recent"] = [name, *index.get("recent", [])][: self.recent]
-        write_aside(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
-        kept = {index["last"], index.get("best"), *index.get("recent", [])}
+        write_atomically(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        to_keep = {index["last"], index.get("best"), *index.get("recent", [])}
         for old in self.folder.iterdir():
-            if old.is_dir() and old.name not in kept:
+            if old.is_dir() and old.name not in to_keep:
                 shutil.rmtree(old)
 
 
@@ -178,17 +179,20 @@ def _name(state: RunState) -> str:
     return f"update-{state.progress.update:07d}"
 
 
-def start_from(model: nn.Module, folder: Path) -> None:
+def load_initial_weights(model: nn.Module, folder: Path) -> None:
     """Load another run's weights into a new model; every parameter must exist, in the same shape."""
-    path, own = translating_weights(folder), dict(model.named_parameters())
+    path, parameters = inference_weights(folder), dict(model.named_parameters())
     try:
         stored = {name: tuple(weight.shape) for name, weight in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise damaged(path, error) from None
-    wanted = {name: tuple(p.shape) for name, p in own.items()}
-    different = [name for name in {**wanted, **stored} if wanted.get(name) != stored.get(name)]
+        raise damaged_error(path, error) from None
+    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    different = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
     if different:
-        shown = [f"init_from: {name} is {stored.get(name)} there and {wanted.get(name)} here" for name in different[:4]]
+        problems = [
+            f"init_from: {name} is {stored.get(name)} in the checkpoint, {expected.get(name)} in this model"
+            for name in different[:4]
+        ]
         more = [f"… and {len(different) - 4} more"] if len(different) > 4 else []
-        raise UserError(*shown, *more, f"give this run the model of {folder / CONFIG}", code=2)
+        raise UserError(*problems, *more, f"use the model settings of {folder / CONFIG}", code=2)
     read_weights(model, path)

@@ -15,58 +15,58 @@ from torch import Tensor
 
 from seq2seq.utils.errors import UserError
 
-PATIENCE = timedelta(minutes=30)  # the longest wait for a rank that tokenises or validates
+TIMEOUT = timedelta(minutes=30)  # the longest wait for a rank that tokenises or validates
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """The processes of a run; no overhead for a single one."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one process that logs and writes."""
         return self.rank == 0
 
-    def add(self, tensors: list[Tensor]) -> None:
+    def all_reduce(self, tensors: list[Tensor]) -> None:
         """Replace every tensor by its sum over the processes, in one message."""
-        if self.size > 1:
+        if self.world_size > 1:
             flat = torch.cat([x.flatten() for x in tensors])
             dist.all_reduce(flat)
             sums = flat.split([x.numel() for x in tensors])
             torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(sums, tensors, strict=True)])
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Collect the value of each process, in the order of ranks."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        if self.size > 1:
-            self.gather(None)
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            self.all_gather(None)
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def join_processes(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started, or run alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield ALONE
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield SINGLE_PROCESS
         return
     rank = int(os.environ["RANK"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # torchrun keeps one store through all restarts; a prefix hides the addresses of dead processes.
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT
     )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # objects over gloo, gradients of GPUs over nccl
@@ -74,17 +74,18 @@ def joined(device: torch.device) -> Iterator[World]:
             f"seq2seq-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
         ),
         rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
+        world_size=world_size,
+        timeout=TIMEOUT,
     )
     try:
-        yield World(rank, size)
+        yield ProcessGroup(rank, world_size)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("Connection", "gloo", "NCCL", "Socket", "timed out")):
             raise
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"process {rank} of {size} lost another one ({reason}); the last checkpoint is intact"
+            f"process {rank} of {world_size} lost the connection to another process ({reason}); "
+            "the last checkpoint is intact"
         ) from None
     finally:
         dist.destroy_process_group()

@@ -19,7 +19,7 @@ from seq2seq.config.paths import PACKAGE
 from seq2seq.data.corpus import Corpora, Corpus
 from seq2seq.data.store import key_of
 from seq2seq.data.tokenizer import Tokenizer
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
 
 PACKAGES = ("torch", "numpy", "sentencepiece", "datasets", "sacrebleu", "hydra-core", "safetensors")
@@ -37,7 +37,7 @@ def record(run: Run, update: int, seed: int, corpora: Corpora, tokenizer: Tokeni
         "hardware": hardware(),
     }
     entries = [entry for entry in read(run) if entry["update"] < update]
-    write_aside(run.environment, json.dumps([*entries, entry], indent=1, ensure_ascii=False) + "\n")
+    write_atomically(run.environment, json.dumps([*entries, entry], indent=1, ensure_ascii=False) + "\n")
 
 
 def read(run: Run) -> list[dict[str, Any]]:
@@ -51,21 +51,21 @@ def read(run: Run) -> list[dict[str, Any]]:
 
 def code() -> dict[str, str | bool]:
     """Return the version of this package and, in a git checkout, its commit and whether files differ from it."""
-    told: dict[str, str | bool] = {"seq2seq": __version__}
+    info: dict[str, str | bool] = {"seq2seq": __version__}
     checkout = PACKAGE.parent
     if (checkout / ".git").exists():
-        commit, changes = (_git(checkout, *words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+        commit, changes = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain")
         if commit:
-            told |= {"commit": commit, "changed": bool(changes)}
-    return told
+            info |= {"commit": commit, "changed": bool(changes)}
+    return info
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
+        process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def packages() -> dict[str, str]:
@@ -87,12 +87,12 @@ def content(corpus: Corpus | None) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    told: dict[str, Any] = {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()}
+    info: dict[str, Any] = {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        told["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        info["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if torch.cuda.is_available():
-        told["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return told
+        info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return info
 
 
 def processor() -> str:

@@ -12,12 +12,12 @@ from seq2seq.utils.console import status
 from seq2seq.utils.run import Run
 
 
-class Logbook:
+class RunLogger:
     """Print from the start; after `open` also write to files, beginning with the lines printed before."""
 
     def __init__(self, silent: bool = False) -> None:
         self.silent = silent  # only one of several processes logs
-        self._said: list[str] = []
+        self._printed: list[str] = []
         self._files: tuple[Any, TextIO, TextIO] | None = None
 
     def open(self, run: Run, update: int) -> None:
@@ -26,26 +26,26 @@ class Logbook:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        board = SummaryWriter(str(run.tensorboard), purge_step=update + 1)
+        writer = SummaryWriter(str(run.tensorboard), purge_step=update + 1)
         log, metrics = run.log.open("a", encoding="utf-8"), run.metrics.open("a", encoding="utf-8")
-        self._files = (board, log, metrics)
-        log.write("".join(f"{line}\n" for line in self._said))
+        self._files = (writer, log, metrics)
+        log.write("".join(f"{line}\n" for line in self._printed))
 
-    def say(self, text: str = "") -> None:
+    def info(self, text: str = "") -> None:
         """Log a permanent line."""
         if self.silent:
             return
         status("")
         print(text, flush=True)
         if self._files is None:
-            self._said.append(text)
+            self._printed.append(text)
         else:
             self._files[1].write(text + "\n")
             self._files[1].flush()
 
-    def fact(self, name: str, value: str) -> None:
+    def field(self, name: str, value: str) -> None:
         """Log one line of the summary at the start of a run."""
-        self.say(f"{name:10} {value}")
+        self.info(f"{name:10} {value}")
 
     def status(self, text: str) -> None:
         """Show a line that the next one replaces, on a terminal only."""
@@ -54,13 +54,13 @@ class Logbook:
 
     def scalars(self, kind: str, update: int, values: Mapping[str, float]) -> None:
         """Log numbers of an update to TensorBoard and the metrics file."""
-        self.board(kind, update, values)
+        self.tensorboard(kind, update, values)
         if self._files is not None:
             rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
             self._files[2].write(json.dumps({"kind": kind, "update": update, **rounded}) + "\n")
             self._files[2].flush()
 
-    def board(self, kind: str, update: int, values: Mapping[str, float]) -> None:
+    def tensorboard(self, kind: str, update: int, values: Mapping[str, float]) -> None:
         """Log numbers to TensorBoard only."""
         if self._files is not None:
             for name, value in values.items():
@@ -74,25 +74,25 @@ class Logbook:
         self,
         update: int,
         scores: Mapping[str, float],
-        samples: list[tuple[str, str, str]],
-        pictures: Mapping[str, Any],
+        examples: list[tuple[str, str, str]],
+        images: Mapping[str, Any],
         note: str,
     ) -> None:
         """Log scores, translations beside their references, and attention images."""
-        shown = f"loss {scores['loss']:.3f}  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
-        self.say(f"validation after update {update:,}: {shown}  ({note})")
-        for sample in samples:
-            self.sample(*sample)
+        summary = f"loss {scores['loss']:.3f}  BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}"
+        self.info(f"validation after update {update:,}: {summary}  ({note})")
+        for example in examples:
+            self.example(*example)
         self.scalars("validation", update, scores)
-        rows = "\n".join("|".join(["", *(text.replace("|", "\\|") for text in sample), ""]) for sample in samples)
-        self.text("samples", update, f"|source|reference|output|\n|---|---|---|\n{rows}")
-        for name, picture in pictures.items():
+        rows = "\n".join("|".join(["", *(text.replace("|", "\\|") for text in example), ""]) for example in examples)
+        self.text("examples", update, f"|source|reference|output|\n|---|---|---|\n{rows}")
+        for name, image in images.items():
             if self._files is not None:
-                self._files[0].add_image(name, np.asarray(picture), update, dataformats="HWC")
+                self._files[0].add_image(name, np.asarray(image), update, dataformats="HWC")
 
-    def sample(self, source: str, reference: str, output: str) -> None:
+    def example(self, source: str, reference: str, output: str) -> None:
         for name, text in (("source", source), ("reference", reference), ("output", output)):
-            self.say(f"    {name:10} {text}")
+            self.info(f"    {name:10} {text}")
 
     def result(self, config: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Log settings and final scores for TensorBoard's table of runs."""
@@ -105,7 +105,7 @@ class Logbook:
         for file in self._files or ():
             file.close()
 
-    def __enter__(self) -> Logbook:
+    def __enter__(self) -> RunLogger:
         return self
 
     def __exit__(self, *_: Any) -> None:

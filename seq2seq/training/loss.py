@@ -35,9 +35,9 @@ def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tup
     if settings.r_drop:
         # Liang et al. 2021, §2.1: two passes under different dropout, and their divergence in both directions.
         second_MD = model(batch)
-        other = cross_entropy(model, second_MD, batch, smoothing)
-        apart = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
-        return (plain + other + settings.r_drop * apart / 2) / 2, plain.detach()
+        second = cross_entropy(model, second_MD, batch, smoothing)
+        divergences = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
+        return (plain + second + settings.r_drop * divergences / 2) / 2, plain.detach()
     if settings.simcut:
         # Gao et al. 2022, §3.2: divergence from a pass with words cut out; the gradient flows through both.
         cut_MD = model(batch, settings.simcut_cutoff)
@@ -46,7 +46,7 @@ def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tup
 
 
 def cross_entropy(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    targets_M = batch.target_out_BT.take(batch.target_place_M)
+    targets_M = batch.target_out_BT.take(batch.target_index_M)
     loss: Tensor = SmoothedCrossEntropy.apply(features_MD, model.output.weight, targets_M, smoothing)
     return loss
 
@@ -77,29 +77,29 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, smoothing: float) -> Tensor:
-        share = smoothing / len(weight_VD)
+        uniform = smoothing / len(weight_VD)
         total = features_MD.new_zeros((), dtype=torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        grad_MD = torch.empty_like(features_MD) if wanted else None
-        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
-        all_words_D, all_places_D = (x.sum(0).float() for x in (weight_VD, features_MD))
+        needs_grad = ctx.needs_input_grad[0]
+        grad_MD = torch.empty_like(features_MD) if needs_grad else None
+        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
+        weight_sum_D, feature_sum_D = (x.sum(0).float() for x in (weight_VD, features_MD))
         size = _chunk(features_MD, len(weight_VD))
         for start in range(0, len(targets_M), size):
             chunk = slice(start, start + size)
             logits_CV = features_MD[chunk] @ weight_VD.T
-            right = (torch.arange(len(logits_CV), device=targets_M.device), targets_M[chunk])
-            right_C = logits_CV[right].float()
+            target_index = (torch.arange(len(logits_CV), device=targets_M.device), targets_M[chunk])
+            target_logit_C = logits_CV[target_index].float()
             error_CV = logits_CV.softmax(-1)
-            chosen_C = error_CV[right].float()
-            total += smoothing * right_C.sum() - chosen_C.clamp(min=TINY).log().sum()
+            target_probability_C = error_CV[target_index].float()
+            total += smoothing * target_logit_C.sum() - target_probability_C.clamp(min=TINY).log().sum()
             if grad_MD is not None and grad_VD is not None:
-                error_CV[right] = (chosen_C + smoothing - 1).to(error_CV.dtype)
+                error_CV[target_index] = (target_probability_C + smoothing - 1).to(error_CV.dtype)
                 grad_MD[chunk] = error_CV @ weight_VD
                 grad_VD += error_CV.T @ features_MD[chunk]
-        total -= share * (all_words_D @ all_places_D)
+        total -= uniform * (weight_sum_D @ feature_sum_D)
         if grad_MD is not None and grad_VD is not None:
-            grad_MD -= (share * all_words_D).to(grad_MD.dtype)
-            grad_VD -= share * all_places_D
+            grad_MD -= (uniform * weight_sum_D).to(grad_MD.dtype)
+            grad_VD -= uniform * feature_sum_D
         ctx.save_for_backward(grad_MD, grad_VD)
         ctx.dtype = weight_VD.dtype
         return total

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from seq2seq.data.batching import worst_batch
+from seq2seq.data.batching import largest_batch
 from seq2seq.data.corpus import Corpus
 from seq2seq.inference.translator import Translator
 from seq2seq.training.loss import training_loss
@@ -16,20 +16,20 @@ from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError
 
-SMALLEST = 64  # tokens; the smallest useful budget
-WORTH_TRYING = {"cpu": 2**12}  # larger batches are no faster there
-WORTH_TRYING_ON_GPU = 2**17
+MIN_TOKENS = 64  # tokens; the smallest useful budget
+MAX_USEFUL_TOKENS = {"cpu": 2**12}  # larger batches are no faster on a CPU
+MAX_USEFUL_TOKENS_ON_GPU = 2**17
 
 
-def rehearse_all(trainer: Trainer, corpus: Corpus) -> str:
-    """Try the worst batch and the widest beam; find the budget for `tokens=auto` → the result in words."""
+def check_memory(trainer: Trainer, corpus: Corpus) -> str:
+    """Try the worst batch and the widest beam; find the budget for `tokens=auto` → a summary of the result."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
-    told = ""
-    if tokens == "auto" or not survives(trainer, tokens):
-        highest = tokens if tokens != "auto" else WORTH_TRYING.get(trainer.device.type, WORTH_TRYING_ON_GPU) + 1
-        fitting = min(state.world.gather(largest_budget(trainer, highest)))
+    summary = ""
+    if tokens == "auto" or not fits(trainer, tokens):
+        limit = tokens if tokens != "auto" else MAX_USEFUL_TOKENS.get(trainer.device.type, MAX_USEFUL_TOKENS_ON_GPU) + 1
+        fitting = min(state.process_group.all_gather(largest_budget(trainer, limit)))
         if not fitting:
-            raise UserError(f"out of memory: not even a batch of {SMALLEST} tokens fits; take a smaller model")
+            raise UserError(f"out of memory: not even a batch of {MIN_TOKENS} tokens fits; choose a smaller model")
         if tokens != "auto":
             raise UserError(
                 f"training.tokens: the longest batch of {tokens:,} does not fit into memory, but {fitting:,} does; "
@@ -37,10 +37,10 @@ def rehearse_all(trainer: Trainer, corpus: Corpus) -> str:
             )
         training = replace(state.config.training, tokens=fitting)
         state.config, state.batches.tokens = replace(state.config, training=training), fitting
-        limit = "more does not fit" if fitting < highest - 1 else "more brings no speed here"
-        told = f"training.tokens={fitting:,} (auto: {limit}); "
+        reason = "larger batches do not fit" if fitting < limit - 1 else "larger batches are no faster"
+        summary = f"training.tokens={fitting:,} (auto: {reason}); "
     try:
-        rehearse_search(trainer, corpus)
+        try_search(trainer, corpus)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -49,20 +49,20 @@ def rehearse_all(trainer: Trainer, corpus: Corpus) -> str:
             f"search.tokens: {search.tokens:,} tokens with a beam of {search.beam} do not fit into memory; "
             f"try search.tokens={search.tokens // 2}"
         ) from None
-    return f"{told}the longest batch fits"
+    return f"{summary}the longest batch fits"
 
 
 def largest_budget(trainer: Trainer, below: int) -> int:
     """Return the largest power of two below `below` whose worst batch fits, trying ever smaller ones; 0: none."""
     tokens = 2 ** ((below - 1).bit_length() - 1)
-    while tokens >= SMALLEST and not survives(trainer, tokens):
+    while tokens >= MIN_TOKENS and not fits(trainer, tokens):
         tokens //= 2
-    return tokens if tokens >= SMALLEST else 0
+    return tokens if tokens >= MIN_TOKENS else 0
 
 
-def survives(trainer: Trainer, tokens: int) -> bool:
+def fits(trainer: Trainer, tokens: int) -> bool:
     try:
-        rehearse(trainer, tokens)
+        try_batch(trainer, tokens)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -70,13 +70,13 @@ def survives(trainer: Trainer, tokens: int) -> bool:
     return True
 
 
-def rehearse(trainer: Trainer, tokens: int) -> None:
+def try_batch(trainer: Trainer, tokens: int) -> None:
     """Run the worst batch of a budget through forward, backward and update, without side effects."""
     state, model = trainer.state, trainer.working.model.train()
-    with _undisturbed(trainer):
-        batch = worst_batch(state.batches.encoded, tokens).to(trainer.device)
-        training_loss(trainer.compute, batch, state.config.training)[0].backward()
-        trainer.working.hand_over_gradients()
+    with _restored_afterwards(trainer):
+        batch = largest_batch(state.batches.encoded, tokens).to(trainer.device)
+        training_loss(trainer.forward_model, batch, state.config.training)[0].backward()
+        trainer.working.transfer_gradients()
         for p in state.model.parameters():
             if p.grad is not None:
                 p.grad.zero_()
@@ -85,10 +85,10 @@ def rehearse(trainer: Trainer, tokens: int) -> None:
     model.eval()
 
 
-def rehearse_search(trainer: Trainer, corpus: Corpus) -> None:
+def try_search(trainer: Trainer, corpus: Corpus) -> None:
     """Translate a full search batch of copies of the longest validation sentence."""
     if trainer.device.type == "cpu":
-        return  # there a search takes seconds, and far less memory than the batch that just fitted
+        return  # a search on a CPU takes seconds, and far less memory than the batch that just fitted
     state, config = trainer.state, trainer.state.config
     longest = max(corpus.source, key=len)
     width = len(state.tokenizer.encode_source([longest])[0])
@@ -98,9 +98,9 @@ def rehearse_search(trainer: Trainer, corpus: Corpus) -> None:
 
 
 @contextmanager
-def _undisturbed(trainer: Trainer) -> Iterator[None]:
+def _restored_afterwards(trainer: Trainer) -> Iterator[None]:
     """Restore random generators, gradients and moments afterwards."""
-    state, random = trainer.state, trainer.state.random()
+    state, rng_states = trainer.state, trainer.state.rng_states()
     try:
         yield
     finally:
@@ -108,6 +108,6 @@ def _undisturbed(trainer: Trainer) -> Iterator[None]:
         trainer.working.model.zero_grad()
         if state.progress.update == 0:
             state.optimizer.clear()
-        state.set_random(random)
+        state.set_rng_states(rng_states)
         if trainer.device.type == "cuda":
             torch.cuda.empty_cache()

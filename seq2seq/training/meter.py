@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from seq2seq.data.batching import Share
+from seq2seq.data.batching import RankBatches
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
-from seq2seq.utils.device import matrix_rate, peak_memory
+from seq2seq.utils.device import matmul_flops, peak_memory
 
-BAR = 16  # characters
+BAR_WIDTH = 16  # characters
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class Meter:
     def __init__(self, state: RunState, precision: torch.dtype) -> None:
         self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
         self.device = next(state.model.parameters()).device
-        self.precision, self.rate_of_matrices = precision, 0.0
+        self.precision, self.matmul_rate = precision, 0.0
         self.multiply_adds = multiply_adds(state.model)
-        self.epoch = state.batches.size()
+        self.epoch = state.batches.batches_per_epoch()
         self.stats = UpdateStats(0.0, 0.0)
         self.begin()
 
     def begin(self) -> None:
-        """Start measuring, or resume after a pause; the best matrix rate counts, as the machine may be shared."""
-        self.rate_of_matrices = max(self.rate_of_matrices, matrix_rate(self.device, self.precision))
+        """Start measuring, or resume after a pause; a shared machine may look slower, so the highest rate counts."""
+        self.matmul_rate = max(self.matmul_rate, matmul_flops(self.device, self.precision))
         self.restart()
 
     def restart(self) -> None:
         """Measure speeds from now on."""
-        self.tokens = self.places = self.sources = self.targets = self.waited = 0.0
-        self.began, self.busy = time.perf_counter(), self.progress.seconds
+        self.tokens = self.positions = self.sources = self.targets = self.waiting_seconds = 0.0
+        self.started, self.seconds_before = time.perf_counter(), self.progress.seconds
 
     def next_line(self) -> None:
         self.progress.line_loss, self.progress.line_tokens = 0.0, 0
@@ -52,39 +52,39 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        began = time.perf_counter()
+        started = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - began
+        self.waiting_seconds += time.perf_counter() - started
 
-    def count(self, stats: UpdateStats, share: Share) -> None:
+    def count(self, stats: UpdateStats, rank_batches: RankBatches) -> None:
         """Count an update of this process: its loss, and the real tokens and positions of its batches."""
         self.stats = stats
         if not stats.skipped:
-            self.progress.line_loss += stats.loss * share.target_tokens
-            self.progress.line_tokens += share.target_tokens
-        self.tokens += share.target_tokens
-        for batch in share.batches:
-            self.sources += len(batch.source_place_M)
+            self.progress.line_loss += stats.loss * rank_batches.target_tokens
+            self.progress.line_tokens += rank_batches.target_tokens
+        self.tokens += rank_batches.target_tokens
+        for batch in rank_batches.micro_batches:
+            self.sources += len(batch.source_index_M)
             self.targets += batch.target_tokens
-            self.places += batch.source_BS.numel() + batch.target_out_BT.numel()
+            self.positions += batch.source_BS.numel() + batch.target_out_BT.numel()
         # Validations are not counted: the meter restarts after each.
-        self.progress.seconds = self.busy + time.perf_counter() - self.began
+        self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
 
-    def scalars(self, rate: float) -> dict[str, float]:
+    def scalars(self, lr: float) -> dict[str, float]:
         progress = self.progress
-        seconds, encoder, decoder = time.perf_counter() - self.began, *self.multiply_adds
+        seconds, encoder, decoder = time.perf_counter() - self.started, *self.multiply_adds
         # The backward pass costs twice the forward pass; a multiply-add is two operations.
-        work = 6 * (encoder * self.sources + decoder * self.targets) / seconds
+        flops = 6 * (encoder * self.sources + decoder * self.targets) / seconds
         return {
             "loss": progress.line_loss / progress.line_tokens if progress.line_tokens else float("nan"),
             "tokens_per_second": self.tokens / seconds,
-            "epoch": self.batches.epoch_of(self.epoch),
-            "padding": 1 - (self.sources + self.targets) / max(1.0, self.places),
-            "waiting": self.waited / seconds,
+            "epoch": self.batches.epochs_done(self.epoch),
+            "padding": 1 - (self.sources + self.targets) / max(1.0, self.positions),
+            "waiting": self.waiting_seconds / seconds,
             "gradient_norm": self.stats.gradient_norm,
-            "rate": rate,
+            "rate": lr,  # the key in existing metrics files
             "memory_gb": peak_memory(self.device) / 1e9,
-            "utilisation": work / self.rate_of_matrices,
+            "utilisation": flops / self.matmul_rate,
             "skipped": progress.skipped,
             "target_tokens": progress.target_tokens,
         }
@@ -92,9 +92,9 @@ class Meter:
     def line(self, v: dict[str, float], bar: bool = False) -> str:
         """Format the numbers of an update as one line."""
         progress, settings, gradient = self.progress, self.settings, v["gradient_norm"]
-        pace = progress.seconds / max(1, progress.update)
-        every = settings.validate_every
-        next_validation = min(every - progress.update % every, settings.updates - progress.update)
+        seconds_per_update = progress.seconds / max(1, progress.update)
+        interval = settings.validate_every
+        next_validation = min(interval - progress.update % interval, settings.updates - progress.update)
         width = len(f"{settings.updates:,}")
         parts = [
             f"update {progress.update:{width},}/{settings.updates:,}",
@@ -105,15 +105,15 @@ class Meter:
             f"padding {v['padding']:.0%}",
             f"waiting {v['waiting']:.0%}",
             f"gradient {gradient:{'.2f' if gradient < 1000 else '.1e'}}",
-            f"rate {v['rate']:.1e}",
+            f"lr {v['rate']:.1e}",
             f"{v['memory_gb']:.1f} GB",
-            f"left {clock((settings.updates - progress.update) * pace)}",
-            f"validation in {clock(next_validation * pace)}",
+            f"left {format_duration((settings.updates - progress.update) * seconds_per_update)}",
+            f"validation in {format_duration(next_validation * seconds_per_update)}",
             *([f"skipped {progress.skipped}"] if progress.skipped else []),
         ]
         if bar:
-            done = round(BAR * progress.update / settings.updates)
-            parts.insert(0, "━" * done + "─" * (BAR - done))
+            filled = round(BAR_WIDTH * progress.update / settings.updates)
+            parts.insert(0, "━" * filled + "─" * (BAR_WIDTH - filled))
             # A terminal cuts the line to its width: the times come first.
             parts = [*parts[:5], *parts[11:13], *parts[5:11], *parts[13:]]
         return "  ".join(parts)
@@ -125,7 +125,7 @@ def multiply_adds(model: Seq2Seq) -> tuple[int, int]:
     return sizes["encoder"], sizes["decoder"] + model.output.weight.numel()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds as 1:02:03 or 2:03."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)

@@ -19,12 +19,12 @@ class WorkingCopy:
     """
 
     def __init__(self, master: Seq2Seq, precision: torch.dtype) -> None:
-        same = precision == torch.float32
-        self.model = master if same else copy.deepcopy(master).to(precision)
-        self._pairs = [] if same else list(zip(master.parameters(), self.model.parameters(), strict=True))
+        is_master = precision == torch.float32
+        self.model = master if is_master else copy.deepcopy(master).to(precision)
+        self._pairs = [] if is_master else list(zip(master.parameters(), self.model.parameters(), strict=True))
 
     @torch.no_grad()
-    def hand_over_gradients(self) -> None:
+    def transfer_gradients(self) -> None:
         """Add the copy's gradients to the master's; a sum of many in lower precision would lose the small ones."""
         for master, working in self._pairs:
             if working.grad is not None:
@@ -32,23 +32,23 @@ class WorkingCopy:
                 master.grad = gradient if master.grad is None else master.grad.add_(gradient)
 
     @torch.no_grad()
-    def take_weights(self) -> None:
+    def sync_weights(self) -> None:
         """Copy the master's weights after they changed."""
         if self._pairs:
             masters, workings = map(list, zip(*self._pairs, strict=True))
             torch._foreach_copy_(workings, masters)
 
     @contextmanager
-    def holding(self, weights: dict[str, Tensor] | None) -> Iterator[Seq2Seq]:
+    def with_weights(self, weights: dict[str, Tensor] | None) -> Iterator[Seq2Seq]:
         """Yield the working model, temporarily with the given weights, if any."""
-        own = dict(self.model.named_parameters())
-        kept = {name: p.detach().clone() for name, p in own.items()} if weights else {}
+        parameters = dict(self.model.named_parameters())
+        backup = {name: p.detach().clone() for name, p in parameters.items()} if weights else {}
         with torch.no_grad():
             for name, weight in (weights or {}).items():
-                own[name].copy_(weight)
+                parameters[name].copy_(weight)
         try:
             yield self.model
         finally:
             with torch.no_grad():
-                for name, weight in kept.items():
-                    own[name].copy_(weight)
+                for name, weight in backup.items():
+                    parameters[name].copy_(weight)

@@ -12,41 +12,41 @@ from torch import Tensor, nn
 from seq2seq.config.schema import OptimizerConfig
 from seq2seq.utils.errors import UserError
 
-Group = dict[str, Any]
+ParamGroup = dict[str, Any]
 
 
 class Optimizers:
     """One or several optimizers over disjoint parameters, used as one."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
 
     @property
-    def groups(self) -> list[Group]:
-        return [group for part in self.parts for group in part.param_groups]
+    def groups(self) -> list[ParamGroup]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def step(self, rate: float) -> None:
+    def step(self, lr: float) -> None:
         """Update at a learning rate, multiplied by a factor for each kind of parameter."""
         for group in self.groups:
-            group["lr"] = rate * group["multiple"]
-        for part in self.parts:
-            part.step()
+            group["lr"] = lr * group["multiple"]
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+        return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restore moments; learning rates, decay and the like follow the current config."""
-        for part, state in zip(self.parts, states, strict=True):
-            configured = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
-            part.load_state_dict(state)
-            for group, values in zip(part.param_groups, configured, strict=True):
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            for group, values in zip(optimizer.param_groups, configured, strict=True):
                 group.update(values)
 
     def clear(self) -> None:
         """Forget all moments."""
-        for part in self.parts:
-            part.state.clear()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
@@ -64,20 +64,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     }
     beta1, beta2 = config.betas
 
-    def adamw(parts: Iterable[Group]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(list(parts), lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+    def adamw(param_groups: Iterable[ParamGroup]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(list(param_groups), lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
     if config.name == "muon":
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer: muon comes with torch 2.9; here is {torch.__version__}; take adamw", code=2)
-        flat = [p for p in members["matrices"] if p.dim() == 2]
-        solid = [p for p in members["matrices"] if p.dim() != 2]  # stacks of matrices and convolutions
-        rest = [group for kind, group in groups.items() if kind != "matrices"]
-        rest += [{**groups["matrices"], "params": solid}] if solid else []
+            raise UserError(
+                f"optimizer: muon needs torch 2.9, found {torch.__version__}; choose optimizer=adamw", code=2
+            )
+        matrices = [p for p in members["matrices"] if p.dim() == 2]
+        tensors = [p for p in members["matrices"] if p.dim() != 2]  # stacks of matrices and convolutions
+        others = [group for kind, group in groups.items() if kind != "matrices"]
+        others += [{**groups["matrices"], "params": tensors}] if tensors else []
         muon = torch.optim.Muon(
-            [{**groups["matrices"], "params": flat}], lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            [{**groups["matrices"], "params": matrices}], lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
-        return Optimizers([muon, adamw(rest)])
+        return Optimizers([muon, adamw(others)])
     if config.name == "schedule_free":
         return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.eps)])
     if config.name == "adafactor":
@@ -87,7 +89,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
 
 def parameters_by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Group parameters into embedding tables, matrices, and vectors: gains and biases, which need no decay."""
-    tables = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     members: dict[str, list[nn.Parameter]] = {"embeddings": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -101,11 +103,11 @@ def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tup
     return [
         (
             f"{group['kind']:17}",
-            f"{sum(p.numel() for p in group['params']):>12,}  {type(part).__name__}, "
-            f"rate {config.lr * group['multiple']:.2g}, decay {group['weight_decay']:g}",
+            f"{sum(p.numel() for p in group['params']):>12,}  {type(optimizer).__name__}, "
+            f"lr {config.lr * group['multiple']:.2g}, decay {group['weight_decay']:g}",
         )
-        for part in optimizers.parts
-        for group in part.param_groups
+        for optimizer in optimizers.optimizers
+        for group in optimizer.param_groups
     ]
 
 
@@ -116,7 +118,7 @@ class ScheduleFree(torch.optim.Optimizer):
     rates. Since y = (1 − β₁) z + β₁ x, only z is stored.
     """
 
-    def __init__(self, groups: Iterable[Group], betas: tuple[float, float], epsilon: float) -> None:
+    def __init__(self, groups: Iterable[ParamGroup], betas: tuple[float, float], epsilon: float) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": epsilon, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -132,17 +134,17 @@ class ScheduleFree(torch.optim.Optimizer):
                 self.state[p]["weight"] += group["lr"] ** 2
             zs, squares = [self.state[p]["z"] for p in ys], [self.state[p]["square"] for p in ys]
             step = self.state[ys[0]]["step"]
-            share = group["lr"] ** 2 / max(self.state[ys[0]]["weight"], 1e-30)
+            fraction = group["lr"] ** 2 / max(self.state[ys[0]]["weight"], 1e-30)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-            sizes = torch._foreach_sqrt(torch._foreach_div(squares, 1 - beta2**step))
-            torch._foreach_add_(sizes, group["eps"])
-            moves = torch._foreach_div(gradients, sizes)
-            torch._foreach_add_(moves, ys, alpha=group["weight_decay"])
-            # x' = (1 − c) x + c z' and y' = (1 − β₁) z' + β₁ x', written in y and z alone.
-            torch._foreach_lerp_(ys, zs, share)
-            torch._foreach_add_(ys, moves, alpha=group["lr"] * (beta1 * (1 - share) - 1))
-            torch._foreach_add_(zs, moves, alpha=-group["lr"])
+            denominators = torch._foreach_sqrt(torch._foreach_div(squares, 1 - beta2**step))
+            torch._foreach_add_(denominators, group["eps"])
+            directions = torch._foreach_div(gradients, denominators)
+            torch._foreach_add_(directions, ys, alpha=group["weight_decay"])
+            # x' = (1 − c) x + c z' and y' = (1 − β₁) z' + β₁ x', written in y and z alone, with c = `fraction`.
+            torch._foreach_lerp_(ys, zs, fraction)
+            torch._foreach_add_(ys, directions, alpha=group["lr"] * (beta1 * (1 - fraction) - 1))
+            torch._foreach_add_(zs, directions, alpha=-group["lr"])
 
     @torch.no_grad()
     def average(self, y: Tensor) -> Tensor:
@@ -152,9 +154,9 @@ class ScheduleFree(torch.optim.Optimizer):
         return z + (y - z) / beta1
 
 
-def clip(gradients: list[Tensor], highest: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most `highest` (0: no limit) → the norm before."""
+def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `max_norm` (0: no limit) → the norm before."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if highest:
-        torch._foreach_mul_(gradients, (highest / norm).clamp(max=1.0))
+    if max_norm:
+        torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
     return norm

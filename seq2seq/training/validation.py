@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from seq2seq.config.schema import SearchConfig
-from seq2seq.data.batching import in_order
+from seq2seq.data.batching import sequential_batches
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.evaluation.metrics import score
@@ -18,7 +18,7 @@ from seq2seq.training.checkpoint import RunState
 from seq2seq.training.loss import loss_sum
 from seq2seq.utils.images import attention_image
 
-Sample = tuple[str, str, str]  # source, reference, output
+Example = tuple[str, str, str]  # source, reference, output
 
 
 @dataclass(frozen=True)
@@ -26,48 +26,49 @@ class Validation:
     """The result of a validation: named scores, example translations, and images by name."""
 
     scores: dict[str, float]
-    samples: list[Sample]
-    pictures: dict[str, Any] = field(default_factory=dict)
+    examples: list[Example]
+    images: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCorpus) -> Validation:
     """Compute loss per target token, BLEU, chrF and a few examples; processes divide the work."""
-    config, world = state.config, state.world
+    config, process_group = state.config, state.process_group
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for i, batch in enumerate(in_order(encoded, config.training.budget)):
-        if i % world.size == world.rank:
+    for i, batch in enumerate(sequential_batches(encoded, config.training.budget)):
+        if i % process_group.world_size == process_group.rank:
             total += float(loss_sum(model, batch.to(device), 0.0))
             tokens += batch.target_tokens
     translator = Translator(model, state.tokenizer, device, config.model.max_length)
-    own = range(world.rank, len(corpus), world.size)
-    said = [best.text for best, *_ in translator.translate([corpus.source[i] for i in own], config.search)]
-    parts = world.gather((total, tokens, said))
-    hypotheses = [parts[i % world.size][2][i // world.size] for i in range(len(corpus))]
+    indices = range(process_group.rank, len(corpus), process_group.world_size)
+    outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], config.search)]
+    gathered = process_group.all_gather((total, tokens, outputs))
+    hypotheses = [gathered[i % process_group.world_size][2][i // process_group.world_size] for i in range(len(corpus))]
     scores = score(hypotheses, corpus.target, config.data.target)
-    loss = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+    loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
     count = config.training.examples
-    seen = pictures(translator, [corpus.source[i] for i in spread(corpus, count)], config.search) if world.leads else {}
+    shown = [corpus.source[i] for i in spread_indices(corpus, count)]
+    images = attention_images(translator, shown, config.search) if process_group.is_main else {}
     values = {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf}
-    return Validation(values, samples(corpus, hypotheses, count), seen)
+    return Validation(values, select_examples(corpus, hypotheses, count), images)
 
 
-def spread(corpus: Corpus, count: int) -> list[int]:
+def spread_indices(corpus: Corpus, count: int) -> list[int]:
     """Return indices spread over a corpus, always the same."""
     return sorted({round((i + 0.5) * len(corpus) / count - 0.5) for i in range(count)})
 
 
-def samples(corpus: Corpus, hypotheses: list[str], count: int) -> list[Sample]:
+def select_examples(corpus: Corpus, hypotheses: list[str], count: int) -> list[Example]:
     """Return some sentences with their references and translations."""
-    return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in spread(corpus, count)]
+    return [(corpus.source[i], corpus.target[i], hypotheses[i]) for i in spread_indices(corpus, count)]
 
 
-def pictures(translator: Translator, sentences: list[str], search: SearchConfig) -> dict[str, Any]:
+def attention_images(translator: Translator, sentences: list[str], search: SearchConfig) -> dict[str, Any]:
     """Draw the attention of translations, averaged over all layers and heads."""
-    found = [best for best, *_ in translator.translate(sentences, search, attention=True)]
+    translations = [best for best, *_ in translator.translate(sentences, search, attention=True)]
     return {
         f"attention/{number}": attention_image(best.attention(), best.source_pieces, [*best.pieces, "</s>"])
-        for number, best in enumerate(found, 1)
+        for number, best in enumerate(translations, 1)
         if best.weights_LNTS is not None
     }

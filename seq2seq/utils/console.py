@@ -34,41 +34,41 @@ class Screen:
     def dim(self, text: str) -> str:
         return f"\x1b[2m{text}\x1b[0m" if self.colours else text
 
-    def wrapped(self, entries: Sequence[str]) -> None:
+    def print_columns(self, entries: Sequence[str]) -> None:
         """Print entries in as many columns as fit."""
-        wide = max(map(width, entries)) + 2
-        fitting = max(1, shutil.get_terminal_size().columns // wide)
-        for start in range(0, len(entries), fitting):
-            self.print("".join(padded(entry, wide) for entry in entries[start : start + fitting]).rstrip())
+        column_width = max(map(width, entries)) + 2
+        per_row = max(1, shutil.get_terminal_size().columns // column_width)
+        for start in range(0, len(entries), per_row):
+            self.print("".join(pad(entry, column_width) for entry in entries[start : start + per_row]).rstrip())
 
     def tokens(self, pieces: Sequence[str], log_probabilities: Sequence[float]) -> None:
         """Print each subword above its probability, in as many rows as needed."""
-        room = shutil.get_terminal_size().columns
+        available = shutil.get_terminal_size().columns
         above, below, used = "", "", 0
         for piece, log in zip([*pieces, "</s>"], log_probabilities, strict=True):
             probability = math.exp(log)
-            wide = max(width(piece), 4) + 2
-            if used and used + wide > room:
+            column_width = max(width(piece), 4) + 2
+            if used and used + column_width > available:
                 self.print(above.rstrip() + "\n" + below.rstrip())
                 above, below, used = "", "", 0
             colour = next(colour for limit, colour in PROBABILITIES if probability < limit)
-            above += self.paint(padded(piece, wide), colour)
-            below += self.dim(padded(f"{probability:.2f}", wide))
-            used += wide
+            above += self.paint(pad(piece, column_width), colour)
+            below += self.dim(pad(f"{probability:.2f}", column_width))
+            used += column_width
         self.print(above.rstrip() + "\n" + below.rstrip())
 
     def heat_map(self, weights_TS: Tensor, sources: Sequence[str], targets: Sequence[str]) -> None:
         """Print a row per target subword and two columns per source subword, whose names read downwards."""
-        left = max(map(width, targets)) + 1
+        margin = max(map(width, targets)) + 1
         names = [piece.removeprefix("▁") for piece in sources]
-        tall = max(map(len, names))
-        for row in range(tall):
-            signs = (name.rjust(tall)[row] for name in names)
-            self.print((" " * left + "".join(padded(sign, 2) for sign in signs)).rstrip())
+        height = max(map(len, names))
+        for row in range(height):
+            letters = (name.rjust(height)[row] for name in names)
+            self.print((" " * margin + "".join(pad(sign, 2) for sign in letters)).rstrip())
         for name, weights in zip(targets, weights_TS.tolist(), strict=True):
-            self.print(" " * (left - 1 - width(name)) + name + " " + "".join(map(self._cell, weights)))
+            self.print(" " * (margin - 1 - width(name)) + name + " " + "".join(map(self._cell, weights)))
         legend = "  ".join(f"{sign * 2} over {limit:.0%}" for limit, sign, _ in reversed(SHADES[:-1]))
-        self.print(self.dim(" " * left + legend))
+        self.print(self.dim(" " * margin + legend))
 
     def _cell(self, weight: float) -> str:
         _, sign, colour = next(shade for shade in SHADES if not weight < shade[0])
@@ -80,7 +80,7 @@ def width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def padded(text: str, columns: int) -> str:
+def pad(text: str, columns: int) -> str:
     return text + " " * (columns - width(text))
 
 

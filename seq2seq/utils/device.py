@@ -27,7 +27,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
             return torch.device("mps"), "auto: the GPU of this Apple computer"
         return torch.device("cpu"), "auto: no GPU found"
     if name not in (*present, *(["cuda"] if gpus else [])):
-        raise UserError(f"device: {name} is not there; this machine has {', '.join(present)}", code=2)
+        raise UserError(f"device: {name} is unavailable; this machine has {', '.join(present)}", code=2)
     return torch.device(name), "as configured"
 
 
@@ -35,17 +35,23 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     """Return the dtype of the model's weights and activations, and the reason."""
     if name == "tf32":
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-            raise UserError(f"precision: tf32 is for NVIDIA GPUs since Ampere, not for {device}; take float32", code=2)
+            raise UserError(
+                f"precision: tf32 requires an NVIDIA GPU (Ampere or newer), not {device}; use float32", code=2
+            )
         torch.set_float32_matmul_precision("high")
         return torch.float32, "as configured: tf32 products"
     if name != "auto":
         return getattr(torch, name), "as configured"
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        return (torch.bfloat16, "auto: native here") if fast else (torch.float32, "auto: bfloat16 is slow here")
+        return (
+            (torch.bfloat16, "auto: native on this GPU")
+            if fast
+            else (torch.float32, "auto: bfloat16 is slow on this device")
+        )
     if device.type == "cpu" and _cpu_multiplies_bfloat16():
         return torch.bfloat16, "auto: this CPU multiplies it natively"
-    return torch.float32, "auto: bfloat16 is slow here"
+    return torch.float32, "auto: bfloat16 is slow on this device"
 
 
 def tune_cpu() -> None:
@@ -72,7 +78,7 @@ def deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+def matmul_flops(device: torch.device, precision: torch.dtype) -> float:
     """Return the FLOP/s of a large matrix product on this device: the reference for utilisation."""
     size = 8192 if device.type == "cuda" else 1024
     # A separate generator: measuring must not change a run's random numbers.

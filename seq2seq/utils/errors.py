@@ -22,9 +22,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     by_last_part = {choice.rpartition(".")[2]: choice for choice in choices}
     last_part = word.rpartition(".")[2]
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if last_part in by_last_part:
-        found = [by_last_part[last_part]]
-    elif not found:
-        found = [by_last_part[part] for part in difflib.get_close_matches(last_part, by_last_part, n=1)]
-    return f"; did you mean {found[0]}?" if found else ""
+        matches = [by_last_part[last_part]]
+    elif not matches:
+        matches = [by_last_part[part] for part in difflib.get_close_matches(last_part, by_last_part, n=1)]
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -42,10 +42,10 @@ def attention_image(weights_TS: Tensor, source_pieces: Sequence[str], target_pie
 
 def colours(weights: Tensor) -> NDArray[np.uint8]:
     """Map weights from 0 to 1 to red, green and blue, in an additional last dimension."""
-    shares = weights.detach().float().cpu().clamp(0, 1).nan_to_num().numpy() * (len(COLOURS) - 1)
+    scaled = weights.detach().float().cpu().clamp(0, 1).nan_to_num().numpy() * (len(COLOURS) - 1)
     steps = np.arange(len(COLOURS))
     return (
-        np.stack([np.interp(shares, steps, COLOURS[:, channel]) for channel in range(3)], -1).round().astype(np.uint8)
+        np.stack([np.interp(scaled, steps, COLOURS[:, channel]) for channel in range(3)], -1).round().astype(np.uint8)
     )
 
 

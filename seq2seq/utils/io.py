@@ -15,15 +15,15 @@ from filelock import FileLock
 from seq2seq.utils.errors import UserError
 
 
-def write_aside(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    to_disk(aside)
-    aside.replace(path)
+    tmp_path = path.with_name(f".{path.name}")
+    tmp_path.write_text(text, encoding="utf-8")
+    fsync_file(tmp_path)
+    tmp_path.replace(path)
 
 
-def to_disk(path: Path) -> None:
+def fsync_file(path: Path) -> None:
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
@@ -36,18 +36,18 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return True
-        aside = folder.with_name(f".{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)  # left by a killed build
-        aside.mkdir()
+        tmp_dir = folder.with_name(f".{folder.name}")
+        shutil.rmtree(tmp_dir, ignore_errors=True)  # left by a killed build
+        tmp_dir.mkdir()
         try:
-            build(aside)
-            aside.rename(folder)
+            build(tmp_dir)
+            tmp_dir.rename(folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(tmp_dir, ignore_errors=True)
     return False
 
 
-def part_of(path: str) -> Path:
+def partial_path(path: str) -> Path:
     return Path(f"{path}.part")
 
 
@@ -58,14 +58,14 @@ def output_stream(path: str | None) -> Iterator[TextIO]:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         yield sys.stdout
         return
-    aside = part_of(path)
+    tmp_path = partial_path(path)
     try:
-        with open(aside, "w", encoding="utf-8", newline="\n") as file:
+        with open(tmp_path, "w", encoding="utf-8", newline="\n") as file:
             yield file
-        aside.replace(path)
+        tmp_path.replace(path)
     except Exception as error:
         with suppress(OSError):
-            aside.unlink()
+            tmp_path.unlink()
         if isinstance(error, OSError):
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq.utils.errors import UserError, nearest
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 
 # The command line imports this before it needs torch, so nothing here imports torch.
 
@@ -54,7 +54,7 @@ class Run:
         for folder in (Path(which), self.checkpoints / which):
             if (folder / "config.yaml").is_file():
                 return folder
-        raise UserError(f"checkpoint: {which} is no checkpoint; possible: best, last, or a checkpoint's folder")
+        raise UserError(f"checkpoint: {which} is not a checkpoint; possible: best, last, or a checkpoint's folder")
 
     def clear(self) -> None:
         """Remove the files of the run, and nothing else in its folder."""
@@ -63,15 +63,15 @@ class Run:
         for path in (self.config, self.log, self.metrics, self.result, self.environment):
             path.unlink(missing_ok=True)
 
-    def forget_after(self, update: int) -> None:
+    def drop_metrics_after(self, update: int) -> None:
         """Drop metrics that a killed run logged after its last checkpoint: resuming repeats those updates."""
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-            write_aside(self.metrics, "".join(kept))
+            remaining = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            write_atomically(self.metrics, "".join(remaining))
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_aside(self.result, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.result, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def all(cls, outputs: str) -> list[Run]:
@@ -82,17 +82,17 @@ class Run:
     @classmethod
     def find(cls, name: str | None, outputs: str) -> Run:
         """Find a run by its name or folder; without a name, the newest one."""
-        found = cls.all(outputs)
+        runs = cls.all(outputs)
         if name is None:
-            if found:
-                return found[-1]
-            raise UserError(f"{outputs}: no run here yet; make one with seq2seq train, or name its folder: run=FOLDER")
+            if runs:
+                return runs[-1]
+            raise UserError(f"{outputs}: no runs found; train one with seq2seq train, or give its folder: run=FOLDER")
         for run in (cls(Path(outputs) / name), cls(Path(name))):
             if run.exists:
                 return run
             if run.config.is_file():
                 raise UserError(f"run: {run.folder} has no checkpoint yet; the run saves one at each validation")
-        names = [str(run.folder.relative_to(outputs)) for run in found]
+        names = [str(run.folder.relative_to(outputs)) for run in runs]
         newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
         known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
         raise UserError(f"run: no run {name} in {outputs}{known}")

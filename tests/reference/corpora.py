@@ -88,7 +88,7 @@ def halved(text: str, fits: Callable[[str], bool]) -> list[str]:
     return halved(text[:cut].strip(), fits) + halved(text[cut:].strip(), fits)
 
 
-def parting(left: Sequence[int], right: Sequence[int]) -> int:
+def misaligned_line(left: Sequence[int], right: Sequence[int]) -> int:
     """The line from 1 where the longer side must skip its surplus for log lengths to fit best, each cut tried."""
     shorter, longer = sorted(([math.log1p(n) for n in side] for side in (left, right)), key=len)
     if not shorter:

@@ -11,7 +11,7 @@ from seq2seq.data.corpus import open_corpora
 from seq2seq.data.doctor import examine, page, sizes
 from seq2seq.data.encoding import encode_training
 from seq2seq.data.tokenizer import UNKNOWN, make_tokenizer
-from seq2seq.training.logger import Logbook
+from seq2seq.training.logger import RunLogger
 from seq2seq.utils.console import status
 
 
@@ -25,24 +25,26 @@ def doctor(config: DoctorConfig) -> None:
     cut = len(corpora.train) - len(encoded)
     unknown = sum(int((side.flat[:] == UNKNOWN).sum()) for side in (encoded.source, encoded.target))
     tokens = [int(side.ends[-1]) if len(side) else 0 for side in (encoded.source, encoded.target)]
-    batches, padding = Batches(encoded, config.tokens, config.seed).waste() if len(encoded) else (0, 0.0)
+    batches, padding = Batches(encoded, config.tokens, config.seed).estimate_padding() if len(encoded) else (0, 0.0)
     status("")
     if config.json:
         counts = {"pairs": len(corpora.train), "source_tokens": tokens[0], "target_tokens": tokens[1]}
-        told = {**counts, "batches": batches, "padding": padding, "cut": cut, "unknown": unknown}
-        print(json.dumps({**told, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False))
+        summary = {**counts, "batches": batches, "padding": padding, "cut": cut, "unknown": unknown}
+        print(
+            json.dumps({**summary, "findings": [asdict(finding) for finding in findings]}, indent=1, ensure_ascii=False)
+        )
         return
-    logbook = Logbook()
-    sizes(config.data, corpora, logbook.fact)
+    logger = RunLogger()
+    sizes(config.data, corpora, logger.field)
     for note in notes:
-        logbook.fact("", note)
-    page(findings, logbook.fact)
-    logbook.fact(
+        logger.field("", note)
+    page(findings, logger.field)
+    logger.field(
         "subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens"
     )
     if cut:
-        logbook.fact("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
-    logbook.fact(
+        logger.field("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
+    logger.field(
         "epoch",
         f"{tokens[0]:,} source and {tokens[1]:,} target tokens; about {batches:,} updates, padding {padding:.1%}",
     )

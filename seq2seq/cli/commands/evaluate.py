@@ -33,8 +33,8 @@ from seq2seq.evaluation.metrics import (
 )
 from seq2seq.evaluation.testsets import (
     as_list,
+    describe_search,
     find_test_sets,
-    search_told,
     stored_config,
     translate,
     write_translations,
@@ -66,12 +66,14 @@ def evaluate(config: EvaluateConfig) -> list[Evaluated]:
     tests = [find_test_sets(config, run) for run in runs]
     several = sum(map(len, tests)) > 1
     tune_cpu()
-    found = [one for run, its in zip(runs, tests, strict=True) for one in evaluate_run(run, its, config, several)]
+    evaluations = [
+        one for run, run_tests in zip(runs, tests, strict=True) for one in evaluate_run(run, run_tests, config, several)
+    ]
     if several:
         print()
-        for line in score_table(found, config.metrics):
+        for line in score_table(evaluations, config.metrics):
             print(line)
-    return found
+    return evaluations
 
 
 def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several: bool) -> list[Evaluated]:
@@ -81,24 +83,24 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     print(f"checkpoint {folder.name}, on {device} ({reason})")
     translator = Translator.from_checkpoint(folder, config.device, config.precision)
     counts = training_counts(run, config) if config.detail else None
-    found = []
+    evaluations = []
     for test in tests:
-        print(f"test set   {test.name}: {len(test):,} pairs" + references_told(test))
+        print(f"test set   {test.name}: {len(test):,} pairs" + describe_references(test))
         began = time.perf_counter()
         hypotheses = translate(translator, test, config.search)
         seconds = time.perf_counter() - began
-        print(f"speed      {len(test) / seconds:,.0f} sentences/s, {search_told(config.search)}")
+        print(f"speed      {len(test) / seconds:,.0f} sentences/s, {describe_search(config.search)}")
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
         alignment = alignment_of(translator, test)
         one = Evaluated(run, test, scores, lengths(hypotheses, test), details, alignment)
         print_evaluation(one, several)
         write_evaluation(one, hypotheses, config)
-        found.append(one)
-    return found
+        evaluations.append(one)
+    return evaluations
 
 
-def references_told(test: TestSet) -> str:
+def describe_references(test: TestSet) -> str:
     return f", {len(test.references)} references each" if len(test.references) > 1 else ""
 
 
@@ -150,14 +152,14 @@ def bar(value: float, width: int = 30) -> str:
     return "█" * full + "·" * (width - full)
 
 
-def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]:
+def score_table(evaluations: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]:
     """Print a table of runs for each test set, the best score of each metric starred; then the signatures."""
-    tests = {(one.test.name, one.test.key): f"{one.test.name}, {len(one.test):,}" for one in found}
-    width = max(len(one.run.folder.name) for one in found) + 2
+    tests = {(one.test.name, one.test.key): f"{one.test.name}, {len(one.test):,}" for one in evaluations}
+    width = max(len(one.run.folder.name) for one in evaluations) + 2
     first = max(map(len, ["test set, pairs", *tests.values()])) + 2
     lines = [f"{'test set, pairs':{first}}{'run':{width}}" + "".join(f"{TITLES[metric]:>16}" for metric in metrics)]
     for test, name in tests.items():
-        rows = [one for one in found if (one.test.name, one.test.key) == test]
+        rows = [one for one in evaluations if (one.test.name, one.test.key) == test]
         best = [
             (min if metric in LOWER_IS_BETTER else max)(one.scores[i].value for one in rows)
             for i, metric in enumerate(metrics)
@@ -169,7 +171,7 @@ def score_table(found: Sequence[Evaluated], metrics: Sequence[str]) -> list[str]
             ]
             shown = "".join(f"{cell:>16}" for cell in cells)
             lines.append(f"{'' if i else name:{first}}{one.run.folder.name:{width}}{shown}")
-    signatures = dict.fromkeys((score.name, score.signature) for one in found for score in one.scores)
+    signatures = dict.fromkeys((score.name, score.signature) for one in evaluations for score in one.scores)
     return [*lines, "", *(f"{name:10} {signature}" for name, signature in signatures)]
 
 
@@ -180,7 +182,7 @@ def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConf
         "lengths": asdict(one.lengths),
         "alignment": asdict(one.alignment) if one.alignment else None,
         "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
-        "config": configs.plain(config),
+        "config": configs.to_dict(config),
     }
     path = write_translations(one.run, one.test, hypotheses, config, measured)
     print(f"written    {path}, {path.with_suffix('.json').name}")

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from seq2seq import __version__
-from seq2seq.config.loading import plain, search_preset
+from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.schema import ReportConfig, SearchConfig, TrainConfig
 from seq2seq.evaluation.alignment import alignment_of
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups
 from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
-from seq2seq.evaluation.testsets import find_test_sets, search_told, stored_config, translated
+from seq2seq.evaluation.testsets import cached_translations, describe_search, find_test_sets, stored_config
 from seq2seq.inference.translator import Translator
 from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.reporting import report as pages
@@ -25,7 +25,7 @@ from seq2seq.training import environment
 from seq2seq.utils.console import hint, status
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import write_aside
+from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
 
 GROUPS = ("data", "search")  # config groups, each given by a preset's name
@@ -37,9 +37,9 @@ def report(config: ReportConfig) -> None:
     run = Run.find(config.run, config.outputs)
     tests = find_test_sets(config, run)
     if len(tests) > 1:
-        raise UserError("split, source, public: a report has one test set; name one", code=2)
+        raise UserError("split, source, public: report uses one test set; name one", code=2)
     test = tests[0]
-    wrong = [place for place in config.show if place > len(test)]
+    wrong = [row for row in config.show if row > len(test)]
     if wrong:
         raise UserError(f"show: there is no sentence {wrong[0]}; {test.name} has {len(test):,}", code=2)
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
@@ -50,7 +50,7 @@ def report(config: ReportConfig) -> None:
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
     try:
-        write_aside(output, pages.page(gather(run, test, config)))
+        write_atomically(output, pages.page(gather(run, test, config)))
     except OSError as error:
         raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
     status("")
@@ -60,12 +60,12 @@ def report(config: ReportConfig) -> None:
 def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
     """Collect the contents of the page."""
     stored = stored_config(run, config)
-    hypotheses = translated(run, test, config)
+    hypotheses = cached_translations(run, test, config)
     status("measuring …")
     scores = [measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS]
     metrics = pages.read_metrics(run)
     translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
-    told = pages.sentences(hypotheses, test, config.sentences)
+    examples = pages.sentences(hypotheses, test, config.sentences)
     status("reading attention …")
     return {
         "run": {
@@ -78,7 +78,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
             "corpus": stored.data.name,
             "languages": [stored.data.source, stored.data.target],
             "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
-            "search": search_told(config.search),
+            "search": describe_search(config.search),
         },
         "progress": progress(run),
         "scores": [asdict(score) for score in scores],
@@ -87,10 +87,10 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
         ],
         "curves": pages.curves(metrics),
         "time": pages.time_spent(metrics),
-        "sentences": told,
-        "attention": attention_of(translator, test, told["kinds"], config),
-        "alignment": pages.alignment_told(alignment_of(translator, test)),
-        "config": yaml.safe_dump(plain(stored), sort_keys=False, allow_unicode=True),
+        "sentences": examples,
+        "attention": attention_of(translator, test, examples["kinds"], config),
+        "alignment": pages.alignment_data(alignment_of(translator, test)),
+        "config": yaml.safe_dump(to_dict(stored), sort_keys=False, allow_unicode=True),
         "environment": environment.read(run),
         "repeat": repeat(run, config),
         "version": __version__,
@@ -107,55 +107,60 @@ def parameters(stored: TrainConfig, translator: Translator) -> int:
 def progress(run: Run) -> dict[str, Any] | None:
     """Return the progress of a run, or None if it has not finished."""
     try:
-        told: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
+        progress: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
     except (OSError, ValueError, KeyError):
         return None
-    return {name: told[name] for name in ("update", "best_update", "target_tokens", "seconds") if name in told}
+    return {name: progress[name] for name in ("update", "best_update", "target_tokens", "seconds") if name in progress}
 
 
 def attention_of(
     translator: Translator, test: TestSet, kinds: dict[str, list[int]], config: ReportConfig
 ) -> list[dict[str, Any]]:
     """Return attention for the requested sentences, some of every length, and a few of the worst and best."""
-    places = [place - 1 for place in config.show]
-    places += [*pages.typical(test, 8), *kinds["worst"][:4], *kinds["best"][:2]]
+    rows = [row - 1 for row in config.show]
+    rows += [*pages.typical(test, 8), *kinds["worst"][:4], *kinds["best"][:2]]
     # An empty sentence has no attention.
-    places = [place for place in dict.fromkeys(places) if test.source[place].strip()]
-    found = translator.translate([test.source[place] for place in places], config.search, attention=True)
+    rows = [row for row in dict.fromkeys(rows) if test.source[row].strip()]
+    translations = translator.translate([test.source[row] for row in rows], config.search, attention=True)
     several = [lines for lines in zip(*test.references, strict=True)]
-    looked = []
-    for place, (best, *_) in zip(places, found, strict=True):
-        one = TestSet("", [test.source[place]], [[reference] for reference in several[place]])
+    attention = []
+    for row, (best, *_) in zip(rows, translations, strict=True):
+        one = TestSet("", [test.source[row]], [[reference] for reference in several[row]])
         score = sentence_scores([best.text], one)[0]
-        looked.append(pages.attention(place, best, test.source[place], several[place][0], score))
-    return looked
+        attention.append(pages.attention(row, best, test.source[row], several[row][0], score))
+    return attention
 
 
 def repeat(run: Run, config: ReportConfig) -> list[str]:
     """Return the commands that reproduce the run, its scores and this page, with its settings."""
-    usual = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
-    asked = {key: value for key, value in vars(config).items() if key not in GROUPS and value != usual[key]}
+    defaults = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
+    overrides = {key: value for key, value in vars(config).items() if key not in GROUPS and value != defaults[key]}
     if config.data:
-        asked["data"] = config.data.name
-    asked |= asked_of_search(config.search)
-    asked["run"] = run.folder.name if run.folder.parent == Path(config.outputs) else str(run.folder)
-    where: dict[str, Any] = {key: asked[key] for key in ("run", "outputs", "device", "data_path") if key in asked}
-    scores = {key: value for key, value in asked.items() if key not in ("output", "show", "sentences")}
-    commands: dict[str, dict[str, Any]] = {"reproduce": where, "evaluate": scores, "report": asked}
-    return [hint(command, **{key: typed(value) for key, value in said.items()}) for command, said in commands.items()]
+        overrides["data"] = config.data.name
+    overrides |= search_overrides(config.search)
+    overrides["run"] = run.folder.name if run.folder.parent == Path(config.outputs) else str(run.folder)
+    common: dict[str, Any] = {
+        key: overrides[key] for key in ("run", "outputs", "device", "data_path") if key in overrides
+    }
+    scores = {key: value for key, value in overrides.items() if key not in ("output", "show", "sentences")}
+    commands: dict[str, dict[str, Any]] = {"reproduce": common, "evaluate": scores, "report": overrides}
+    return [
+        hint(command, **{key: format_override(value) for key, value in settings.items()})
+        for command, settings in commands.items()
+    ]
 
 
-def asked_of_search(search: SearchConfig) -> dict[str, Any]:
+def search_overrides(search: SearchConfig) -> dict[str, Any]:
     """Name the preset of a search, or its differences from the default."""
     for preset in sorted((CONFIGS / "search").glob("*.yaml")):
         if search == search_preset(preset.stem):
             return {} if preset.stem == "beam" else {"search": preset.stem}
-    usual = vars(search_preset("beam"))
-    return {f"search.{key}": value for key, value in vars(search).items() if value != usual[key]}
+    defaults = vars(search_preset("beam"))
+    return {f"search.{key}": value for key, value in vars(search).items() if value != defaults[key]}
 
 
-def typed(value: Any) -> str:
+def format_override(value: Any) -> str:
     """Format a value as on a command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(typed, value))}]"
+        return f"[{','.join(map(format_override, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

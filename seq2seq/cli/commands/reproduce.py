@@ -10,11 +10,11 @@ from typing import Any
 from seq2seq.config.schema import ReproduceConfig, TrainConfig
 from seq2seq.data.corpus import load_split
 from seq2seq.evaluation.metrics import RESAMPLES
-from seq2seq.evaluation.testsets import moved, translate_and_score
+from seq2seq.evaluation.testsets import relocate, translate_and_score
 from seq2seq.inference.checkpoint import read_config
 from seq2seq.inference.translator import Translator
 from seq2seq.training import environment
-from seq2seq.training.pipeline import changes_of, train
+from seq2seq.training.pipeline import list_changes, train
 from seq2seq.utils.console import hint
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
@@ -23,25 +23,25 @@ from seq2seq.utils.run import Run
 def reproduce(config: ReproduceConfig) -> None:
     """Train a new run under a new name; its score must lie in the interval of the old one."""
     old = Run.find(config.run, config.outputs)
-    again = config_of(old, config)
-    new = Run(Path(again.outputs) / again.name)
-    if new.exists and changes_of(new, again):
+    new_config = config_of(old, config)
+    new = Run(Path(new_config.outputs) / new_config.name)
+    if new.exists and list_changes(new, new_config):
         raise UserError(f"name: {new.folder} is another run; choose another name with name=…", code=2)
-    expected = expectation(old, again.data)
+    expected = expectation(old, new_config.data)
     print(f"again      {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
     try:
-        train(again)
+        train(new_config)
     except UserError as error:
         if error.code != STOPPED:
             raise
         more = hint("reproduce", run=str(old.folder), **({"name": config.name} if config.name else {}))
         raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
-    found = expectation(new, again.data)
+    measured = expectation(new, new_config.data)
     print()
     for change in changed_since(old, new):
         print(f"changed    {change}")
     print(f"metrics    {'the same at every step' if same_metrics(old, new) else 'not the same at every step'}")
-    verdict(expected, found)
+    verdict(expected, measured)
 
 
 def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
@@ -53,7 +53,7 @@ def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
         outputs=str(old.folder.parent),
         overwrite=False,
         device=config.device or stored.device,
-        data=moved(stored.data, config.data_path) if config.data_path else stored.data,
+        data=relocate(stored.data, config.data_path) if config.data_path else stored.data,
         training=replace(stored.training, max_minutes=0.0),
     )
 
@@ -78,7 +78,7 @@ def changed_since(old: Run, new: Run) -> list[str]:
     """List the differences between the environments of the two runs."""
     before, after = environment.read(old), environment.read(new)
     if not before:
-        return [f"unknown: {old.environment} is not there"]
+        return [f"unknown: {old.environment} is missing"]
     return environment.changes(before[0], after[0])
 
 
@@ -92,9 +92,9 @@ def _noted(run: Run) -> list[dict[str, Any]]:
     return [{key: line.get(key) for key in ("kind", "update", "loss", "bleu", "chrf")} for line in lines]
 
 
-def verdict(expected: dict[str, Any], found: dict[str, Any]) -> None:
+def verdict(expected: dict[str, Any], measured: dict[str, Any]) -> None:
     low, high = (expected["bleu"] + sign * expected["bleu_interval"] for sign in (-1, 1))
-    told = f"BLEU {found['bleu']:.2f}, was {expected['bleu']:.2f}; the 95 % interval is {low:.2f} to {high:.2f}"
-    if not low <= found["bleu"] <= high:
-        raise UserError(f"not reproduced: {told}")
-    print(f"reproduced {told}")
+    result = f"BLEU {measured['bleu']:.2f}, was {expected['bleu']:.2f}; the 95 % interval is {low:.2f} to {high:.2f}"
+    if not low <= measured["bleu"] <= high:
+        raise UserError(f"not reproduced: {result}")
+    print(f"reproduced {result}")

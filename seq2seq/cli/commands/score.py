@@ -22,9 +22,9 @@ def score(config: ScoreConfig) -> None:
     """Print for each pair log probability, target subwords with the end mark, and perplexity; or one line for all."""
     for key, path in (("source", config.source), ("target", config.target)):
         if path is not None and not Path(path).is_file():
-            raise UserError(f"{key}: {path} is no file here")
+            raise UserError(f"{key}: {path} does not exist")
     if config.source is None and sys.stdin.isatty():
-        raise UserError("source: nothing to score; name source=FILE target=FILE, or pipe lines of source, tab, target")
+        raise UserError("source: nothing to score; give source=FILE target=FILE, or pipe lines of source, tab, target")
     tune_cpu()
     translator = Translator.load(
         config.run, config.checkpoint, outputs=config.outputs, device=config.device, precision=config.precision
@@ -51,7 +51,7 @@ def scored(translator: Translator, pairs: Iterable[tuple[str, str]]) -> Iterator
     while chunk := list(islice(pairs, CHUNK)):
         for translation in translator.score([source for source, _ in chunk], [target for _, target in chunk]):
             number += 1
-            if translation.cut:
+            if translation.truncated:
                 limit = f"over {translator.max_length} subwords; its end is left out"
                 print(f"line {number}: its source is {limit}", file=sys.stderr)
             yield translation.token_log_probabilities

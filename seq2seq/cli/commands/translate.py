@@ -16,11 +16,11 @@ from typing import TextIO
 from seq2seq.config.schema import TranslateConfig
 from seq2seq.data.sources import raw_lines
 from seq2seq.inference.prompt import converse, open_runs
-from seq2seq.inference.streaming import Arriving, Line, decoded, sentences
+from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
 from seq2seq.inference.translator import EMPTY, Translation, Translator
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import STOPPED, UserError
-from seq2seq.utils.io import output_stream, part_of
+from seq2seq.utils.io import output_stream, partial_path
 
 FIRST_LINES, MOST_LINES = 256, 4096  # per chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
 
@@ -28,9 +28,9 @@ FIRST_LINES, MOST_LINES = 256, 4096  # per chunk: 4,096 sorted lines of real tex
 def translate(config: TranslateConfig) -> None:
     """Translate line by line: a prompt on a terminal, a filter everywhere else."""
     if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
-        raise UserError(f"output: {config.output} is the input as well; name another file", code=2)
+        raise UserError(f"output: {config.output} is also the input; choose another file", code=2)
     if config.input and not Path(config.input).is_file():
-        raise UserError(f"input: {config.input} is no file here")
+        raise UserError(f"input: {config.input} does not exist")
     tune_cpu()
     if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         converse(config)
@@ -38,15 +38,15 @@ def translate(config: TranslateConfig) -> None:
     opened = open_runs(config.run, config.checkpoint, config)
     if config.run is None:
         print(f"run        {opened.runs[0].folder} (the newest)", file=sys.stderr)
-    translator = opened.translator.share(config.processes)
-    lines = Arriving(decoded(raw_lines(Path(config.input))), pauses=False) if config.input else arriving_stdin()
-    work = Filter(translator, config)
+    translator = opened.translator.use_processes(config.processes)
+    lines = LineReader(decode_lines(raw_lines(Path(config.input))), pauses=False) if config.input else stdin_lines()
+    line_filter = Filter(translator, config)
     try:
         with output_stream(config.output) as out:
-            work.run(lines, out)
+            line_filter.run(lines, out)
     except KeyboardInterrupt:
-        where = f" are in {part_of(config.output)}" if config.output else ""
-        print(f"\nstopped: {work.done:,} complete lines{where}", file=sys.stderr)
+        where = f" are in {partial_path(config.output)}" if config.output else ""
+        print(f"\nstopped: {line_filter.done:,} complete lines{where}", file=sys.stderr)
         raise SystemExit(STOPPED) from None
 
 
@@ -62,15 +62,15 @@ class Filter:
         own_screen = self.terminal and (config.output is not None or not sys.stdout.isatty())
         self.progress = own_screen if config.progress is None else config.progress
 
-    def run(self, lines: Arriving, out: TextIO) -> None:
+    def run(self, lines: LineReader, out: TextIO) -> None:
         for chunk in lines.chunks(FIRST_LINES, MOST_LINES):
-            found = self.translated([line.text for line in chunk])
-            written = [self.written(self.done + i, translations) for i, translations in enumerate(found, 1)]
+            results = self.translated([line.text for line in chunk])
+            written = [self.written(self.done + i, translations) for i, translations in enumerate(results, 1)]
             with interrupts_wait():
                 out.write("".join(written))
                 out.flush()
                 self.done += len(chunk)
-            self.tell(chunk, found)
+            self.print_messages(chunk, results)
         if self.progress:
             print(self.speed(), file=sys.stderr)
 
@@ -78,8 +78,8 @@ class Filter:
         if not self.config.split_lines:
             return self.translator.translate(texts, self.config.search)
         parts = [sentences(text, self.fits) for text in texts]
-        found = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
-        return [[joined([next(found)[0] for _ in line])] for line in parts]
+        results = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
+        return [[joined([next(results)[0] for _ in line])] for line in parts]
 
     def fits(self, text: str) -> bool:
         return len(self.translator.tokenizer.encode_source([text])[0]) <= self.translator.max_length
@@ -89,14 +89,14 @@ class Filter:
             return f"{one_line(translations[0].text)}\n"
         return "".join(f"{number}\t{t.score:.3f}\t{one_line(t.text)}\n" for t in translations)
 
-    def tell(self, chunk: list[Line], found: list[list[Translation]]) -> None:
+    def print_messages(self, chunk: list[Line], results: list[list[Translation]]) -> None:
         """Print warnings about the lines, then the speed."""
         clear = "\x1b[K" if self.terminal else ""
-        for number, (line, translations) in enumerate(zip(chunk, found, strict=True), self.done - len(chunk) + 1):
-            if line.broken:
-                print(f"line {number}: not UTF-8; the broken bytes are replaced{clear}", file=sys.stderr)
-            if translations[0].cut:
-                limit = f"over {self.translator.max_length} subwords; its end is left out, split_lines=true keeps it"
+        for number, (line, translations) in enumerate(zip(chunk, results, strict=True), self.done - len(chunk) + 1):
+            if line.invalid:
+                print(f"line {number}: not UTF-8; invalid bytes are replaced{clear}", file=sys.stderr)
+            if translations[0].truncated:
+                limit = f"over {self.translator.max_length} subwords; its end is cut off; split_lines=true keeps it"
                 print(f"line {number}: {limit}{clear}", file=sys.stderr)
         if self.progress:
             # On a terminal each status overwrites the one before.
@@ -110,7 +110,7 @@ class Filter:
 def joined(parts: Sequence[Translation]) -> Translation:
     """Join the translations of a line's sentences into one."""
     text = " ".join(part.text for part in parts if part.text)
-    return replace(EMPTY, text=text, cut=any(part.cut for part in parts))
+    return replace(EMPTY, text=text, truncated=any(part.truncated for part in parts))
 
 
 def one_line(text: str) -> str:
@@ -118,14 +118,14 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def arriving_stdin() -> Arriving:
+def stdin_lines() -> LineReader:
     """Read the pipe or the file at standard input."""
     if sys.stdin is None:
-        return Arriving(iter(()), pauses=False)
+        return LineReader(iter(()), pauses=False)
     descriptor = sys.stdin.fileno()
     # A separate reader: a thread that waits in sys.stdin would keep the program from exiting.
     lines = open(descriptor, "rb", closefd=False)  # noqa: SIM115 (it stays open as long as the program)
-    return Arriving(decoded(lines), pauses=not stat.S_ISREG(os.fstat(descriptor).st_mode))
+    return LineReader(decode_lines(lines), pauses=not stat.S_ISREG(os.fstat(descriptor).st_mode))
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""Laws of the Python front door: importing it takes no time, and its functions do what the commands do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+import seq2seq
+from seq2seq.utils.errors import UserError
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    script = "import sys, seq2seq; print(*({'torch', 'numpy', 'hydra', 'sacrebleu'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(getattr(seq2seq, name) for name in seq2seq.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        seq2seq.nothing  # noqa: B018
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_translate_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run is trained, resumed under its stored config, scored and loaded, as by the commands."""
+    monkeypatch.chdir(tmp_path)
+    for side, words in (("en", ["one", "two", "three"]), ("de", ["eins", "zwei", "drei"])):
+        lines = [" ".join(words[(n // 3**i) % 3] for i in range(4)) for n in range(81)]
+        (tmp_path / f"a.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    small = [*TINY["lstm"], "tokenizer.vocabulary=30", "training.tokens=200", "training.validate_every=2"]
+    run = seq2seq.train("name=mine", "data.train=[a.en,a.de]", "model=lstm", "training.updates=2", *small)
+    assert run.folder == Path("outputs/mine") and run.index()["last"] == "update-0000002"
+    again = seq2seq.train("name=mine", "training.updates=4")
+    assert again.index()["last"] == "update-0000004" and "changed    training.updates: 2 → 4" in capsys.readouterr().out
+    (result,) = seq2seq.evaluate("run=mine", "metrics=[bleu,chrf]", "resamples=0", "search=greedy")
+    assert [score.name for score in result.scores] == ["BLEU", "chrF"] and len(result.test) > 0
+    assert isinstance(seq2seq.Translator.load("mine").translate(["one two"])[0][0], seq2seq.Translation)
+
+
+def test_a_wrong_key_is_an_error_that_names_it() -> None:
+    with pytest.raises(UserError, match="modle: no such key; did you mean model"):
+        seq2seq.train("modle=lstm")
