@@ -9,8 +9,9 @@ INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --di
 demo: $(VENV)/installed   ## train on the built-in corpus: a BLEU score, translations, and the line that opens the prompt
 	$(BIN)/seq2seq train name=demo
 
-test: $(VENV)/installed-dev   ## all tests, on every core, and the share of lines and branches that they run
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term:skip-covered
+test: $(VENV)/installed-dev   ## all tests, on every core, and the coverage of lines and branches by the quick ones
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 quick: $(VENV)/installed-dev   ## the tests for the inner loop: none that runs the program or takes a second
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

@@ -303,7 +303,7 @@ def test_a_line_has_the_means_since_the_line_before(tmp_path: Path, monkeypatch:
         return {
             "loss": sum(x * s.target_tokens for x, s in zip(losses, parts, strict=True)) / tokens,
             "tokens_per_second": tokens / seconds,
-            "epoch": metered.made.state.batches.epochs_done(metered.made.state.batches.size()),
+            "epoch": metered.made.state.batches.epochs_done(metered.made.state.batches.batches_per_epoch()),
             "padding": (size - sources - targets) / size,
             "waiting": waited / seconds,
             "gradient_norm": losses[-1] / 2,

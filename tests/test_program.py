@@ -32,7 +32,13 @@ WORDS = {
     "old": "alte",
     "now": "jetzt",
 }
-QUICK = ["tokenizer.vocabulary=60", "training.tokens=400", "training.examples=1", "training.log_every=1"]
+QUICK = [
+    "precision=float32",
+    "tokenizer.vocabulary=60",
+    "training.tokens=400",
+    "training.examples=1",
+    "training.log_every=1",
+]
 
 
 def write_corpus(folder: Path, name: str, count: int, seed: int) -> tuple[str, str]:
@@ -185,7 +191,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(program: Program, monkeypatch:
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits() -> None:
     """Signal 9 at random moments, SIGTERM, and a disk that is full: the script that does it fifty times, shortened."""
-    options = ["--kills", "1", "--terms", "1", "--full", "1", "--updates", "60"]
+    options = ["--kills", "1", "--terms", "1", "--full", "1", "--updates", "40"]
     script = subprocess.run(
         [sys.executable, REPOSITORY / "scripts" / "kill_test.py", *options], capture_output=True, text=True
     )
@@ -198,8 +204,8 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
     settings += [
         "tokenizer.vocabulary=120",
-        "training.updates=60",
-        "training.validate_every=20",
+        "training.updates=30",
+        "training.validate_every=10",
         "data.held_out=20",
         "search.length_extra=2",
     ]
@@ -212,7 +218,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
         [json.loads(line)["loss"] for line in (tmp_path / "outputs" / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    assert len(losses[0]) == 63 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 33 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
     with subprocess.Popen([*together, "name=killed"], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as killed:
         checkpoints = tmp_path / "outputs" / "killed" / "checkpoints"
@@ -256,6 +262,8 @@ def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> N
         arguments = shlex.split(re.sub(r"training\.updates=\d+", "training.updates=4", command))[1:]
         if arguments[0] == "train":
             arguments += [a for a in quick if a.split("=")[0] not in command]
+        if arguments[0] in ("train", "evaluate", "compare", "report", "translate", "score"):
+            arguments.append("precision=float32")  # bfloat16 gains nothing at this size
         if arguments[:3] == ["train", "data=multi30k", quick[0]]:
             arguments.append("data.path=FOLDER")
         result = program(*arguments, input="two cat\n")

@@ -183,7 +183,7 @@ def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> N
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
-    with pytest.raises(UserError, match="a worker was killed"):
+    with pytest.raises(UserError, match="a worker process died"):
         model.translate(sentences, options())
     assert len(model.translate(sentences, options())) == len(sentences), "others take their place"
     model.workers.close()  # type: ignore[union-attr]
