@@ -19,6 +19,7 @@ import torch
 from conftest import FAMILIES, REPOSITORY, TINY, Program
 from safetensors.torch import load_file
 
+from seq2seq.data.toy import splits
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.run import Run
 
@@ -203,12 +204,15 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     settings = [*QUICK, "model.width=16", "model.feed_forward=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
     settings += [
-        "tokenizer.vocabulary=120",
+        "data.train=[toy.en,toy.de]",
+        "data.held_out=20",
         "training.updates=30",
         "training.validate_every=10",
-        "data.held_out=20",
         "search.length_extra=2",
     ]
+    pairs = splits()["train"][:2000]  # of like lengths, so that an update is two batches in one process and in two
+    for side, lines in (("en", [pair.source for pair in pairs]), ("de", [pair.target for pair in pairs])):
+        (tmp_path / f"toy.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     together += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "seq2seq", "train", *settings]
     assert program("train", "name=one", *settings).returncode == 0
@@ -264,6 +268,8 @@ def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> N
             arguments += [a for a in quick if a.split("=")[0] not in command]
         if arguments[0] in ("train", "evaluate", "compare", "report", "translate", "score"):
             arguments.append("precision=float32")  # bfloat16 gains nothing at this size
+        if arguments[0] in ("train", "evaluate", "compare", "report"):
+            arguments += ["search.length_factor=0.5", "search.length_extra=2"]  # two updates teach no end of a sentence
         if arguments[:3] == ["train", "data=multi30k", quick[0]]:
             arguments.append("data.path=FOLDER")
         result = program(*arguments, input="two cat\n")
