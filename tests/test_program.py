@@ -205,6 +205,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
     settings += [
         "data.train=[toy.en,toy.de]",
+        "tokenizer.vocabulary=120",
         "data.held_out=20",
         "training.updates=30",
         "training.validate_every=10",
