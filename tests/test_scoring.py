@@ -95,6 +95,15 @@ def test_the_best_continuations_are_those_of_a_full_sort(seed: int) -> None:
     assert torch.equal(x_BKV, kept)
 
 
+@pytest.mark.parametrize("count", range(2, 7))
+def test_the_best_continuations_may_lie_far_apart_in_the_vocabulary(count: int) -> None:
+    """Each in a chunk without another one of them."""
+    logits_RV = torch.full((1, 64 * 9), -10.0)
+    ids = [64 * chunk + 7 * chunk for chunk in range(count)]
+    logits_RV[0, ids] = -torch.arange(float(count))
+    assert top_candidates(logits_RV, torch.zeros(1, 1), count).ids_BC[0].tolist() == ids
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "B,K", [(1, 1), (31, 4), (32, 4), (33, 4), (127, 1), (128, 1), (129, 1), (257, 1), (2, 130), (43, 3), (3, 64)]
