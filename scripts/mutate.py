@@ -313,7 +313,7 @@ def measure(root: Path, selection: str, paths: list[str]) -> tuple[Coverage, Cou
         "--cov=seq2seq",
         "--cov-context=test",
         "--cov-report=",
-        *_marked(root, selection),
+        *(["-m", selection] if selection else []),
         *paths,
     ]
     done = subprocess.run([sys.executable, "-c", script, *options], cwd=root, env=_environment(root))
@@ -331,11 +331,6 @@ def measure(root: Path, selection: str, paths: list[str]) -> tuple[Coverage, Cou
             file = str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
             lines.setdefault(file, {}).setdefault(line, set()).add(context.split("|")[0])
     return lines, Counter(json.loads((root / "seconds.json").read_text(encoding="utf-8")))
-
-
-def _marked(root: Path, selection: str) -> list[str]:
-    known = '"slow' in (root / "pyproject.toml").read_text(encoding="utf-8")
-    return ["-m", selection] if selection and known else []
 
 
 def tests_of(mutant: Mutant, coverage: Coverage, seconds: Counter[str]) -> list[str]:

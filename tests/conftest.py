@@ -148,9 +148,13 @@ def program(tmp_path: Path) -> Program:
     """The program as its users run it, in an empty folder."""
 
     def run(*arguments: str, input: str = "", cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        return run_forked(arguments, input, cwd) if hasattr(os, "fork") else run_anew(arguments, input, cwd)
+        return run_program(arguments, input, cwd)
 
     return run
+
+
+def run_program(arguments: Sequence[str], given: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_forked(arguments, given, folder) if hasattr(os, "fork") else run_anew(arguments, given, folder)
 
 
 def run_anew(arguments: Sequence[str], given: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import FAMILIES, REPOSITORY, Program
 
-from seq2seq.config.loading import flatten, to_dict
-from seq2seq.config.renamed import RENAMED, rename_old_keys
+from seq2seq.config.loading import flatten, rename_old_keys, to_dict
+from seq2seq.config.renamed import RENAMED
 from seq2seq.inference.checkpoint import read_config
 from seq2seq.utils.run import Run
 

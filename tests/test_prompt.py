@@ -32,12 +32,6 @@ SHORT = ["model.max_length=16", "data.max_length=15"]
 SENTENCE = "Some dogs see cats."
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small are no work for two."""
-    torch.set_num_threads(1)
-
-
 class Session:
     """A prompt in a folder with two runs, and what it says to each line."""
 

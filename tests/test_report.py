@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, Program, saved_run, tiny_model
+from conftest import FAMILIES, Program, run_program, saved_run, tiny_model
 from test_program import train
 
 from seq2seq.cli.commands.report import repeat
@@ -248,13 +248,10 @@ def test_a_run_that_did_not_finish_is_no_number(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of each family, and what the commands below leave in it."""
-    import sys
-
     folder = tmp_path_factory.mktemp("runs")
 
     def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "seq2seq", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+        return run_program(arguments, "", folder)
 
     for family in FAMILIES:
         train(program, folder, family, f"name={family}", *SHORT)

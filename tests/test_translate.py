@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import Program, forks, saved_run
 
 from seq2seq.cli.commands.translate import Filter, interrupts_wait, one_line
@@ -35,12 +34,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def translator(run: Run) -> Translator:
     return Translator.from_checkpoint(run.checkpoint("best"), "cpu", "float32")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small are no work for two: on a busy machine the second is only waited for."""
-    torch.set_num_threads(1)
 
 
 def filtered(translator: Translator, given: bytes, *overrides: str) -> str:

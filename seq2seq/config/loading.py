@@ -8,7 +8,7 @@ import typing
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from seq2seq.config.paths import CONFIGS
-from seq2seq.config.renamed import rename_old_keys
+from seq2seq.config.renamed import RENAMED
 from seq2seq.config.schema import SearchConfig, comma_separated
 from seq2seq.utils.errors import UserError, nearest
 
@@ -165,6 +165,18 @@ def flatten(tree: dict[str, Any], key: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         leaves |= flatten(value, f"{key}{name}.") if isinstance(value, dict) else {f"{key}{name}": value}
     return leaves
+
+
+def rename_old_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored config with every renamed key under its new name."""
+    renamed: dict[str, Any] = {}
+    for key, value in flatten(stored).items():
+        *parents, leaf = RENAMED.get(key, key).split(".")
+        level = renamed
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[leaf] = value
+    return renamed
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

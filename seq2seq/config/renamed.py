@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 # Old key → new key, both as they are typed.
 RENAMED = {
     "data.more": "data.extra",
@@ -31,25 +29,3 @@ RENAMED = {
         for old, new in (("rate", "lr_scale"), ("decay", "weight_decay"))
     },
 }
-
-
-def rename_old_keys(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored config with every renamed key under its new name."""
-    upgraded: dict[str, Any] = {}
-
-    def put(key: str, value: Any) -> None:
-        *parents, leaf = RENAMED.get(key, key).split(".")
-        level = upgraded
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[leaf] = value
-
-    def walk(tree: dict[str, Any], prefix: str) -> None:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-            else:
-                put(f"{prefix}{name}", value)
-
-    walk(stored, "")
-    return upgraded
