@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
 import seq2seq
 from seq2seq.utils.errors import UserError
+from tests.helpers.configs import TINY
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -8,7 +8,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from tests.helpers import REPOSITORY
 
 # Each may import from those before it; `seq2seq/__init__.py` imports lazily, by name.
 PACKAGES = [

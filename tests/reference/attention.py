@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reference.dropout import OFF, Drop
+from tests.reference.dropout import OFF, Drop
 
 Weights = Mapping[str, Tensor]
 

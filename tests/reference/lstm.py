@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.attention import Weights, attend, below, linear, with_positions
-from reference.dropout import OFF, Sites
+from tests.reference.attention import Weights, attend, below, linear, with_positions
+from tests.reference.dropout import OFF, Sites
 
 
 def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.constraints import PlainRules
+from tests.reference.constraints import PlainRules
 
 Numbers = NDArray[np.float64]
 Prefix = tuple[int, ...]

@@ -1,0 +1,196 @@
+"""Laws of the command line: help at once, errors that teach, one default in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seq2seq.cli import main as cli
+from seq2seq.config.loading import build_config, search_preset
+from seq2seq.config.paths import CONFIGS
+from seq2seq.utils.errors import UserError, nearest
+from tests.helpers.program import Program
+
+COMMANDS = list(cli.COMMANDS)
+
+
+def refused(program: Program, *arguments: str) -> list[str]:
+    """The error lines of a command line that must be refused before anything happens."""
+    result = program(*arguments)
+    assert result.returncode == 2 and result.stdout == "", result
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines), result.stderr
+    return [line.removeprefix("error: ") for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; from seq2seq.cli.main import main; sys.argv[1:] = sys.argv[1:]; main(); "
+        "print('HEAVY', *sorted({'torch', 'datasets', 'sacrebleu', 'hydra', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "HEAVY"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_groups_choices_keys_and_five_examples(command: str) -> None:
+    text = cli.command_help(command, [])
+    config = cli.load_config(command)
+    for field in dataclasses.fields(config):
+        assert f" {field.name}" in text, field.name
+    for group in (f.name for f in dataclasses.fields(config) if (CONFIGS / f.name).is_dir()):
+        assert ", ".join(cli.choices(group)) in text
+    examples = text.partition("Examples\n")[2].partition("\nMore")[0].split("\n  ")
+    assert sum("seq2seq" in example for example in examples) == 5
+
+
+def test_help_explains_every_key_of_every_choice() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# "), f"{path} says in its first line what it is"
+    text = cli.command_help("train", ["model=transformer", "training"])
+    assert "width: 256" in text and "# of embeddings" in text and "validate_every" in text
+    with pytest.raises(UserError, match="did you mean lstm"):
+        cli.command_help("train", ["model=lstn"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_of_the_help_is_a_valid_command_line(command: str) -> None:
+    for line in cli.EXAMPLES[command].splitlines():
+        words = line.split("  ")[0].partition(f"seq2seq {command}")[2].split()
+        words = words[: next((i for i, word in enumerate(words) if word in "<>|"), None)]
+        cli.check(command, [word for word in words if word != "-m"], "-m" in words, None)
+
+
+# ------------------------------------------------------------------------------------------- configs
+
+
+def every_choice() -> list[str]:
+    return [
+        f"{group.name}={choice}" for group in CONFIGS.iterdir() if group.is_dir() for choice in cli.choices(group.name)
+    ]
+
+
+@pytest.mark.parametrize("choice", every_choice())
+def test_every_config_composes(choice: str) -> None:
+    files = ["data.train=[a,b]"] if choice in ("data=files", "data=flores") else []
+    cli.load_config("train", choice, *files)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_default_stands_in_yaml(command: str) -> None:
+    """Typed objects have no defaults of their own: take away any value, and the config is refused by its name."""
+    plain = dataclasses.asdict(cli.load_config(command))
+    for name in plain:
+        with pytest.raises(UserError, match=f"{name}: missing"):
+            build_config(cli.COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
+
+
+def test_a_preset_for_python_is_the_command_lines() -> None:
+    assert search_preset("beam") == cli.load_config("evaluate").search
+    assert search_preset("greedy") == cli.load_config("train").search
+
+
+@pytest.mark.parametrize("given", ["[a.en,a.de]", "a.en,a.de", "c.tsv", "dir/c.jsonl.gz"])
+def test_naming_training_files_leaves_the_default_corpus(given: str) -> None:
+    overrides, _ = cli.check("train", [f"data.train={given}"], False, None)
+    data = cli.load_config("train", *overrides).data
+    assert (data.path, data.validation, data.test) == (None, None, None)
+    assert data.train == (["a.en", "a.de"] if "," in given else given)
+
+
+def test_the_resolved_config_is_printed(program: Program) -> None:
+    result = program("train", "model=lstm", "name=${data.name}-x", "--cfg", "job")
+    assert result.returncode == 0
+    assert "name: toy-x" in result.stdout and "family: lstm" in result.stdout and "${" not in result.stdout
+
+
+def test_a_folder_of_ones_own_joins(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "small.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
+    result = program("train", "--config-dir", "mine", "model=small", "--cfg", "job")
+    assert result.returncode == 0 and "width: 48" in result.stdout
+    assert "possible: lstm, lstm_large, small" in refused(program, "train", "--config-dir", "mine", "model=smal")[0]
+    assert refused(program, "train", "--config-dir", "nowhere") == ["--config-dir: nowhere is not a folder"]
+
+
+# -------------------------------------------------------------------------------------------- errors
+
+
+def test_all_that_is_wrong_is_told_at_once(program: Program, tmp_path: Path) -> None:
+    lines = refused(program, "train", "modle=lstm", "model=lstn", "training.udpates=5", "model.width=abc", "seed=-1")
+    assert len(lines) == 5
+    told = "\n".join(lines)
+    assert "modle: no such key; did you mean model?" in told
+    assert "model: 'lstn' is not a choice; possible: lstm, " in told and "did you mean lstm?" in told
+    assert "training.udpates: no such key; did you mean training.updates?" in told
+    assert "model.width: 'abc' is not a whole number" in told
+    assert "seed: -1 is out of range; it must be between 0 and" in told
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+CONTRADICTIONS = {
+    "model.attention.heads: 3 does not divide the width 256": ["model.attention.heads=3"],
+    "rotary positions rotate pairs": ["model.position=rotary", "model.width=36", "model.attention.heads=12"],
+    "model.heads: no such key; did you mean model.attention.heads?": ["model.heads=3"],
+    "model.tie_embeddings: all shares one table": ["tokenizer.joint=false"],
+    "model.max_length: 20 learned positions are too few": ["model.position=learned", "model.max_length=20"],
+    "data.target: en is also the source": ["data.target=en"],
+    "search.n_best: 3 exceeds beam=1": ["search.n_best=3"],
+    "optimizer.betas: [0.9] must be two numbers": ["optimizer.betas=[0.9]"],
+    "model.dropout: 1.5 is out of range; it must be between 0 and 0.999": ["model.dropout=1.5"],
+    "model.kernel_size: 4 is even": ["model=lstm", "model.kernel_size=4"],
+    "data.train: nothing to read yet; give two files": ["data=files"],
+    "model: 2 choices given; to try each in turn, add -m": ["model=lstm,transformer"],
+    "seed: [1, 2] is not a whole number; to try several values in turn, add -m": ["seed=1,2"],
+    "did you mean model.norm_position?": ["model.norm_positon=pre"],
+    "'blue' is not a choice; possible: bleu, chrf, loss; did you mean bleu?": ["training.monitor=blue"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_contradictions_name_key_value_and_way_out(message: str) -> None:
+    with pytest.raises(UserError) as error:
+        cli.check("train", CONTRADICTIONS[message], False, None)
+    assert message in str(error.value) and error.value.code == 2
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(program: Program) -> None:
+    lines = refused(program, "train", "-m", "model=lstm,transformr", "model.width=256,x", "seed=1,2")
+    assert len(lines) == 2 and "transformr" in lines[1] and "'x' is not a whole number" in lines[0]
+
+
+def test_commands_flags_and_devices_that_are_not_there(program: Program) -> None:
+    commands = ", ".join(COMMANDS)
+    assert refused(program, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
+    assert refused(program, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
+    assert "cuda:99 is unavailable; this machine has cpu" in refused(program, "train", "device=cuda:99")[0]
+
+
+def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:
+    for command in ("evaluate", "translate"):
+        result = program(command, "run=nothing", input="x\n")
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+        assert result.stderr == "error: run: no run nothing in outputs; train one with seq2seq train\n"
+    missing: list[Any] = ["data=files", "data.train=[no.en,no.de]", "data.validation=[no.en,no.de]"]
+    result = program("train", *missing)
+    assert (result.returncode, result.stderr) == (1, "error: no.en: cannot be read (No such file or directory)\n")
+    assert not (tmp_path / "outputs").exists(), "a run that could not start leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    "word,hint",
+    [("lstn", "; did you mean lstm?"), ("heads", "; did you mean attention.heads?"), ("zzz", "")],
+)
+def test_the_nearest_spelling(word: str, hint: str) -> None:
+    assert nearest(word, ["lstm", "attention.heads", "width"]) == hint

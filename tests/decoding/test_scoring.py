@@ -1,0 +1,244 @@
+"""What hypotheses are ranked by, and the best continuations, against plain sorting."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.scoring import (
+    Candidates,
+    Specials,
+    Task,
+    coverage_penalty,
+    length_limits,
+    length_penalty,
+    log_sum_exp,
+    mask_logits,
+    masked_log_probabilities,
+    top_candidates,
+    top_candidates_unconstrained,
+)
+from tests.helpers.tables import BANNED, BEGIN, END
+
+SPECIALS = Specials(BEGIN, END, BANNED)
+NEG_INF = float("-inf")
+FAST = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+SEEDS = st.integers(0, 2**32)
+
+
+@lru_cache(maxsize=1)
+def preset() -> SearchConfig:
+    return search_preset("beam")
+
+
+def assert_close(found: Tensor, wanted: Tensor, rtol: float = 1e-6, atol: float = 1e-6) -> None:
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol, atol)
+
+
+def task(shortest: list[int], longest: list[int], **changes: Any) -> Task:
+    count = len(longest)
+    asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.arange(count), list(range(count)))
+    return dataclasses.replace(asked, **changes)
+
+
+def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> None:
+    """The `count` largest of each sentence, best first, each of them another id of another hypothesis."""
+    B, K, V = total_BKV.shape
+    wanted = [sorted(row.flatten().tolist(), reverse=True)[:count] for row in total_BKV]
+    assert found.rank_BC.shape == (B, min(count, K * V))
+    assert_close(found.rank_BC, torch.tensor(wanted).to(found.rank_BC), rtol=1e-6, atol=4e-6)
+    assert torch.equal(found.rank_BC, found.log_probability_BC)
+    assert int(found.ids_BC.min()) >= 0 and int(found.ids_BC.max()) < V, "padding is no id"
+    assert int(found.origin_BC.min()) >= 0 and int(found.origin_BC.max()) < K
+    index_BC = found.origin_BC * V + found.ids_BC
+    possible_BC = found.rank_BC > NEG_INF
+    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.rank_BC)
+    assert_close(own_BC[possible_BC], found.rank_BC[possible_BC], rtol=1e-6, atol=4e-6)
+    for places, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
+        kept = [place for place, yes in zip(places, possible, strict=True) if yes]
+        assert len(set(kept)) == len(kept), "no candidate comes twice"
+
+
+@FAST
+@given(SEEDS)
+def test_the_best_continuations_are_those_of_a_full_sort(seed: int) -> None:
+    """With exact ties, impossible rows and columns, and more candidates asked for than there are."""
+    random = Random(seed)
+    B, K = random.choice([1, 2, 5]), random.choice([1, 2, 3, 5])
+    V = random.choice([1, 2, 5, 63, 64, 65, 127, 128, 129, 200])
+    count = random.choice([1, 2, K, 2 * K, 2 * K + 1, 7, K * V, K * V + 3])
+    generator = torch.Generator().manual_seed(random.getrandbits(30))
+    x_BKV = torch.randn(B, K, V, generator=generator)
+    if random.random() < 0.4:
+        x_BKV = x_BKV.round()  # ties
+    x_BKV[torch.rand(B, K, V, generator=generator) < random.choice([0.0, 0.5, 0.98])] = NEG_INF
+    before_BK = torch.randn(B, K, generator=generator) * 3
+    before_BK[torch.rand(B, K, generator=generator) < random.choice([0.0, 0.5])] = NEG_INF
+    normalizer_R1 = torch.randn(B * K, 1, generator=generator) if random.random() < 0.5 else None
+    less_BK1 = torch.zeros(B, K, 1) if normalizer_R1 is None else normalizer_R1.view(B, K, 1)
+    kept = x_BKV.clone()
+    found = top_candidates(x_BKV.view(B * K, V), before_BK, count, normalizer_R1)
+    assert_are_the_best(found, x_BKV.double() - less_BK1 + before_BK[:, :, None], count)
+    assert torch.equal(x_BKV, kept)
+
+
+@pytest.mark.parametrize("count", range(2, 7))
+def test_the_best_continuations_may_lie_far_apart_in_the_vocabulary(count: int) -> None:
+    """Each in a chunk without another one of them."""
+    logits_RV = torch.full((1, 64 * 9), -10.0)
+    ids = [64 * chunk + 7 * chunk for chunk in range(count)]
+    logits_RV[0, ids] = -torch.arange(float(count))
+    assert top_candidates(logits_RV, torch.zeros(1, 1), count).ids_BC[0].tolist() == ids
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "B,K", [(1, 1), (31, 4), (32, 4), (33, 4), (127, 1), (128, 1), (129, 1), (257, 1), (2, 130), (43, 3), (3, 64)]
+)
+def test_the_leaders_of_any_number_of_rows_are_those_of_a_full_sort(B: int, K: int, dtype: torch.dtype) -> None:
+    """However many sentences are ranked together: each by its own length limits and its own hypotheses."""
+    V, count, length = 65, 2 * K, 3
+    generator = torch.Generator().manual_seed(B * K)
+    logits_RV = (torch.randn(B * K, V, generator=generator) * 3).to(dtype)
+    before_BK = torch.randn(B, K, generator=generator)
+    shortest = torch.randint(0, 6, (B,), generator=generator)
+    longest = torch.maximum(shortest, torch.randint(1, 7, (B,), generator=generator))
+    kept = logits_RV.clone()
+    found = top_candidates_unconstrained(
+        logits_RV, before_BK, count, length, task(shortest.tolist(), longest.tolist()), SPECIALS
+    )
+    total_BKV = logits_RV.double().log_softmax(-1).view(B, K, V) + before_BK[:, :, None]
+    total_BKV[:, :, list(BANNED)] = NEG_INF
+    for b in range(B):
+        end_K = total_BKV[b, :, END].clone()
+        if longest[b] <= length:
+            total_BKV[b] = NEG_INF
+        total_BKV[b, :, END] = NEG_INF if shortest[b] > length else end_K
+    assert_are_the_best(found, total_BKV, count)
+    assert torch.equal(logits_RV, kept), "the model's logits stay as they are"
+
+
+def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
+    """Against log Σ exp in float64: large and small numbers, impossible entries, a single column, far outliers."""
+    generator = torch.Generator().manual_seed(0)
+    x_RV = torch.randn(12, 70, generator=generator) * 3
+    x_RV[1] += 1e4
+    x_RV[2] -= 1e4
+    x_RV[3, 5:] = NEG_INF
+    x_RV[4, 0] = 300.0
+    x_RV[5] = -300.0
+    x_RV[6] = 0.0
+    x_RV[7, 1:] = NEG_INF
+    for part_RV in (x_RV, x_RV[:, :1]):
+        wanted = part_RV.double().logsumexp(-1, keepdim=True)
+        assert_close(log_sum_exp(part_RV).double(), wanted, rtol=3e-7, atol=2e-6)
+
+
+@FAST
+@given(SEEDS)
+def test_permitted_log_probabilities_are_normalised_before_anything_is_forbidden(seed: int) -> None:
+    """What may not be said keeps its share: the rest is log-softmax over the whole vocabulary, bit by bit as asked."""
+    random = Random(seed)
+    B, rows, V, length = random.choice([1, 3]), random.choice([1, 2]), random.choice([5, 64, 70]), random.randint(1, 5)
+    shortest = [random.randint(0, 6) for _ in range(B)]
+    longest = [max(1, s, random.randint(1, 7)) for s in shortest]
+    logits_RV = torch.randn(B * rows, V, generator=torch.Generator().manual_seed(random.getrandbits(30))) * 4
+    sentence_R = torch.arange(B).repeat_interleave(rows)
+    found_RV = masked_log_probabilities(logits_RV, length, task(shortest, longest), SPECIALS, None, sentence_R)
+    wanted_RV = logits_RV.double().log_softmax(-1)
+    for r, row_V in enumerate(wanted_RV):
+        b, end = r // rows, float(row_V[END])
+        row_V[list(BANNED)] = NEG_INF
+        if length >= longest[b]:
+            row_V[:] = NEG_INF
+        row_V[END] = end if length >= shortest[b] else NEG_INF
+    assert_close(found_RV.double(), wanted_RV, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sentence_may_end_at_its_shortest_length_and_must_at_its_longest() -> None:
+    """Lengths count END: END as id number `length` is too early below the shortest one, and due at the longest."""
+    asked = task([3, 1, 0], [5, 2, 4])
+    for length in range(1, 7):
+        early_B, last_B = length_limits(length, asked)
+        early, last = (None if x is None else x.tolist() for x in (early_B, last_B))
+        assert early == ([length < n for n in (3, 1, 0)] if length < 3 else None)
+        assert last == ([length >= n for n in (5, 2, 4)] if length >= 2 else None)
+
+
+def test_only_end_is_left_where_a_sentence_must_end_and_keeps_its_value() -> None:
+    """The limits of some rows leave the others alone; the normaliser counts all that the model gave."""
+    raw_RV = torch.randn(3, 9, generator=torch.Generator().manual_seed(1)).half()
+    too_short_R, at_limit_R = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    found_RV, normalizer_R1 = mask_logits(raw_RV, SPECIALS, too_short_R, at_limit_R)
+    assert found_RV.dtype == torch.float32
+    assert_close(normalizer_R1, raw_RV.float().logsumexp(-1, keepdim=True))
+    words = [i for i in range(9) if i not in BANNED]
+    assert (found_RV > NEG_INF).nonzero().tolist() == [
+        *([0, i] for i in words if i != END),
+        [1, END],
+        *([2, i] for i in words),
+    ]
+    possible_RV = found_RV > NEG_INF
+    assert torch.equal(found_RV[possible_RV], raw_RV.float()[possible_RV])
+
+
+def test_what_rules_write_comes_after_the_shortest_and_before_the_longest_length() -> None:
+    """Rules may open END where it is too early, and are not asked where a sentence must end."""
+    raw_RV = torch.zeros(2, 6)
+
+    def ban(logits_RV: Tensor) -> None:
+        assert logits_RV[0, END] == NEG_INF and (logits_RV[:, list(BANNED)] == NEG_INF).all()
+        logits_RV[0, END] = 7.0
+        logits_RV[1, END] = 5.0
+
+    found_RV, _ = mask_logits(raw_RV, SPECIALS, torch.tensor([True, False]), torch.tensor([False, True]), ban)
+    assert found_RV[0, 3:].tolist() == [7.0, 0.0, 0.0]
+    assert found_RV[1].tolist() == [NEG_INF] * 3 + [5.0, NEG_INF, NEG_INF]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("normalization", ["gnmt", "average"])
+def test_length_penalties_are_their_formulas(normalization: str, alpha: float) -> None:
+    """((5 + n) / 6)^alpha (Wu et al. 2016, §7), or n^alpha, for a number and for a tensor."""
+    changes: dict[str, Any] = {"length_normalization": normalization, "length_penalty": alpha}
+    options = dataclasses.replace(preset(), **changes)
+    lengths = [1, 2, 7, 40]
+    wanted = [(((5 + n) / 6) if normalization == "gnmt" else n) ** alpha for n in lengths]
+    assert [float(length_penalty(n, options)) for n in lengths] == pytest.approx(wanted, rel=1e-12)
+    assert length_penalty(torch.tensor(lengths), options).tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_coverage_penalty_is_its_formula() -> None:
+    """beta Σ log min(attention, 1) (Wu et al. 2016, §7); what got no attention at all stays finite."""
+    coverage = [[0.5, 1.0, 0.25], [3.0, 1.5, 1.0], [0.0, 0.1, 2.0]]
+    wanted = [0.7 * sum(math.log(min(max(x, 1e-9), 1.0)) for x in row) for row in coverage]
+    assert coverage_penalty(torch.tensor(coverage), 0.7).tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_task_keeps_its_columns_together() -> None:
+    """Repeated, selected and joined: every limit follows its sentence, rules and seeds belong to the whole batch."""
+    rules = Rules([""] * 9, END, no_repeat=2)
+    asked = task([1, 2, 3], [4, 5, 6], source_length_B=torch.tensor([7, 8, 9]), seeds=[10, 11, 12], rules=rules)
+
+    def columns(one: Task) -> list[list[int]]:
+        assert one.rules is rules and list(one.seeds) == [10, 11, 12]
+        return [one.min_length_B.tolist(), one.max_length_B.tolist(), one.source_length_B.tolist()]
+
+    assert columns(asked.repeat(1)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert columns(asked.repeat(2)) == [[1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6], [7, 7, 8, 8, 9, 9]]
+    assert columns(asked.select(torch.tensor([2, 0]))) == [[3, 1], [6, 4], [9, 7]]
+    other = task([20], [21], source_length_B=torch.tensor([22]))
+    assert columns(asked.join(other)) == [[1, 2, 3, 20], [4, 5, 6, 21], [7, 8, 9, 22]]

@@ -1,0 +1,463 @@
+"""Laws of what a run shows of itself: attention, alignment, sweeps, reproduction, and the page in a browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seq2seq.cli.commands.report import repeat
+from seq2seq.cli.main import load_config
+from seq2seq.data import toy
+from seq2seq.data.corpus import Corpus
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.evaluation import alignment
+from seq2seq.inference.translator import Translator
+from seq2seq.reporting import report, sweep
+from seq2seq.training import environment
+from seq2seq.utils.errors import UserError
+from seq2seq.utils.run import Run
+from tests.helpers.configs import FAMILIES
+from tests.helpers.models import tiny_model
+from tests.helpers.program import Program, run_program, train
+from tests.helpers.runs import saved_run
+
+PAIRS = toy.splits()["validation"][:60]
+SHORT = ["training.updates=2", "training.validate_every=1"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    corpus = Corpus([pair.source for pair in PAIRS], [pair.target for pair in PAIRS])
+    return train_tokenizer(corpus, load_config("train", "tokenizer.vocabulary=200").tokenizer)[0]
+
+
+def translator(family: str, tokenizer: Tokenizer) -> Translator:
+    return Translator(tiny_model(family, vocabulary=tokenizer.vocabulary), tokenizer, torch.device("cpu"), 512)
+
+
+# ------------------------------------------------------------------------------------------ attention
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer: Tokenizer) -> None:
+    """Rows sum to one, and there is a row and a column for each piece, and each end, in their order."""
+    ours = translator(family, tokenizer)
+    for source, pair in zip((p.source for p in PAIRS[:6]), PAIRS, strict=False):
+        (best,) = ours.score([source], [pair.target], attention=True)
+        shown = report.attention(0, best, source, pair.target, 50.0)
+        weights = np.frombuffer(base64.b64decode(shown["weights"]), "<u2").reshape(shown["shape"]) / 65535
+        layers, heads, rows, columns = shown["shape"]
+        assert (layers, heads) == ((2, 2) if family == "transformer" else (1, 2))
+        assert (rows, columns) == (len(shown["target"]), len(shown["source"]))
+        assert np.allclose(weights.sum(-1), 1, atol=columns / 65535)
+        assert np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
+        assert "".join(shown["target"][:-1]).replace("▁", " ").strip() == pair.target
+        assert "".join(shown["source"][:-1]).replace("▁", " ").strip() == source
+        assert shown["source_words"] == toy.words(source) and shown["target_words"] == toy.words(pair.target)
+
+
+def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
+    """The weights of a piece follow it: what the model is told about a prefix does not depend on what comes after."""
+    ours = translator("transformer", tokenizer)
+    source, target = PAIRS[0].source, PAIRS[0].target
+    (whole,) = ours.score([source], [target], attention=True)
+    (part,) = ours.score([source], [" ".join(target.split()[:2])], attention=True)
+    same = next(i for i, (a, b) in enumerate(zip([*whole.pieces, ""], [*part.pieces, "-"], strict=False)) if a != b)
+    assert same >= 2 and whole.weights_LNTS is not None and part.weights_LNTS is not None
+    torch.testing.assert_close(whole.weights_LNTS[:, :, :same], part.weights_LNTS[:, :, :same])
+
+
+def test_pieces_share_the_words_they_spell() -> None:
+    pieces = ["▁Der", "▁schläf", "t", "▁", ".", "▁a,"]
+    assert alignment.words_of_pieces(pieces) == ["Der", "schläft", ".", "a", ","]
+    share = alignment.letter_fractions(pieces)
+    assert share.argmax(1).tolist()[:3] == [0, 1, 1] and share[3].sum() == 0 and share[4, 2] == 1
+    assert share[5].tolist() == [0, 0, 0, 0.5, 0.5], "a piece over two words belongs to both by its letters"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_between_words_is_the_sum_over_sources_and_the_mean_over_targets(
+    family: str, tokenizer: Tokenizer
+) -> None:
+    for told in translator(family, tokenizer).score(*zip(*(p[:2] for p in PAIRS[:4]), strict=True), attention=True):
+        words = alignment.word_attention(told)
+        weights, (last, end) = told.weights_LNTS, (len(told.pieces), len(told.source_pieces) - 1)
+        assert weights is not None
+        sources, targets = (alignment.letter_fractions(side).numpy() for side in (told.source_pieces[:-1], told.pieces))
+        mean_of_each = targets / targets.sum(0)
+        kept = weights.numpy()[:, :, :last, :end]
+        by_hand = torch.from_numpy(np.einsum("tw,sx,lnts->lnwx", mean_of_each, sources, kept))
+        torch.testing.assert_close(words, by_hand)
+        assert (words.sum(-1) <= 1 + 1e-5).all(), "what is missing is on the end mark"
+
+
+def test_the_alignment_error_rate_is_that_of_its_paper() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [
+        [frozenset(map(tuple, generator.integers(0, 4, (generator.integers(1, 6), 2)).tolist())) for _ in range(9)]
+        for _ in range(2)
+    ]
+    found, sure = drawn
+    # Och & Ney 2003, equation 34, over all links of the corpus; the grammar has no links that are only possible.
+    pooled = [{(i, link) for i, links in enumerate(side) for link in links} for side in drawn]
+    a, s = pooled
+    assert alignment.error_rate(found, sure) == pytest.approx(1 - (len(a & s) + len(a & s)) / (len(a) + len(s)))
+    assert alignment.error_rate(sure, sure) == 0
+    assert alignment.error_rate([frozenset({(0, 0)})], [frozenset({(1, 1)})]) == 1
+
+
+@pytest.mark.slow
+def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
+    sources, targets = [p.source for p in PAIRS], [p.target for p in PAIRS]
+    forth, back = alignment.known_links(sources, targets), alignment.known_links(targets, sources)
+    assert forth == [frozenset(pair.links) for pair in PAIRS]
+    assert back == [frozenset((j, i) for i, j in pair.links) for pair in PAIRS]
+    assert alignment.known_links(["A dog."], ["Eine Katze."]) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_on_the_true_links_has_no_errors(
+    family: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted weights: one head looks where the grammar says, all others at the first word."""
+    ours = translator(family, tokenizer)
+    single = [p for p in PAIRS if len(p.links) == len(toy.words(p.target)) == len({j for _, j in p.links})]
+    assert len(single) > 5
+    score = Translator.score
+
+    def planted(self: Translator, *arguments: Any, **options: Any) -> Any:
+        for told, pair in zip(score(self, *arguments, **options), single, strict=True):
+            weights = torch.zeros_like(told.weights_LNTS)
+            weights[..., 0] = 1
+            sources, targets = (alignment.letter_fractions(side) for side in (told.source_pieces[:-1], told.pieces))
+            weights[0, 1] = 0
+            for i, j in pair.links:
+                for t in targets[:, j].nonzero().flatten():
+                    for s in sources[:, i].nonzero().flatten():
+                        weights[0, 1, t, s] = 1 / len(sources[:, i].nonzero())
+            object.__setattr__(told, "weights_LNTS", weights)
+            yield told
+
+    monkeypatch.setattr(Translator, "score", planted)
+    sides = [p.source for p in single], [p.target for p in single]
+    errors = alignment.alignment_errors(ours, *sides, [frozenset(p.links) for p in single])
+    assert errors.best == (0.0, 0, 1) and errors.heads[0][0] > 0.5
+    assert "0.000 by layer 1, head 2" in str(errors)
+
+
+# --------------------------------------------------------------------------------------- the page
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found.group(1))
+
+
+def test_no_sentence_ends_the_script_that_holds_it() -> None:
+    told = {"text": '</script><script>alert(1)</script> <!-- & \u2028 \\u003c " ü /*DATA*/', "number": 1.5}
+    page = report.page(told)
+    assert data_of(page) == told
+    assert page.count("</script>") == report.page({}).count("</script>"), "nothing of it is markup"
+    assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', page), "nothing is fetched"
+
+
+def test_the_time_is_all_of_the_time() -> None:
+    metrics = [
+        {"kind": "train", "update": 1, "target_tokens": 100.0, "tokens_per_second": 50.0, "padding": 0.25},
+        {"kind": "validation", "update": 1, "loss": 1.0, "seconds": 3.0},
+        {"kind": "train", "update": 2, "target_tokens": 300.0, "tokens_per_second": 50.0, "waiting": 0.5},
+    ]
+    spent = report.time_spent(metrics)
+    assert spent == {
+        "real tokens": 0.75 * 2 + 0.5 * 4,
+        "padding": 0.25 * 2,
+        "waiting for batches": 0.5 * 4,
+        "validation and checkpoints": 3.0,
+    }
+    assert sum(spent.values()) == 2 + 4 + 3
+    assert report.curves(metrics)["padding"] == {"train": [(1, 0.25)]}
+    assert report.curves([{"kind": "train", "update": 1, "loss": math.nan}]) == {}
+
+
+# --------------------------------------------------------------------------------------------- sweeps
+
+
+def sweep_jobs(folder: Path) -> list[sweep.Job]:
+    scores = {("lstm", "1"): 20.0, ("lstm", "2"): 22.0, ("transformer", "1"): 30.0, ("transformer", "2"): 27.0}
+    jobs = []
+    for (model, seed), bleu in scores.items():
+        run = Run(folder / f"{model}-{seed}")
+        run.folder.mkdir()
+        run.write_result({"progress": {"best_score": bleu}, "test": {"bleu": bleu, "chrf": 50.0 - bleu}})
+        jobs.append(sweep.Job(run, {"model": model, "seed": seed}))
+    return jobs
+
+
+def test_a_sweep_ends_with_means_and_deviations(tmp_path: Path) -> None:
+    jobs = sweep_jobs(tmp_path)
+    lines = sweep.write_summary(jobs, tmp_path / "table")
+    assert lines[0].split() == ["model", "runs", "BLEU", "chrF"]
+    assert f"21.00 ± {stdev([20, 22]):.2f}" in lines[1] and "29.00 ± 1.41 *" in lines[1], "the best chrF"
+    assert f"28.50 ± {stdev([30, 27]):.2f} *" in lines[2], "the best BLEU"
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "table" / "table.csv").read_text(encoding="utf-8"))))
+    assert [float(row["bleu_mean"]) for row in rows] == [21.0, 28.5]
+    runs = list(csv.DictReader(io.StringIO((tmp_path / "table" / "runs.csv").read_text(encoding="utf-8"))))
+    assert mean(float(row["bleu"]) for row in runs if row["model"] == "lstm") == 21.0 and len(runs) == 4
+    picture = ElementTree.parse(tmp_path / "table" / "table.svg").getroot()
+    assert len(picture.findall(".//{*}circle")) == 4, "a dot for each run"
+    assert {"model=lstm", "model=transformer"} <= {text.text for text in picture.findall(".//{*}text")}
+
+
+@pytest.mark.parametrize("points", [[0.09, 0.155, 0.168], [20.0, 24.0], [35.55, 35.55], [93.0, 0.0], [99.99]])
+def test_an_axis_holds_its_points_on_round_numbers(points: list[float]) -> None:
+    low, high, ticks = sweep.axis(points)
+    assert low <= min(points) and max(points) <= high and [low, high] == [ticks[0], ticks[-1]]
+    assert 2 <= len(ticks) <= 8 and len({f"{tick:g}" for tick in ticks}) == len(ticks)
+
+
+def test_a_run_that_did_not_finish_is_no_number(tmp_path: Path) -> None:
+    jobs = sweep_jobs(tmp_path)
+    jobs[0].run.result.unlink()
+    (lstm, _) = sweep.settings_of(jobs)
+    assert lstm.scores["bleu"] == [22.0] and "±" not in sweep.table([lstm])[1]
+    jobs[1].run.write_result({"progress": {"best_score": 3.0}})
+    assert sweep.settings_of(jobs[1:2])[0].scores == {"validation": [3.0]}, "without a test set"
+
+
+# ------------------------------------------------------------------------------------------ a whole run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each family, and what the commands below leave in it."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_program(arguments, "", folder)
+
+    for family in FAMILIES:
+        train(program, folder, family, f"name={family}", *SHORT)
+    return folder
+
+
+def test_two_runs_are_evaluated_compared_and_shown(program: Program, runs: Path) -> None:
+    table = program("evaluate", "transformer", "lstm", "split=[validation,test]", "search=greedy", cwd=runs)
+    assert table.returncode == 0, table.stderr
+    assert len(re.findall(r"^files.(?:test|validation), \d+ +transformer ", table.stdout, re.MULTILINE)) == 2
+    written = [file for family in FAMILIES for file in (runs / "outputs" / family / "evaluation").glob("*.test.*")]
+    before = [path.stat().st_mtime_ns for path in written]
+    assert len(before) == 4, "the lines and what was measured, of each run"
+    compared = program("compare", "transformer", "lstm", "search=greedy", "sentences=3", cwd=runs)
+    assert compared.returncode == 0, compared.stderr
+    assert "randomised" in compared.stdout and re.search(r"model.name +transformer +lstm", compared.stdout)
+    assert "most improved" in compared.stdout
+    assert [path.stat().st_mtime_ns for path in written] == before, "the same translations are not made again"
+    same = program("compare", "lstm", "outputs/lstm", "search=greedy", cwd=runs)
+    assert "BLEU       lstm and lstm are equal" in same.stdout and "config  the same" in same.stdout
+    lost = program("report", "lstm", "show=[99]", cwd=runs)
+    assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; files.test has 40\n")
+
+
+def test_test_sets_of_one_name_are_kept_apart(program: Program, runs: Path) -> None:
+    """Neither ranked against one another, nor written over one another."""
+    pairs = {}
+    for name, words in (("a", "one two three"), ("b", "three two")):
+        (runs / name).mkdir()
+        for side in ("source", "reference"):
+            pairs.setdefault(side, []).append(f"{name}/test.txt")
+        (runs / name / "test.txt").write_text(f"{words}\n", encoding="utf-8")
+    given = [f"{side}=[{','.join(files)}]" for side, files in pairs.items()]
+    found = program("evaluate", "lstm", *given, "search=greedy", "metrics=[bleu]", "resamples=0", cwd=runs)
+    assert found.returncode == 0, found.stderr
+    assert len(set(re.findall(r"written +(\S+\.txt)", found.stdout))) == 2
+    assert len(re.findall(r"^test.txt, 1 +lstm +[\d.]+ *$", found.stdout, re.MULTILINE)) == 2, "none is starred"
+
+
+def test_runs_of_other_languages_are_not_compared(program: Program, tmp_path: Path) -> None:
+    saved_run(tmp_path / "outputs" / "there", "lstm", "data.source=en", "data.target=de")
+    saved_run(tmp_path / "outputs" / "back", "lstm", "data.source=de", "data.target=en")
+    told = program("compare", "there", "back")
+    assert told.returncode == 2 and "there translates en → de, back de → en" in told.stderr
+
+
+@pytest.mark.slow
+def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
+    """With the search, test set and sentences that were asked for, and where the run lies."""
+    asked = load_config(
+        "report", "split=validation", "show=[2,3]", "search=greedy", "tokenize=none", "outputs=elsewhere"
+    )
+    again, scores, page = repeat(Run(runs / "outputs" / "lstm"), asked)
+    where = f"run={runs / 'outputs' / 'lstm'} outputs=elsewhere"
+    for line, words in (
+        (again, ""),
+        (scores, "split=validation tokenize=none search=greedy"),
+        (page, "split=validation tokenize=none 'show=[2,3]' search=greedy"),
+    ):
+        assert sorted(line.split()[2:]) == sorted([*where.split(), *words.split()]), line
+
+
+def test_a_run_comes_out_the_same_again(program: Program, runs: Path) -> None:
+    (entry,) = environment.read(Run(runs / "outputs" / "lstm"))
+    assert entry["packages"]["torch"] == torch.__version__.partition("+")[0] or entry["packages"]["torch"]
+    assert entry["seed"] == 1 and entry["tokenizer"] and all(entry["data"].values()) and entry["hardware"]["cores"]
+    again = program("reproduce", "lstm", cwd=runs)
+    assert again.returncode == 0, again.stderr
+    assert "metrics    the same at every step" in again.stdout and "reproduced BLEU" in again.stdout
+    assert "changed" not in again.stdout
+    assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
+    twice = program("reproduce", "lstm", cwd=runs)
+    assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "a run that is there is judged as it is"
+    other = program("reproduce", "lstm", "name=transformer", cwd=runs)
+    assert other.returncode == 2 and "transformer" in other.stderr
+    shutil.rmtree(runs / "outputs" / "lstm-again")
+
+
+def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, runs: Path, tmp_path: Path) -> None:
+    """What limits one sitting does not limit the repetition, which lies beside the run wherever that is."""
+    shutil.copytree(runs / "outputs" / "lstm", tmp_path / "kept" / "run")
+    stored = tmp_path / "kept" / "run" / "config.yaml"
+    stored.write_text(
+        stored.read_text(encoding="utf-8").replace("max_minutes: 0.0", "max_minutes: 0.0001"), encoding="utf-8"
+    )
+    assert "max_minutes: 0.0001" in stored.read_text(encoding="utf-8")
+    again = program("reproduce", str(tmp_path / "kept" / "run"), cwd=runs)
+    assert again.returncode == 0 and "reproduced BLEU" in again.stdout, again.stderr
+    assert (tmp_path / "kept" / "run-again" / "result.json").is_file()
+
+
+def test_a_score_outside_the_interval_is_no_success() -> None:
+    from seq2seq.cli.commands.reproduce import verdict
+
+    verdict({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})
+    with pytest.raises(UserError, match=r"not reproduced: BLEU 21.10, was 20.00; the 95 % interval is 19.00 to 21.00"):
+        verdict({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 21.1})
+
+
+# -------------------------------------------------------------------------------------------- browser
+
+
+class Browser:
+    """Chromium, driven by its own driver over HTTP: nothing to install beside the two."""
+
+    def __init__(self, port: int) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+        flags = ["headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"]
+        options = {"args": [f"--{flag}" for flag in flags]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = self.ask("/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        self.base += f"/session/{session}"
+        offline = {"offline": True, "latency": 0, "throughput": 0}
+        self.ask("/chromium/network_conditions", {"network_conditions": offline})
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script: str) -> Any:
+        return self.ask("/execute/sync", {"script": script, "args": []})
+
+    def click(self, selector: str) -> None:
+        """As a person clicks: scrolled into view, and only if nothing lies over it."""
+        (element,) = self.ask("/element", {"using": "css selector", "value": selector}).values()
+        self.ask(f"/element/{element}/click", {})
+
+    def size(self, width: int, height: int) -> None:
+        self.ask("/window/rect", {"width": width, "height": height})
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    driver = shutil.which("chromedriver")
+    if driver is None or not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("no Chromium with its chromedriver on this machine")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found: Browser | None = None
+    try:
+        for _ in range(100):
+            try:
+                found = Browser(port)
+                break
+            except urllib.error.HTTPError as error:
+                pytest.skip(f"Chromium does not start here: {error.read()[:200]!r}")
+            except OSError:
+                time.sleep(0.1)
+        assert found, "chromedriver does not answer"
+        yield found
+    finally:
+        if found:
+            found.ask("", method="DELETE")
+        process.terminate()
+        process.wait(20)
+
+
+LABELS = "return [...document.querySelectorAll('.heat text')].map(node => node.textContent)"
+FILLS = "return [...document.querySelectorAll('.heat rect.cell')].map(node => node.getAttribute('fill')).join()"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_page_opens_offline_and_answers_clicks(family: str, program: Program, runs: Path, browser: Browser) -> None:
+    made = program("report", family, "search=greedy", "show=[2]", "sentences=4", cwd=runs)
+    assert made.returncode == 0, made.stderr
+    page = runs / "outputs" / family / "report.html"
+    data = data_of(page.read_text(encoding="utf-8"))
+    assert data["attention"][0]["index"] == 1 and len(data["attention"]) > 8
+    browser.size(1200, 900)
+    browser.ask("/url", {"url": page.as_uri()})
+    sections = browser.run("return [...document.querySelectorAll('section')].map(node => node.id)")
+    assert sections == ["scores", "curves", "attention", "sentences", "time", "run"]
+    assert browser.run("return performance.getEntriesByType('resource').length") == 0, "no request leaves the page"
+
+    first = data["attention"][0]
+    shown = [label.removeprefix("·") for label in browser.run(LABELS)]
+    assert shown == [piece.removeprefix("▁") or "␣" for piece in (*first["target"], *first["source"])]
+    layers, heads = first["shape"][:2]
+    buttons = browser.run("return document.querySelectorAll('.heads button').length")
+    assert buttons == layers * (heads + 1) + (layers > 1), "every head, the means of layers, the mean of all"
+    before = browser.run(FILLS)
+    browser.click('.heads [data-layer="0"][data-head="1"]')
+    assert browser.run(FILLS) != before
+    chosen = "return [...document.querySelectorAll('.heads [aria-pressed=true]')].map(node => node.dataset.head)"
+    assert browser.run(chosen) == ["1"]
+    browser.click('[aria-label="Next sentence"]')
+    second = data["attention"][1]
+    assert browser.run(FILLS).count("rgb") == len(second["target"]) * len(second["source"])
+
+    themes = set()
+    for _ in range(3):
+        browser.click("#theme")
+        themes.add(browser.run("return document.documentElement.dataset.theme"))
+    assert themes == {"light", "dark"}, "of the system, and each by choice"
+    browser.click("[role=tab]:nth-child(2)")
+    browser.size(500, 844)
+    browser.run("document.documentElement.style.width = '390px'")
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.run(overflow) <= 0, "nothing is wider than a phone"
+    assert browser.errors() == []
