@@ -15,6 +15,7 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +39,13 @@ from tests.helpers.corpora import drawn, random_corpus
 from tests.helpers.program import Program
 
 PAIRS: list[Pair] = [(f"the {n} dogs, “{n}”", f'die {n} Hunde\u2028und\x0b{n} "Katzen"') for n in range(60)]
-ARCHIVES = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+ARCHIVES: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
 
 
 def text_of(kind: str, pairs: list[Pair]) -> bytes:
