@@ -35,6 +35,7 @@ from seq2seq.data.toy import splits
 from seq2seq.training.pipeline import train
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import build_once
+from tests.helpers.configs import changed, composed
 from tests.helpers.corpora import drawn, random_corpus
 from tests.helpers.program import Program
 
@@ -69,8 +70,7 @@ def text_of(kind: str, pairs: list[Pair]) -> bytes:
 
 
 def config(folder: Path, *overrides: str) -> DataConfig:
-    data: DataConfig = load_config("train", "data=files", f"data.cache={folder / 'cache'}", *overrides).data
-    return data
+    return changed(composed("data=files", "data.train=x"), f"data.cache={folder / 'cache'}", *overrides).data
 
 
 def pairs_of(data: DataConfig) -> list[Pair]:
