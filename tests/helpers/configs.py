@@ -40,7 +40,9 @@ def changed(config: TrainConfig, *overrides: str) -> TrainConfig:
 def tiny_config(family: str, *overrides: str) -> TrainConfig:
     """A small config without dropout, unless the overrides say otherwise."""
     base = (f"model={family}", *TINY[family], "model.attention.heads=2", *STILL)
-    if all(override.startswith(("model.", "training.", "tokenizer.")) for override in overrides):
+    if all(
+        override.startswith(("model.", "training.", "tokenizer.", "optimizer.", "search.")) for override in overrides
+    ):
         return changed(composed(*base), *overrides)
     return composed(*base, *overrides)
 

@@ -12,6 +12,8 @@ import select
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
+from seq2seq.config.schema import TranslateConfig
 from seq2seq.inference.prompt import COMMANDS, HELP, KEYS, Prompt, open_runs
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.console import SHADES, width
@@ -33,13 +36,18 @@ SHORT = ["model.max_length=16", "data.max_length=15"]
 SENTENCE = "Some dogs see cats."
 
 
+@cache
+def translate_config() -> TranslateConfig:
+    config: TranslateConfig = load_config("translate", "run=transformer", "device=cpu", "precision=float32")
+    return config
+
+
 class Session:
     """A prompt in a folder with two runs, and what it says to each line."""
 
     def __init__(self, outputs: Path) -> None:
         self.runs = {family: Run(outputs / family) for family in FAMILIES}
-        here = [f"outputs={outputs}", "run=transformer", "device=cpu", "precision=float32"]
-        config = load_config("translate", *here)
+        config = replace(translate_config(), outputs=str(outputs))
         self.prompt = Prompt(config, open_runs(config.run, config.checkpoint, config), io.StringIO())
 
     def __call__(self, line: str) -> str:

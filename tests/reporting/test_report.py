@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,13 +41,18 @@ from tests.helpers.models import tiny_model
 from tests.helpers.program import Program, run_program, train
 from tests.helpers.runs import saved_run
 
-PAIRS = toy.splits()["validation"][:60]
 SHORT = ["training.updates=2", "training.validate_every=1"]
+
+
+@cache
+def grammar_pairs() -> list[toy.Pair]:
+    """Not at import: the grammar takes a second."""
+    return toy.splits()["validation"][:60]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    corpus = Corpus([pair.source for pair in PAIRS], [pair.target for pair in PAIRS])
+    corpus = Corpus([pair.source for pair in grammar_pairs()], [pair.target for pair in grammar_pairs()])
     return train_tokenizer(corpus, load_config("train", "tokenizer.vocabulary=200").tokenizer)[0]
 
 
@@ -61,7 +67,7 @@ def translator(family: str, tokenizer: Tokenizer) -> Translator:
 def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer: Tokenizer) -> None:
     """Rows sum to one, and there is a row and a column for each piece, and each end, in their order."""
     ours = translator(family, tokenizer)
-    for source, pair in zip((p.source for p in PAIRS[:6]), PAIRS, strict=False):
+    for source, pair in zip((p.source for p in grammar_pairs()[:6]), grammar_pairs(), strict=False):
         (best,) = ours.score([source], [pair.target], attention=True)
         shown = report.attention(0, best, source, pair.target, 50.0)
         weights = np.frombuffer(base64.b64decode(shown["weights"]), "<u2").reshape(shown["shape"]) / 65535
@@ -78,7 +84,7 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
 def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
     """The weights of a piece follow it: what the model is told about a prefix does not depend on what comes after."""
     ours = translator("transformer", tokenizer)
-    source, target = PAIRS[0].source, PAIRS[0].target
+    source, target = grammar_pairs()[0].source, grammar_pairs()[0].target
     (whole,) = ours.score([source], [target], attention=True)
     (part,) = ours.score([source], [" ".join(target.split()[:2])], attention=True)
     same = next(i for i, (a, b) in enumerate(zip([*whole.pieces, ""], [*part.pieces, "-"], strict=False)) if a != b)
@@ -98,7 +104,9 @@ def test_pieces_share_the_words_they_spell() -> None:
 def test_attention_between_words_is_the_sum_over_sources_and_the_mean_over_targets(
     family: str, tokenizer: Tokenizer
 ) -> None:
-    for told in translator(family, tokenizer).score(*zip(*(p[:2] for p in PAIRS[:4]), strict=True), attention=True):
+    for told in translator(family, tokenizer).score(
+        *zip(*(p[:2] for p in grammar_pairs()[:4]), strict=True), attention=True
+    ):
         words = alignment.word_attention(told)
         weights, (last, end) = told.weights_LNTS, (len(told.pieces), len(told.source_pieces) - 1)
         assert weights is not None
@@ -127,10 +135,10 @@ def test_the_alignment_error_rate_is_that_of_its_paper() -> None:
 
 @pytest.mark.slow
 def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
-    sources, targets = [p.source for p in PAIRS], [p.target for p in PAIRS]
+    sources, targets = [p.source for p in grammar_pairs()], [p.target for p in grammar_pairs()]
     forth, back = alignment.known_links(sources, targets), alignment.known_links(targets, sources)
-    assert forth == [frozenset(pair.links) for pair in PAIRS]
-    assert back == [frozenset((j, i) for i, j in pair.links) for pair in PAIRS]
+    assert forth == [frozenset(pair.links) for pair in grammar_pairs()]
+    assert back == [frozenset((j, i) for i, j in pair.links) for pair in grammar_pairs()]
     assert alignment.known_links(["A dog."], ["Eine Katze."]) is None
 
 
@@ -140,7 +148,7 @@ def test_attention_on_the_true_links_has_no_errors(
 ) -> None:
     """Planted weights: one head looks where the grammar says, all others at the first word."""
     ours = translator(family, tokenizer)
-    single = [p for p in PAIRS if len(p.links) == len(toy.words(p.target)) == len({j for _, j in p.links})]
+    single = [p for p in grammar_pairs() if len(p.links) == len(toy.words(p.target)) == len({j for _, j in p.links})]
     assert len(single) > 5
     score = Translator.score
 
