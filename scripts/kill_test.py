@@ -46,8 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     SETTINGS.append(f"training.updates={options.updates}")
     draw = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as tmp_dir:
+        folder = Path(tmp_dir)
         write_corpus(folder)
         train(folder, "whole").communicate()
         whole = Run(folder / "outputs" / "whole")
@@ -66,8 +66,10 @@ def main() -> None:
             different = compare(whole, Run(folder / "outputs" / name.split()[-1].lower()))
             when = ", ".join(f"{moments.count(kind)} {kind}" for kind in sorted(set(moments)))
             print(f"{name:9} × {count}: {when}; exit code at the end {finished.returncode}; ", end="")
-            told = f"DIFFERENT in {len(different)} places: {', '.join(different[:5])}" if different else "the same bits"
-            print(told, flush=True)
+            verdict = (
+                f"DIFFERENT in {len(different)} values: {', '.join(different[:5])}" if different else "the same bits"
+            )
+            print(verdict, flush=True)
             right.append(not different and finished.returncode == 0)
     sys.exit(not all(right))
 

@@ -72,3 +72,11 @@ def test_the_shared_module_of_both_families_is_one() -> None:
     """Scores and positions live in one module that the LSTM and the Transformer both import."""
     for family in ("lstm", "transformer"):
         assert "model.attention" in set(imports(modules()[f"model.{family}"]))
+
+
+def test_what_tests_share_lies_in_their_helpers() -> None:
+    """No file imports tests or fixtures from another one."""
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                assert (node.module or "").split(".")[1] in ("helpers", "reference"), f"{path}: {ast.unparse(node)}"
