@@ -20,7 +20,7 @@ check: $(VENV)/installed-dev   ## lint, format and types; of the report page too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: report page unchecked"; fi
+	@if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: report page unchecked"; fi
 
 clean:   ## the virtual environment
 	rm -rf $(VENV)

@@ -430,7 +430,7 @@ function chartGrid({ ticks, left, right, x, y }, width, format) {
     svg("line", { class: "gridline", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
     svg("text", { x: left - 7, y: y(tick) + 4, "text-anchor": "end" }, format(tick)),
   ]);
-  const updates = roundTicks(0, LAST_UPDATE, width < 380 ? 3 : 5).map((tick) => {
+  const updates = roundTicks(0, LAST_UPDATE, width < 380 ? 4 : 5).map((tick) => {
     const position = { x: Math.min(x(tick), right - 8), y: CHART.height - 6 };
     return svg("text", { ...position, "text-anchor": "middle" }, formatCount(tick));
   });
@@ -980,7 +980,7 @@ function exampleTabs(groups, list) {
 function addSentences() {
   const list = html("div", { class: "card", role: "tabpanel" });
   const legend = [
-    html("span", { class: "missed" }, "reference words missing from the output"),
+    html("span", { class: "missed" }, "Reference words missing from the output"),
     ", ",
     html("span", { class: "added" }, "output words missing from the reference"),
     "; the score of a sentence is its chrF.",
@@ -1067,11 +1067,11 @@ function addRun() {
     "run",
     html(
       "div",
-      { class: "grid two" },
+      { class: "grid stacked" },
       commandsCard(DATA.commands),
       DATA.environment && environmentCard(DATA.environment),
+      card(config),
     ),
-    html("div", { class: "card", style: "margin-top:14px" }, config),
   );
 }
 
