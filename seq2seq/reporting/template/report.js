@@ -160,7 +160,7 @@ const formatCount = (number) => Math.round(number).toLocaleString("en-US");
 const formatScientific = (value) => value.toExponential(1).replace("e-", "e−");
 const formatRate = (value) => (value ? formatScientific(value) : "0");
 const formatPercent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
-const formatAxisPercent = (fraction) => `${(100 * fraction).toFixed(fraction < 0.1 ? 1 : 0)} %`;
+const formatAxisPercent = (fraction) => `${(100 * fraction).toFixed(fraction && fraction < 0.1 ? 1 : 0)} %`;
 
 function formatTime(seconds) {
   const total = Math.round(seconds);
