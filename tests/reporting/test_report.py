@@ -200,17 +200,24 @@ def test_the_time_is_all_of_the_time() -> None:
     metrics = [
         {"kind": "train", "update": 1, "target_tokens": 100.0, "tokens_per_second": 50.0, "padding": 0.25},
         {"kind": "validation", "update": 1, "loss": 1.0, "seconds": 3.0},
-        {"kind": "train", "update": 2, "target_tokens": 300.0, "tokens_per_second": 50.0, "waiting": 0.5},
+        {
+            "kind": "train",
+            "update": 2,
+            "target_tokens": 300.0,
+            "tokens_per_second": 50.0,
+            "padding": 0.25,
+            "waiting": 0.5,
+        },
     ]
     spent = report.time_spent(metrics)
     assert spent == {
-        "real tokens": 0.75 * 2 + 0.5 * 4,
-        "padding": 0.25 * 2,
+        "real tokens": 0.75 * 2 + 0.5 * 0.75 * 4,
+        "padding": 0.25 * 2 + 0.5 * 0.25 * 4,
         "waiting for batches": 0.5 * 4,
         "validation and checkpoints": 3.0,
     }
     assert sum(spent.values()) == 2 + 4 + 3
-    assert report.curves(metrics)["padding"] == {"train": [(1, 0.25)]}
+    assert report.curves(metrics)["padding"] == {"train": [(1, 0.25), (2, 0.25)]}
     assert report.curves([{"kind": "train", "update": 1, "loss": math.nan}]) == {}
 
 
