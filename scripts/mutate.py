@@ -136,18 +136,15 @@ SKIPPED_FUNCTIONS = {"__str__", "__repr__"}
 def operators(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """Each replacement of one node, and the bug in words."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
-        new = copy.deepcopy(node)
-        new.ops[0] = COMPARE[type(node.ops[0])]()
-        yield new, "another comparison"
+        yield (
+            ast.Compare(node.left, [COMPARE[type(node.ops[0])](), *node.ops[1:]], node.comparators),
+            "another comparison",
+        )
     elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC and not isinstance(node.left, ast.JoinedStr):
-        new = copy.deepcopy(node)
-        new.op = ARITHMETIC[type(node.op)]()
-        yield new, "another operator"
+        yield ast.BinOp(node.left, ARITHMETIC[type(node.op)](), node.right), "another operator"
         yield node.left, "the second operand is forgotten"
     elif isinstance(node, ast.BoolOp):
-        new = copy.deepcopy(node)
-        new.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        yield new, "and for or"
+        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values), "and for or"
         yield node.values[0], "the second condition is forgotten"
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.Invert, ast.USub)):
         if not isinstance(node.operand, ast.Constant):
@@ -162,7 +159,6 @@ def operators(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     elif isinstance(node, ast.Slice):
         yield from _slices(node)
     elif isinstance(node, ast.If):
-        new = copy.deepcopy(node.test)
         yield ast.Constant(False), "the branch is never taken"
     elif isinstance(node, (ast.Expr, ast.Assign, ast.AugAssign)):
         yield ast.Pass(), "the statement is forgotten"
@@ -499,7 +495,7 @@ def explained(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    rows = [("file", "planted", "caught", "survived", "equivalent", "score")]
+    rows: list[tuple[str, ...]] = [("file", "planted", "caught", "survived", "equivalent", "score")]
     files = sorted({o.mutant.file for o in outcomes})
     for name in [*files, "all"]:
         counts = Counter(o.verdict for o in outcomes if name in ("all", o.mutant.file))

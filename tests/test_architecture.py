@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +27,7 @@ PACKAGES = [
 ]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name without `seq2seq.`, entry points left out."""
     root = REPOSITORY / "seq2seq"
@@ -34,16 +35,18 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
     """The modules that a file imports anywhere, inside functions as well; names are resolved to their modules."""
-    known = modules()
+    known, found = modules(), []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "seq2seq":
             module = (node.module or "").partition(".")[2]
             inside = [f"{module}.{alias.name}".lstrip(".") for alias in node.names]
-            yield from (name if name in known else module for name in inside)
+            found += [name if name in known else module for name in inside]
         elif isinstance(node, ast.Import):
-            yield from (a.name.partition(".")[2] for a in node.names if a.name.startswith("seq2seq."))
+            found += [a.name.partition(".")[2] for a in node.names if a.name.startswith("seq2seq.")]
+    return found
 
 
 @pytest.mark.parametrize("module", sorted(modules()))

@@ -15,6 +15,7 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -34,11 +35,18 @@ from seq2seq.data.toy import splits
 from seq2seq.training.pipeline import train
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import build_once
+from tests.helpers.configs import changed, composed
 from tests.helpers.corpora import drawn, random_corpus
 from tests.helpers.program import Program
 
 PAIRS: list[Pair] = [(f"the {n} dogs, “{n}”", f'die {n} Hunde\u2028und\x0b{n} "Katzen"') for n in range(60)]
-ARCHIVES = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+ARCHIVES: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
 
 
 def text_of(kind: str, pairs: list[Pair]) -> bytes:
@@ -62,8 +70,7 @@ def text_of(kind: str, pairs: list[Pair]) -> bytes:
 
 
 def config(folder: Path, *overrides: str) -> DataConfig:
-    data: DataConfig = load_config("train", "data=files", f"data.cache={folder / 'cache'}", *overrides).data
-    return data
+    return changed(composed("data=files", "data.train=x"), f"data.cache={folder / 'cache'}", *overrides).data
 
 
 def pairs_of(data: DataConfig) -> list[Pair]:

@@ -41,7 +41,7 @@ SENTENCES = Corpus(
 
 def tokenizer(**changes: object) -> tuple[Tokenizer, list[str]]:
     config = load_config("train", "tokenizer.vocabulary=50").tokenizer
-    return train_tokenizer(SENTENCES, dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    return train_tokenizer(SENTENCES, dataclasses.replace(config, **changes))
 
 
 # ---------------------------------------------------------------------------------------- tokenizers

@@ -104,7 +104,7 @@ def test_beam_one_is_the_argmax_loop(family: str) -> None:
     model, sentences = tiny_model(family), random_sentences([5, 2, 8, 3], seed=3)
     found = decode(model, sentences, search(1), longest=12)
     for source, (hypothesis,) in zip(sentences, found, strict=True):
-        said = []
+        said: list[int] = []
         with torch.inference_mode():
             while len(said) < 11:
                 logits, _ = model.step(torch.tensor([[BEGIN, *said]]), model.start(*padded([source])))
@@ -221,8 +221,9 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     """Batches of several widths; in each some sentences may become much longer than the others."""
     ensemble, config = Ensemble([tiny_model(family)]), search(beam, n_best=beam, stop="longest", **changes)
     lengths, limits = [2, 3, 3, 4, 6, 6, 7, 9, 9, 5, 3], [3, 12, 4, 4, 14, 5, 3, 4, 16, 2, 20]
-    sentences, joined, join = random_sentences(lengths, seed=5), [], State.join
-    monkeypatch.setattr(State, "join", lambda self, other: joined.append(other.length) or join(self, other))
+    sentences, join = random_sentences(lengths, seed=5), State.join
+    joined: list[int] = []
+    monkeypatch.setattr(State, "join", lambda self, other: joined.append(other.length) or join(self, other))  # type: ignore[func-returns-value]
 
     def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
         logits, state, weights = ensemble.step_with_attention(tokens, state)

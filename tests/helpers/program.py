@@ -58,8 +58,8 @@ def run_program(arguments: Sequence[str], given: str, folder: Path) -> subproces
 
 def run_anew(arguments: Sequence[str], given: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`python -m seq2seq`, which takes seconds to import torch."""
-    command, text = [sys.executable, "-m", "seq2seq", *arguments], {"text": True, "encoding": "utf-8"}
-    return subprocess.run(command, cwd=folder, input=given, capture_output=True, timeout=600, **text)  # type: ignore[call-overload, no-any-return]
+    command = [sys.executable, "-m", "seq2seq", *arguments]
+    return subprocess.run(command, cwd=folder, input=given, capture_output=True, timeout=600, encoding="utf-8")
 
 
 # What commands import when they need it.
@@ -85,9 +85,9 @@ def run_forked(arguments: Sequence[str], given: str, folder: Path) -> subprocess
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         writer.join()
         texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode())
+        for output in (out, err):
+            output.seek(0)
+            texts.append(output.read().decode())
         return subprocess.CompletedProcess(["seq2seq", *arguments], code, *texts)
 
 

@@ -43,9 +43,9 @@ class Session:
         self.prompt = Prompt(config, open_runs(config.run, config.checkpoint, config), io.StringIO())
 
     def __call__(self, line: str) -> str:
-        self.prompt.screen.out = io.StringIO()
+        self.prompt.screen.out = shown = io.StringIO()
         self.prompt.answer(line)
-        return self.prompt.screen.out.getvalue().rstrip("\n")
+        return shown.getvalue().rstrip("\n")
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +176,12 @@ def test_colour_only_where_it_is_welcome(type_: Session, monkeypatch: pytest.Mon
     for variable, coloured in ((None, True), ("1", False)):
         if variable:
             monkeypatch.setenv("NO_COLOR", variable)
-        prompt = Prompt(config, opened, Terminal())
+        terminal = Terminal()
+        prompt = Prompt(config, opened, terminal)
         prompt.answer(SENTENCE)
         prompt.answer(":tokens")
         prompt.answer(":attention")
-        assert ("\x1b[38;5;" in prompt.screen.out.getvalue()) == coloured
+        assert ("\x1b[38;5;" in terminal.getvalue()) == coloured
 
 
 def test_attention_is_that_of_the_translation(type_: Session, tmp_path: Path) -> None:
@@ -288,8 +289,9 @@ def test_a_terminal_gets_the_prompt_with_its_history(type_: Session, tmp_path: P
     begin = "import fcntl, runpy, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     begin += "runpy.run_module('seq2seq', run_name='__main__')"
     command = [sys.executable, "-c", begin, "translate", f"run={type_.runs['lstm'].folder}"]
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), other)
-    program = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
+    program = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+    )
     os.close(other)
     unread = ""
 

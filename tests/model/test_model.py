@@ -13,6 +13,7 @@ from seq2seq.config.paths import CONFIGS
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model import layers
 from seq2seq.model.factory import build_model, parameter_table
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.layers import PreparedLinear, dropout
 from tests.helpers.configs import FAMILIES, STILL, TINY, tiny_config
 from tests.helpers.corpora import padded, random_sentences, tiny_batch
@@ -39,7 +40,7 @@ OPTIONS = [
 both_families_with_options = pytest.mark.parametrize("family,options", OPTIONS, ids=str)
 
 
-def read(model: torch.nn.Module, sentences: list[list[int]], target: torch.Tensor, extra: int = 0) -> torch.Tensor:
+def read(model: Seq2Seq, sentences: list[list[int]], target: torch.Tensor, extra: int = 0) -> torch.Tensor:
     """Logits for the same target under each source sentence."""
     with torch.inference_mode():
         return model.step(target.expand(len(sentences), -1), model.start(*padded(sentences, extra)))[0]
@@ -157,8 +158,9 @@ def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str]
     if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here, or none for this type of number")
     assert any(isinstance(part, PreparedLinear) for part in prepared.prepare().modules())
-    exact = {"rtol": 2e-2, "atol": 2e-2} if precision == torch.bfloat16 else {}
-    torch.testing.assert_close(read(prepared, sentences, TARGET), read(plain, sentences, TARGET), **exact)
+    tolerance = 2e-2 if precision == torch.bfloat16 else None
+    found, expected = (read(model, sentences, TARGET) for model in (prepared, plain))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
         assert (layers, heads) == ((2, 2) if family == "transformer" else (1, 2))
         assert (rows, columns) == (len(shown.target_pieces), len(shown.source_pieces))
         assert np.allclose(weights.sum(-1), 1, atol=columns / 65535)
-        assert np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
+        assert best.weights_LNTS is not None and np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
         assert "".join(shown.target_pieces[:-1]).replace("▁", " ").strip() == pair.target
         assert "".join(shown.source_pieces[:-1]).replace("▁", " ").strip() == source
         assert shown.source_words == toy.words(source) and shown.target_words == toy.words(pair.target)
@@ -144,6 +144,7 @@ def test_attention_on_the_true_links_has_no_errors(
 
     def planted(self: Translator, *arguments: Any, **options: Any) -> Any:
         for told, pair in zip(score(self, *arguments, **options), single, strict=True):
+            assert told.weights_LNTS is not None
             weights = torch.zeros_like(told.weights_LNTS)
             weights[..., 0] = 1
             sources, targets = (alignment.letter_fractions(side) for side in (told.source_pieces[:-1], told.pieces))
@@ -302,7 +303,7 @@ def test_two_runs_are_evaluated_compared_and_shown(program: Program, runs: Path)
 
 def test_test_sets_of_one_name_are_kept_apart(program: Program, runs: Path) -> None:
     """Neither ranked against one another, nor written over one another."""
-    pairs = {}
+    pairs: dict[str, list[str]] = {}
     for name, words in (("a", "one two three"), ("b", "three two")):
         (runs / name).mkdir()
         for side in ("source", "reference"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def compared(model: Seq2Seq, ours: Tensor, expected: Tensor) -> None:
     pairs = [torch.autograd.grad(x, list(parameters.values()), allow_unused=True) for x in (ours, expected)]
     for name, one, other in zip(parameters, *pairs, strict=True):
         assert one is not None and other is not None, name
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

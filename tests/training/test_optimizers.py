@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_each_optimizer_is_its_papers_with_the_settings_of_the_config(name: str,
                     where = reference.y if name == "schedule_free" else reference.x
                     message = f"{name}: {kind}[{place}] after step {n + 1}"
                     torch.testing.assert_close(
-                        ps[place].detach(), where[i], rtol=1e-9, atol=1e-10, msg=lambda m, t=message: f"{t}: {m}"
+                        ps[place].detach(), where[i], rtol=1e-9, atol=1e-10, msg=partial("{}: {}".format, message)
                     )
     assert torch.equal(model.frozen, torch.ones(3, 3).double()), "what is not trained stays"
 
@@ -271,12 +272,11 @@ def test_every_schedule_is_its_formula_at_every_update(schedule: str, data: st.D
 
 def test_schedules_meet_their_first_and_last_values() -> None:
     """The peak at the last update of the warm-up, one step down after it, and zero at the end of the run."""
-    config = settings_of("adamw", lr=1.0, warmup=4, cooldown=0.25)
     for schedule, after in {"linear": 1 - 1 / 16, "cosine": (1 + math.cos(math.pi / 16)) / 2, "stable": 1.0}.items():
-        one = replace(config, schedule=schedule)
+        one = settings_of("adamw", schedule=schedule, lr=1.0, warmup=4, cooldown=0.25)
         assert [lr_at(n, one, 20) for n in (1, 4, 5)] == pytest.approx([0.25, 1.0, after])
         assert lr_at(19, one, 20) > lr_at(20, one, 20) == 0.0
-    stable = replace(config, schedule="stable")
+    stable = settings_of("adamw", schedule="stable", lr=1.0, warmup=4, cooldown=0.25)
     assert [lr_at(n, stable, 20) for n in (15, 16, 20)] == pytest.approx([1.0, 0.8, 0.0])
 
 
@@ -496,7 +496,7 @@ def test_updates_are_those_of_a_plain_loop(family: str, schedule: str, clip_at: 
         for name, p in model.named_parameters():
             message = f"{name} after update {n}"
             ours = dict(made.state.model.named_parameters())[name]
-            torch.testing.assert_close(ours, p, rtol=1e-5, atol=1e-5, msg=lambda m, t=message: f"{t}: {m}")
+            torch.testing.assert_close(ours, p, rtol=1e-5, atol=1e-5, msg=partial("{}: {}".format, message))
             seen[name].append(p.detach().clone())
             expected = running_mean(seen[name], start[name], 0.3)
             torch.testing.assert_close(made.state.average.weights()[name], expected, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,7 @@ def test_processes_update_as_one_does(family: str, size: int, tmp_path: Path, mo
     for one in made:
         assert one.state.progress.target_tokens == alone.state.progress.target_tokens
         for (name, p), q in zip(one.state.model.named_parameters(), alone.state.model.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=partial("{}: {}".format, name))
 
 
 def test_one_stopped_process_stops_all_after_the_same_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

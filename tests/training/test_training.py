@@ -133,7 +133,7 @@ def test_loss_in_bfloat16_is_the_loss_in_float32() -> None:
 def test_one_batch_of_eight_is_four_batches_of_two(family: str, precision: torch.dtype, tmp_path: Path) -> None:
     """The same gradient, and so the same weights, however an update is cut into batches."""
     corpus = random_corpus(LENGTHS)
-    after = []
+    after: list[list[Any]] = []
     for size in (8, 2, 1):
         made = trainer(tiny_config(family, "optimizer.warmup=0"), tmp_path / str(size), precision=precision)
         rows = torch.arange(8).split(size)
@@ -141,9 +141,9 @@ def test_one_batch_of_eight_is_four_batches_of_two(family: str, precision: torch
         after.append([stats.loss, stats.gradient_norm])
         if precision == torch.float32:  # in bfloat16 the first step of Adam turns on the sign of rounding errors
             after[-1] += weights(made.state).values()
-    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.01, "atol": 0.0}
-    torch.testing.assert_close(after[0], after[1], **tolerance)
-    torch.testing.assert_close(after[0], after[2], **tolerance)
+    rtol, atol = (1e-4, 1e-6) if precision == torch.float32 else (0.01, 0.0)
+    torch.testing.assert_close(after[0], after[1], rtol=rtol, atol=atol)
+    torch.testing.assert_close(after[0], after[2], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -214,9 +214,9 @@ def test_the_working_copy_follows_its_master(family: str) -> None:
     working = WorkingCopy(master, torch.bfloat16)
     loss_sum(working.model, tiny_batch(), 0.1).backward()
     working.transfer_gradients()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in master.parameters())
     with torch.no_grad():
         for p in master.parameters():
+            assert p.grad is not None and p.grad.dtype == torch.float32
             p.add_(p.grad, alpha=-0.1)
     working.sync_weights()
     for p, q in zip(master.parameters(), working.model.parameters(), strict=True):
@@ -436,7 +436,7 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
         live.append(weights(made.state))
         save(*arguments)
 
-    made.checkpoints.save = saving  # type: ignore[method-assign]
+    made.checkpoints.save = saving  # type: ignore[method-assign, assignment]
     made.fit()
     _, _, translating = load_checkpoint(made.checkpoints.run.checkpoint("last"))
     expected = {name: torch.stack([w[name] for w in live[-3:]]).mean(0) for name in live[-1]}
