@@ -600,10 +600,7 @@ function heatColours() {
   const colours = HEAT_STOPS.map((_, i) => style.getPropertyValue(`--heat-${i}`).split(",").map(Number));
   return (weight) => {
     const value = clamp(weight, 0, 1);
-    const i = Math.max(
-      1,
-      HEAT_STOPS.findIndex((stop) => value <= stop),
-    );
+    const i = 1 + HEAT_STOPS.slice(1).findIndex((stop) => value <= stop);
     const fraction = (value - HEAT_STOPS[i - 1]) / (HEAT_STOPS[i] - HEAT_STOPS[i - 1]);
     const mix = (low, high) => Math.round(low + fraction * (high - low));
     return `rgb(${colours[i].map((high, channel) => mix(colours[i - 1][channel], high))})`;
