@@ -269,8 +269,8 @@ def main() -> None:
     everything = {"machine": benchmarks.machine(), "results": slim, "growth": grown}
     (arguments.out / "decoding.json").write_text(json.dumps(everything, indent=1) + "\n")
     chart = [(", ".join(key), speed_of(runs)) for key, runs in results.items()]
-    benchmarks.bars(arguments.out / "decoding.svg", "Decoding Multi30k's test set, sentences a second", chart, "")
-    panels = [(f"against {kind}", kind, "sentences/s", curves) for kind, curves in grown.items()]
+    benchmarks.bars(arguments.out / "decoding.svg", "Decoding Multi30k's test set, sentences per second", chart)
+    panels = [(kind, "sentences/s", curves) for kind, curves in grown.items()]
     benchmarks.lines(arguments.out / "decoding-growth.svg", panels)
 
 

@@ -27,7 +27,7 @@ GROWTH = {
     "width": (128, 256, 512, 768),
     "layers": (1, 3, 6, 12),
 }
-TITLES = {"tokens": "token budget", "length": "sentence length", "layers": "layers of each side"}
+TITLES = {"tokens": "token budget", "length": "sentence length", "layers": "layers per side"}
 
 
 def measure(tokens: int, length: int, vocabulary: int, width: int, layers: int) -> dict[str, float]:
@@ -78,7 +78,7 @@ def main() -> None:
     panels = []
     for kind, points in found.items():
         curves = {name: [(p["value"], p[name]) for p in points] for name in ("speed", "bound")}
-        panels.append((f"against {TITLES.get(kind, kind)}", TITLES.get(kind, kind), "target tokens/s", curves))
+        panels.append((TITLES.get(kind, kind), "target tokens/s", curves))
     arguments.out.mkdir(parents=True, exist_ok=True)
     benchmarks.lines(arguments.out / "growth.svg", panels)
     everything = {"machine": benchmarks.machine(), "growth": found}

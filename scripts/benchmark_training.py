@@ -235,7 +235,7 @@ def main() -> None:
     }
     (arguments.out / "training.json").write_text(json.dumps(everything, indent=1) + "\n")
     chart = [(name, _median(runs)) for name, runs in results.items()]
-    benchmarks.bars(arguments.out / "training.svg", "Training on Multi30k, target tokens a second", chart, "")
+    benchmarks.bars(arguments.out / "training.svg", "Training on Multi30k, target tokens per second", chart)
 
 
 def _median(runs: list[dict[str, float]], key: str = "tokens_per_second") -> float:

@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from seq2seq.config.schema import ModelConfig, TrainConfig, TransformerConfig
 from seq2seq.data.batching import Batches, RankBatches
@@ -197,84 +198,50 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 OWN = "this project"
-COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#975a16", "#2c7a7b")
+COLOURS = ("#2b6cb0", "#c05621")
+Curves = dict[str, list[tuple[float, float]]]
 
 
-def bars(path: Path, title: str, rows: Sequence[tuple[str, float]], unit: str) -> None:
+def bars(path: Path, title: str, rows: Sequence[tuple[str, float]]) -> None:
     """Horizontal bars in the order given, as SVG; this project's in a colour of their own."""
-    height, most = 26, max(value for _, value in rows)
-    parts = [_text(10, 22, title, "bold 15px")]
-    for i, (label, value) in enumerate(rows):
-        y, length = 40 + i * height, 400 * value / most
-        parts.append(_text(250, y + 14, label, anchor="end"))
-        parts.append(
-            f'<rect x="258" y="{y}" width="{length:.1f}" height="18" fill="{COLOURS[not label.startswith(OWN)]}"/>'
-        )
-        parts.append(_text(264 + length, y + 14, f"{value:,.0f} {unit}"))
-    _svg(path, 800, 50 + len(rows) * height, parts)
+    names, values = zip(*rows, strict=True)
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
+    drawn = axes.barh(names, values, color=[COLOURS[not name.startswith(OWN)] for name in names])
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=4)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.spines[:].set_visible(False)
+    axes.xaxis.set_visible(False)
+    axes.tick_params(length=0)
+    axes.invert_yaxis()
+    save(figure, path)
 
 
-def lines(path: Path, panels: Sequence[tuple[str, str, str, dict[str, list[tuple[float, float]]]]]) -> None:
-    """Panels (title, x label, y label, curves of points) beside each other, x on a logarithmic scale, as SVG."""
-    parts = []
+def lines(path: Path, panels: Sequence[tuple[str, str, Curves]]) -> None:
+    """Panels (x label, y label, curves) beside each other, x on a logarithmic scale, as SVG."""
     columns = min(3, len(panels))
-    for i, (title, x_label, y_label, curves) in enumerate(panels):
-        left, top, width, height = 60 + i % columns * 330, 40 + i // columns * 300, 240, 180
-        points = [point for curve in curves.values() for point in curve]
-        low, high = (math.log(f(x for x, _ in points)) for f in (min, max))
-        most = _round_number(max(y for _, y in points))
-
-        def place(x: float, y: float, box: tuple[float, ...] = (left, top, width, height, low, high, most)) -> str:
-            left, top, width, height, low, high, most = box
-            share = (math.log(x) - low) / ((high - low) or 1)
-            return f"{left + width * share:.1f},{top + height * (1 - y / most):.1f}"
-
-        parts.append(_text(left, top - 14, title, "bold 13px"))
-        parts.append(f'<path d="M{left},{top} V{top + height} H{left + width}" fill="none" stroke="#444"/>')
-        for tick in range(5):
-            y = most * tick / 4
-            parts.append(
-                _text(
-                    left - 5,
-                    top + height * (1 - tick / 4) + 4,
-                    f"{y:,.3g}" if most < 100 else f"{y:,.0f}",
-                    anchor="end",
-                    font="10px",
-                )
-            )
-        for x in sorted({x for x, _ in points}):
-            parts.append(_text(float(place(x, 0).split(",")[0]), top + height + 14, f"{x:,.0f}", "10px", "middle"))
-        parts.append(_text(left + width / 2, top + height + 30, f"{x_label} → {y_label}", "11px", "middle"))
-        for j, (name, curve) in enumerate(curves.items()):
-            colour = COLOURS[j % len(COLOURS)]
-            path_ = " ".join(place(x, y) for x, y in curve)
-            parts.append(f'<polyline points="{path_}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{c[0]}" cy="{c[1]}" r="3" fill="{colour}"/>' for c in _places(path_)]
-            parts.append(
-                _text(left + 4 + j % 2 * 125, top + height + 46 + j // 2 * 14, f"● {name}", "11px", colour=colour)
-            )
-    _svg(path, 60 + columns * 330, 40 + -(-len(panels) // columns) * 300, parts)
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.8 * columns, 2.8 * rows), squeeze=False, layout="constrained")
+    for axes, (x_label, y_label, curves) in zip(grid.flat, panels, strict=False):
+        for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+            axes.plot(*zip(*curve, strict=True), color=colour, marker="o", markersize=4, label=name)
+        ticks = sorted({x for curve in curves.values() for x, _ in curve})
+        axes.set(xscale="log", xlabel=x_label, ylabel=y_label, ylim=(0, None))
+        axes.set_xticks(ticks, [f"{round(x, 1):,g}" for x in ticks])
+        axes.tick_params(labelsize="small")
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    save(figure, path)
 
 
-def _round_number(least: float) -> float:
-    """The end of an axis: the next number that four ticks divide well."""
-    size = 10.0 ** math.floor(math.log10(least))
-    return next(size * step for step in (1, 2, 4, 6, 8, 10) if size * step >= least)
-
-
-def _places(path: str) -> Iterator[list[str]]:
-    return (pair.split(",") for pair in path.split())
-
-
-def _text(x: float, y: float, text: str, font: str = "13px", anchor: str = "start", colour: str = "#222") -> str:
-    style = f"font:{font} sans-serif" if "px" in font else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" style="{style}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
-
-
-def _svg(path: Path, width: int, height: int, parts: Sequence[str]) -> None:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>\n"]))
+def save(figure: Figure, path: Path) -> None:
+    """Save as an SVG with real text whose bytes depend on the figure alone."""
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def interleaved(repeats: int, contestants: Mapping[Key, Callable[[], Any]]) -> dict[Key, list[Any]]:

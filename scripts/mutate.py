@@ -42,7 +42,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parent.parent
 CATALOGUE = REPOSITORY / "scripts" / "mutants"
 TARGETS = (
-    *("data/", "model/", "decoding/", "inference/", "evaluation/", "training/"),
+    *("data/", "model/", "decoding/", "inference/", "evaluation/", "training/", "reporting/"),
     *("utils/io.py", "utils/run.py", "config/loading.py"),
 )
 UNTARGETED = (

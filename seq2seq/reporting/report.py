@@ -1,6 +1,6 @@
 """One-page report on a run: training, translation quality, attention, and how to reproduce it.
 
-The page is report.html with the data of a run inside; it needs no network.
+The page is template/report.html with its style sheet, its script and the data of a run inside; it needs no network.
 """
 
 from __future__ import annotations
@@ -9,33 +9,174 @@ import base64
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from seq2seq.evaluation.alignment import AlignmentErrors, letter_fractions, words_of_pieces
+from seq2seq.evaluation.diagnostics import Group
 from seq2seq.evaluation.diagnostics import lengths as lengths_of
-from seq2seq.evaluation.metrics import TestSet, sentence_scores
+from seq2seq.evaluation.metrics import Score, TestSet, sentence_scores
 from seq2seq.inference.translator import Translation
 from seq2seq.utils.run import Run
 
-TEMPLATE = Path(__file__).with_name("report.html")
-PLACEHOLDER = "/*DATA*/"
+TEMPLATE = Path(__file__).with_name("template")
 # Counters that only grow are uninformative as curves.
 COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "graphs")
 
+# ---------------------------------------------------------------------- the data, as template/report.js reads it
 
-def page(data: dict[str, Any]) -> str:
-    """Return the page with its data, escaped so that no sentence can end the enclosing script."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, text.replace("<", "\\u003c"), 1)
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What was trained, and on which sentences it is tested."""
+
+    name: str
+    checkpoint: str  # name of its folder
+    model: str  # preset
+    family: str  # "lstm" or "transformer"
+    parameters: int  # of the model as trained
+    corpus: str
+    source_language: str
+    target_language: str
+    test_set: str
+    pairs: int  # in the test set
+    search: str  # in words
+
+
+@dataclass(frozen=True)
+class TrainingTotals:
+    """The extent of a finished training."""
+
+    update: int  # the last
+    seconds: float  # without validations
+
+
+@dataclass(frozen=True)
+class Example:
+    """A translated sentence beside its references."""
+
+    index: int  # in the test set, from 0
+    source: str
+    references: list[str]
+    output: str
+    score: float  # chrF
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Sentences that share a property."""
+
+    name: str  # title of its tab
+    total: int | None  # in the test set; None where the group is only a ranking
+    examples: list[Example]  # the first of them
+
+
+@dataclass(frozen=True)
+class SentenceErrors:
+    """Errors of length and repetition over a test set, as `diagnostics.Lengths` counts them."""
+
+    sentences: int  # in the test set
+    repeating: int  # sentences that repeat words where no reference does
+    short: int  # sentences that break off
+    ratio: float  # output words / reference words
+    omitted: float  # fraction of reference words missing in the output
+    added: float  # fraction of output words missing in the reference
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Translations one by one."""
+
+    groups: list[ExampleGroup]
+    errors: SentenceErrors
+    histogram: list[int]  # sentences by chrF, in steps of 5
+
+
+@dataclass(frozen=True)
+class AttentionPlot:
+    """All attention weights of a sentence; rows are target pieces, columns source pieces, both with an end mark."""
+
+    example: Example
+    source_pieces: list[str]
+    target_pieces: list[str]
+    source_words: list[str]
+    target_words: list[str]
+    source_fractions: list[list[float]]  # of each piece's letters in each word
+    target_fractions: list[list[float]]
+    shape: list[int]  # layers, heads, target pieces, source pieces
+    weights: str  # from 0 to 1 in steps of 1/65535, as 16-bit numbers in base64
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Alignment error rates: of each head, of the means of heads, and of the best head, counted from 0."""
+
+    heads: list[list[float]]  # by layer
+    layers: list[float]  # of the mean of each layer's heads
+    mean: float  # of the mean of all heads
+    best_rate: float
+    best_layer: int
+    best_head: int
+
+
+Point = tuple[int, float]  # update, value
+Metrics = list[dict[str, Any]]  # lines of metrics.jsonl, whose keys depend on what was trained
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows."""
+
+    run: RunFacts
+    totals: TrainingTotals | None  # None if training has not finished
+    scores: list[Score]
+    lengths: list[Group]  # BLEU by words of the source
+    curves: dict[str, dict[str, list[Point]]]  # by metric, then "train" or "validation"
+    time: dict[str, float]  # seconds by activity
+    sentences: Sentences
+    attention: list[AttentionPlot]
+    alignment: Alignment | None  # None if the true alignment is unknown
+    config: str  # as YAML
+    environment: dict[str, Any] | None  # the last entry of environment.json, whose keys depend on the machine
+    commands: list[str]  # that reproduce the run, its scores and this page
+    version: str  # of this package
+
+
+# ------------------------------------------------------------------------------------------------ page
+
+
+def page(report: Report) -> str:
+    """Return the report as one HTML page."""
+    return fill_template(json.dumps(asdict(report), ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def fill_template(data: str) -> str:
+    """Return the template with all its parts inside, the data escaped so that no sentence can end its script."""
+    html, style, script = ((TEMPLATE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    parts = {
+        '<link rel="stylesheet" href="report.css">': f"<style>\n{style}</style>",
+        '<script type="module" src="report.js">': f'<script type="module">\n{script}',
+        '<script id="data" type="application/json">': f'<script id="data" type="application/json">{escape(data)}',
+    }
+    for reference, content in parts.items():
+        html = html.replace(reference, content, 1)
+    return html
+
+
+def escape(data: str) -> str:
+    """Escape the only character of JSON that HTML reads inside a script."""
+    return data.replace("<", "\\u003c")
 
 
 # ------------------------------------------------------------------------------------------- training
 
 
-def read_metrics(run: Run) -> list[dict[str, Any]]:
+def read_metrics(run: Run) -> Metrics:
     """Read the metrics that training logged."""
     try:
         lines = run.metrics.read_text(encoding="utf-8").splitlines()
@@ -44,9 +185,18 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def training_totals(run: Run) -> TrainingTotals | None:
+    """Return the totals of a run, or None if it has not finished."""
+    try:
+        progress = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
+        return TrainingTotals(progress["update"], progress["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def curves(metrics: Metrics) -> dict[str, dict[str, list[Point]]]:
     """Return every logged number by name and kind of line, as points of update and value."""
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    points: dict[str, dict[str, list[Point]]] = {}
     for line in metrics:
         for name, value in line.items():
             if name not in COUNTERS and isinstance(value, (int, float)) and math.isfinite(value):
@@ -54,7 +204,7 @@ def curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int,
     return points
 
 
-def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
+def time_spent(metrics: Metrics) -> dict[str, float]:
     """Return seconds by activity, from the tokens and fractions that training logged."""
     seconds = {"real tokens": 0.0, "padding": 0.0, "waiting for batches": 0.0, "validation and checkpoints": 0.0}
     before = 0.0
@@ -74,35 +224,27 @@ def time_spent(metrics: list[dict[str, Any]]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------ sentences
 
 
-def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> dict[str, Any]:
+def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> Sentences:
     """Return the worst and the best sentences, and those that repeat themselves or break off."""
-    scores, length_errors = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
+    scores, errors = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
     order = sorted(range(len(test)), key=lambda i: scores[i])
-    kinds = {
-        "worst": order[:count],
-        "best": order[: -count - 1 : -1],
-        "repeating": length_errors.repeating[:count],
-        "breaking off": length_errors.short[:count],
-    }
-    chosen = sorted({i for indices in kinds.values() for i in indices})
-    return {
-        "kinds": kinds,
-        "texts": {i: sentence(i, hypotheses[i], test, scores[i]) for i in chosen},
-        "counts": {
-            "sentences": len(test),
-            "repeating": len(length_errors.repeating),
-            "breaking off": len(length_errors.short),
-            "ratio": length_errors.ratio,
-            "omitted": length_errors.omitted,
-            "added": length_errors.added,
-        },
-        "histogram": np.histogram(scores, bins=20, range=(0, 100))[0].tolist(),
-    }
+
+    def group(name: str, total: int | None, indices: list[int]) -> ExampleGroup:
+        return ExampleGroup(name, total, [example(i, hypotheses[i], test, scores[i]) for i in indices[:count]])
+
+    groups = [
+        group("Worst", None, order),
+        group("Best", None, order[::-1]),
+        group("Repeating", len(errors.repeating), errors.repeating),
+        group("Breaking off", len(errors.short), errors.short),
+    ]
+    totals = len(test), len(errors.repeating), len(errors.short)
+    histogram = np.histogram(scores, bins=20, range=(0, 100))[0].tolist()
+    return Sentences(groups, SentenceErrors(*totals, errors.ratio, errors.omitted, errors.added), histogram)
 
 
-def sentence(index: int, hypothesis: str, test: TestSet, score: float) -> dict[str, Any]:
-    references = [lines[index] for lines in test.references]
-    return {"source": test.source[index], "references": references, "output": hypothesis, "score": score}
+def example(index: int, output: str, test: TestSet, score: float) -> Example:
+    return Example(index, test.source[index], [lines[index] for lines in test.references], output, score)
 
 
 def typical(test: TestSet, count: int) -> list[int]:
@@ -114,43 +256,31 @@ def typical(test: TestSet, count: int) -> list[int]:
 # ------------------------------------------------------------------------------------------ attention
 
 
-def attention(index: int, translation: Translation, source: str, reference: str, score: float) -> dict[str, Any]:
-    """Return the data of an attention plot: pieces, words, and the weights of every layer and head."""
+def attention_plot(example: Example, translation: Translation) -> AttentionPlot:
+    """Return the pieces and words of a sentence and the weights of every layer and head."""
     assert translation.weights_LNTS is not None
-    # Rows are target pieces and the end mark, columns source pieces and the end mark.
     sources, targets = list(translation.source_pieces[:-1]), list(translation.pieces)
-    return {
-        "index": index,
-        "text": [source, translation.text],
-        "source": [*sources, "⏎"],
-        "target": [*targets, "⏎"],
-        "source_words": words_of_pieces(sources),
-        "target_words": words_of_pieces(targets),
-        "source_fractions": rounded(letter_fractions(sources)),
-        "target_fractions": rounded(letter_fractions(targets)),
-        "shape": list(translation.weights_LNTS.shape),
-        "weights": packed(translation.weights_LNTS.float().numpy()),
-        "reference": reference,
-        "score": score,
-    }
+    return AttentionPlot(
+        example,
+        source_pieces=[*sources, "⏎"],
+        target_pieces=[*targets, "⏎"],
+        source_words=words_of_pieces(sources),
+        target_words=words_of_pieces(targets),
+        source_fractions=rounded(letter_fractions(sources)),
+        target_fractions=rounded(letter_fractions(targets)),
+        shape=list(translation.weights_LNTS.shape),
+        weights=packed(translation.weights_LNTS.float().numpy()),
+    )
 
 
-def packed(weights: np.ndarray[Any, Any]) -> str:
+def packed(weights: NDArray[np.float32]) -> str:
     """Encode weights from 0 to 1 in steps of 1/65535, as base64."""
     return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
 
 
-def rounded(fractions_PW: Any) -> list[list[float]]:
-    return [[round(float(fraction), 3) for fraction in row] for row in fractions_PW]
+def rounded(fractions_PW: Tensor) -> list[list[float]]:
+    return [[round(fraction, 3) for fraction in row] for row in fractions_PW.tolist()]
 
 
-def alignment_data(errors: AlignmentErrors | None) -> dict[str, Any] | None:
-    if errors is None:
-        return None
-    rate, layer, head = errors.best
-    return {
-        "heads": errors.heads,
-        "layers": errors.layers,
-        "mean": errors.mean,
-        "best": {"rate": rate, "layer": layer, "head": head},
-    }
+def alignment(errors: AlignmentErrors | None) -> Alignment | None:
+    return Alignment(errors.heads, errors.layers, errors.mean, *errors.best) if errors else None

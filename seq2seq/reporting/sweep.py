@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -73,43 +73,41 @@ def write_summary(jobs: list[Job], folder: Path) -> list[str]:
     return [*table(settings), f"written    {folder}: table.csv, runs.csv, table.svg"]
 
 
-def table(settings: list[Setting]) -> list[str]:
-    """Format mean ± standard deviation of each setting, with the best of each metric starred."""
-    metrics = list(settings[0].scores)
-    top = {name: max((mean(s.scores[name]) for s in settings if s.scores[name]), default=0.0) for name in metrics}
-    keys = list(settings[0].values) or [SEED]
-    rows = [[*keys, "runs", *(TITLES[name] for name in metrics)]]
-    for setting in settings:
-        cells = [
-            format_mean(scores, mean(scores) == top[name]) if scores else "–" for name, scores in setting.scores.items()
-        ]
-        runs = str(len(setting.scores[metrics[0]]))
-        rows.append([*(list(setting.values.values()) or ["any"]), runs, *cells])
-    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
-    return ["".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "validation": "validation"}
 
 
+def table(settings: list[Setting]) -> list[str]:
+    """Format mean ± standard deviation of each setting, with the best of each metric starred."""
+    metrics = list(settings[0].scores)
+    best = {name: max((mean(s.scores[name]) for s in settings if s.scores[name]), default=0.0) for name in metrics}
+    keys = list(settings[0].values) or [SEED]
+    rows = [[*keys, "runs", *(TITLES[name] for name in metrics)]]
+    for setting in settings:
+        values = list(setting.values.values()) or ["any"]
+        rows.append([*values, str(len(setting.scores[metrics[0]]))])
+        rows[-1] += [
+            format_mean(scores, mean(scores) == best[name]) if scores else "–"
+            for name, scores in setting.scores.items()
+        ]
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    return ["".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def format_mean(scores: list[float], best: bool) -> str:
-    deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{mean(scores):.2f}{deviation}{' *' if best else ''}"
+    spread = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+    return f"{mean(scores):.2f}{spread}{' *' if best else ''}"
 
 
 def settings_csv(settings: list[Setting]) -> str:
-    """Format a row for each setting."""
+    """Format a row for each setting; a mean without scores and a deviation of one score are empty."""
     metrics = list(settings[0].scores)
     header = [*settings[0].values, "runs", *(f"{m}_{what}" for m in metrics for what in ("mean", "deviation"))]
-    rows = []
+    rows: list[list[object]] = [[*header]]
     for setting in settings:
-        numbers = [
-            number
-            for scores in setting.scores.values()
-            for number in (mean(scores) if scores else "", stdev(scores) if len(scores) > 1 else "")
-        ]
-        rows.append([*setting.values.values(), len(setting.scores[metrics[0]]), *numbers])
-    return as_csv([header, *rows])
+        rows.append([*setting.values.values(), len(setting.scores[metrics[0]])])
+        for scores in setting.scores.values():
+            rows[-1] += [mean(scores) if scores else "", stdev(scores) if len(scores) > 1 else ""]
+    return as_csv(rows)
 
 
 def runs_csv(jobs: list[Job]) -> str:
@@ -150,31 +148,44 @@ def axis(points: list[float]) -> tuple[float, float, list[float]]:
     return ticks[0], ticks[-1], ticks
 
 
+PLOT_WIDTH, ROW_HEIGHT = 430, 34  # pixels
+ScoreToX = Callable[[float], float]
+
+
 def draw_chart(settings: list[Setting], metric: str) -> str:
     """Draw a row for each setting: each run a dot, their mean a stroke, their deviation a band."""
-    shown = [setting for setting in settings if setting.scores[metric]]
-    every = [setting.scores[metric] for setting in shown]
-    low, high, ticks = axis([point for scores in every for point in (*scores, *band(scores))])
-    left = 24 + 7.5 * max(len(setting.name) for setting in shown)
-    width, height = left + 570, 62 + 34 * len(shown)
+    rows = [(setting.name, setting.scores[metric]) for setting in settings if setting.scores[metric]]
+    low, high, ticks = axis([point for _, scores in rows for point in (*scores, *band(scores))])
+    left = 24 + 7.5 * max(len(name) for name, _ in rows)
+    width, height = left + 570, 62 + ROW_HEIGHT * len(rows)
 
     def x(score: float) -> float:
-        return round(left + 430 * (score - low) / (high - low), 1)
+        return round(left + PLOT_WIDTH * (score - low) / (high - low), 1)
 
-    best = max(mean(setting.scores[metric]) for setting in shown)
-    parts = [f'<text class="soft" x="{left}" y="20">{TITLES[metric]}</text>']
+    best = max(mean(scores) for _, scores in rows)
+    parts = [f'<text class="soft" x="{left}" y="20">{TITLES[metric]}</text>', *draw_grid(ticks, x, height)]
+    for i, (name, scores) in enumerate(rows):
+        y, is_best = 50 + ROW_HEIGHT * i, mean(scores) == best
+        name_class = ' class="best"' if is_best else ""
+        parts.append(f'<text{name_class} x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts += draw_scores(scores, x, y)
+        parts.append(f'<text{name_class} x="{left + 440}" y="{y + 4}">{format_mean(scores, is_best)}</text>')
+    size = f'width="{width:g}" height="{height}" viewBox="0 0 {width:g} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(parts)}</svg>\n'
+
+
+def draw_grid(ticks: list[float], x: ScoreToX, height: int) -> list[str]:
+    parts = []
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="30" y2="{height - 28}"/>')
         parts.append(f'<text class="soft" x="{x(tick)}" y="{height - 10}" text-anchor="middle">{tick:g}</text>')
-    for i, setting in enumerate(shown):
-        scores, y = setting.scores[metric], 50 + 34 * i
-        middle = mean(scores)
-        name_class = ' class="best"' if middle == best else ""
-        parts.append(f'<text{name_class} x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(setting.name)}</text>')
-        first, last = map(x, band(scores))
-        parts.append(f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>')
-        parts += [f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores]
-        parts.append(f'<line class="mean" x1="{x(middle)}" x2="{x(middle)}" y1="{y - 9}" y2="{y + 9}"/>')
-        parts.append(f'<text{name_class} x="{left + 440}" y="{y + 4}">{format_mean(scores, middle == best)}</text>')
-    size = f'width="{width:g}" height="{height}" viewBox="0 0 {width:g} {height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(parts)}</svg>\n'
+    return parts
+
+
+def draw_scores(scores: list[float], x: ScoreToX, y: int) -> list[str]:
+    (first, last), middle = map(x, band(scores)), x(mean(scores))
+    return [
+        f'<line class="spread" x1="{first}" x2="{last}" y1="{y}" y2="{y}"/>',
+        *(f'<circle class="dot" cx="{x(score)}" cy="{y}" r="4"/>' for score in scores),
+        f'<line class="mean" x1="{middle}" x2="{middle}" y1="{y - 9}" y2="{y + 9}"/>',
+    ]

@@ -9,21 +9,19 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from functools import cache
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from seq2seq.cli.commands.report import repeat
 from seq2seq.cli.main import load_config
@@ -69,16 +67,16 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
     ours = translator(family, tokenizer)
     for source, pair in zip((p.source for p in grammar_pairs()[:6]), grammar_pairs(), strict=False):
         (best,) = ours.score([source], [pair.target], attention=True)
-        shown = report.attention(0, best, source, pair.target, 50.0)
-        weights = np.frombuffer(base64.b64decode(shown["weights"]), "<u2").reshape(shown["shape"]) / 65535
-        layers, heads, rows, columns = shown["shape"]
+        shown = report.attention_plot(report.Example(0, source, [pair.target], best.text, 50.0), best)
+        weights = np.frombuffer(base64.b64decode(shown.weights), "<u2").reshape(shown.shape) / 65535
+        layers, heads, rows, columns = shown.shape
         assert (layers, heads) == ((2, 2) if family == "transformer" else (1, 2))
-        assert (rows, columns) == (len(shown["target"]), len(shown["source"]))
+        assert (rows, columns) == (len(shown.target_pieces), len(shown.source_pieces))
         assert np.allclose(weights.sum(-1), 1, atol=columns / 65535)
         assert best.weights_LNTS is not None and np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
-        assert "".join(shown["target"][:-1]).replace("▁", " ").strip() == pair.target
-        assert "".join(shown["source"][:-1]).replace("▁", " ").strip() == source
-        assert shown["source_words"] == toy.words(source) and shown["target_words"] == toy.words(pair.target)
+        assert "".join(shown.target_pieces[:-1]).replace("▁", " ").strip() == pair.target
+        assert "".join(shown.source_pieces[:-1]).replace("▁", " ").strip() == source
+        assert shown.source_words == toy.words(source) and shown.target_words == toy.words(pair.target)
 
 
 def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
@@ -183,28 +181,52 @@ def data_of(page: str) -> Any:
 
 
 def test_no_sentence_ends_the_script_that_holds_it() -> None:
-    told = {"text": '</script><script>alert(1)</script> <!-- & \u2028 \\u003c " ü /*DATA*/', "number": 1.5}
-    page = report.page(told)
-    assert data_of(page) == told
-    assert page.count("</script>") == report.page({}).count("</script>"), "nothing of it is markup"
-    assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', page), "nothing is fetched"
+    data = {"text": '</script><script>alert(1)</script> <!-- & \u2028 \\u003c " ü', "number": 1.5}
+    page, empty = report.fill_template(json.dumps(data, ensure_ascii=False)), report.fill_template("{}")
+    assert data_of(page) == data
+    assert page.count("</script>") == empty.count("</script>"), "nothing of it is markup"
+    assert not re.search(r"<link|<script[^>]* src=|https?://(?!www\.w3\.org/2000/svg)", page), "nothing is fetched"
+
+
+def test_the_script_documents_the_fields_of_its_data() -> None:
+    """The typedefs of report.js name the fields of the dataclasses in report.py, in their order."""
+    script = (report.TEMPLATE / "report.js").read_text(encoding="utf-8")
+    typedefs = dict(re.findall(r"@typedef {Object} (\w+)\n(.*?)\*/", script, re.DOTALL))
+    documented = {name: re.findall(r"@property {.*} (\w+)\n", body) for name, body in typedefs.items()}
+    for cls in nested_dataclasses(report.Report):
+        assert documented[cls.__name__] == [field.name for field in fields(cls)], cls
+
+
+def nested_dataclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for hint in get_type_hints(cls).values():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part) and isinstance(part, type):
+                yield from nested_dataclasses(part)
 
 
 def test_the_time_is_all_of_the_time() -> None:
     metrics = [
         {"kind": "train", "update": 1, "target_tokens": 100.0, "tokens_per_second": 50.0, "padding": 0.25},
         {"kind": "validation", "update": 1, "loss": 1.0, "seconds": 3.0},
-        {"kind": "train", "update": 2, "target_tokens": 300.0, "tokens_per_second": 50.0, "waiting": 0.5},
+        {
+            "kind": "train",
+            "update": 2,
+            "target_tokens": 300.0,
+            "tokens_per_second": 50.0,
+            "padding": 0.25,
+            "waiting": 0.5,
+        },
     ]
     spent = report.time_spent(metrics)
     assert spent == {
-        "real tokens": 0.75 * 2 + 0.5 * 4,
-        "padding": 0.25 * 2,
+        "real tokens": 0.75 * 2 + 0.5 * 0.75 * 4,
+        "padding": 0.25 * 2 + 0.5 * 0.25 * 4,
         "waiting for batches": 0.5 * 4,
         "validation and checkpoints": 3.0,
     }
     assert sum(spent.values()) == 2 + 4 + 3
-    assert report.curves(metrics)["padding"] == {"train": [(1, 0.25)]}
+    assert report.curves(metrics)["padding"] == {"train": [(1, 0.25), (2, 0.25)]}
     assert report.curves([{"kind": "train", "update": 1, "loss": math.nan}]) == {}
 
 
@@ -365,108 +387,104 @@ def test_a_score_outside_the_interval_is_no_success() -> None:
 # -------------------------------------------------------------------------------------------- browser
 
 
-class Browser:
-    """Chromium, driven by its own driver over HTTP: nothing to install beside the two."""
-
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        flags = ["headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"]
-        options = {"args": [f"--{flag}" for flag in flags]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = self.ask("/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-        self.base += f"/session/{session}"
-        offline = {"offline": True, "latency": 0, "throughput": 0}
-        self.ask("/chromium/network_conditions", {"network_conditions": offline})
-
-    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, script: str) -> Any:
-        return self.ask("/execute/sync", {"script": script, "args": []})
-
-    def click(self, selector: str) -> None:
-        """As a person clicks: scrolled into view, and only if nothing lies over it."""
-        (element,) = self.ask("/element", {"using": "css selector", "value": selector}).values()
-        self.ask(f"/element/{element}/click", {})
-
-    def size(self, width: int, height: int) -> None:
-        self.ask("/window/rect", {"width": width, "height": height})
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.ask("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
+CHROMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    driver = shutil.which("chromedriver")
-    if driver is None or not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
-        pytest.skip("no Chromium with its chromedriver on this machine")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found: Browser | None = None
-    try:
-        for _ in range(100):
-            try:
-                found = Browser(port)
-                break
-            except urllib.error.HTTPError as error:
-                pytest.skip(f"Chromium does not start here: {error.read()[:200]!r}")
-            except OSError:
-                time.sleep(0.1)
-        assert found, "chromedriver does not answer"
-        yield found
-    finally:
-        if found:
-            found.ask("", method="DELETE")
-        process.terminate()
-        process.wait(20)
+    """Chromium: Playwright's if it is installed, else the system's."""
+    with sync_playwright() as playwright:
+        paths = playwright.chromium.executable_path, *filter(None, map(shutil.which, CHROMES))
+        path = next((path for path in paths if Path(path).exists()), None)
+        if path is None:
+            pytest.skip("needs a browser: install Chromium, or run `playwright install chromium`")
+        chromium = playwright.chromium.launch(executable_path=path)
+        yield chromium
+        chromium.close()
 
 
-LABELS = "return [...document.querySelectorAll('.heat text')].map(node => node.textContent)"
-FILLS = "return [...document.querySelectorAll('.heat rect.cell')].map(node => node.getAttribute('fill')).join()"
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab of the size of a desktop, without a network, in which no script may fail."""
+    errors: list[str] = []
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, offline=True)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert errors == []
 
 
+@pytest.fixture(scope="module")
+def reports(runs: Path) -> dict[str, Path]:
+    """The written page of each family's run."""
+    for family in FAMILIES:
+        made = run_program(["report", family, "search=greedy", "show=[2]", "sentences=4"], "", runs)
+        assert made.returncode == 0, made.stderr
+    return {family: runs / "outputs" / family / "report.html" for family in FAMILIES}
+
+
+PAINTED_WIDTH = "new Promise(done => requestAnimationFrame(() => done(document.documentElement.scrollWidth)))"
+FILLS = "nodes => nodes.map(node => node.getAttribute('fill'))"
+
+
+def cell_colours(page: Page) -> Any:
+    return page.locator(".heat rect.cell").evaluate_all(FILLS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_page_opens_offline_and_answers_clicks(family: str, program: Program, runs: Path, browser: Browser) -> None:
-    made = program("report", family, "search=greedy", "show=[2]", "sentences=4", cwd=runs)
-    assert made.returncode == 0, made.stderr
-    page = runs / "outputs" / family / "report.html"
-    data = data_of(page.read_text(encoding="utf-8"))
-    assert data["attention"][0]["index"] == 1 and len(data["attention"]) > 8
-    browser.size(1200, 900)
-    browser.ask("/url", {"url": page.as_uri()})
-    sections = browser.run("return [...document.querySelectorAll('section')].map(node => node.id)")
+def test_the_page_opens_offline_and_answers_clicks(family: str, reports: dict[str, Path], page: Page) -> None:
+    data = data_of(reports[family].read_text(encoding="utf-8"))
+    assert data["attention"][0]["example"]["index"] == 1 and len(data["attention"]) > 8
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(reports[family].as_uri())
+    page.locator(".heat rect.cell").first.wait_for()
+    sections = page.locator("section").evaluate_all("nodes => nodes.map(node => node.id)")
     assert sections == ["scores", "curves", "attention", "sentences", "time", "run"]
-    assert browser.run("return performance.getEntriesByType('resource').length") == 0, "no request leaves the page"
+    assert requests == [reports[family].as_uri()], "no request leaves the page"
 
-    first = data["attention"][0]
-    shown = [label.removeprefix("·") for label in browser.run(LABELS)]
-    assert shown == [piece.removeprefix("▁") or "␣" for piece in (*first["target"], *first["source"])]
+    first, second = data["attention"][:2]
+    shown = [label.removeprefix("·") for label in page.locator(".heat text").all_text_contents()]
+    assert shown == [piece.removeprefix("▁") or "␣" for piece in (*first["target_pieces"], *first["source_pieces"])]
     layers, heads = first["shape"][:2]
-    buttons = browser.run("return document.querySelectorAll('.heads button').length")
+    buttons = page.locator(".heads button").count()
     assert buttons == layers * (heads + 1) + (layers > 1), "every head, the means of layers, the mean of all"
-    before = browser.run(FILLS)
-    browser.click('.heads [data-layer="0"][data-head="1"]')
-    assert browser.run(FILLS) != before
-    chosen = "return [...document.querySelectorAll('.heads [aria-pressed=true]')].map(node => node.dataset.head)"
-    assert browser.run(chosen) == ["1"]
-    browser.click('[aria-label="Next sentence"]')
-    second = data["attention"][1]
-    assert browser.run(FILLS).count("rgb") == len(second["target"]) * len(second["source"])
+    before = cell_colours(page)
+    page.click('.heads [data-layer="0"][data-head="1"]')
+    assert cell_colours(page) != before
+    pressed = page.locator(".heads [aria-pressed=true]")
+    assert pressed.count() == 1 and pressed.get_attribute("data-head") == "1"
+    page.click('[aria-label="Next sentence"]')
+    assert len(cell_colours(page)) == len(second["target_pieces"]) * len(second["source_pieces"])
 
+
+@pytest.mark.slow
+def test_the_page_has_two_themes_and_fits_a_phone(reports: dict[str, Path], page: Page) -> None:
+    page.goto(reports["transformer"].as_uri())
     themes = set()
     for _ in range(3):
-        browser.click("#theme")
-        themes.add(browser.run("return document.documentElement.dataset.theme"))
+        page.click("#theme")
+        themes.add(page.locator("html").get_attribute("data-theme"))
     assert themes == {"light", "dark"}, "of the system, and each by choice"
-    browser.click("[role=tab]:nth-child(2)")
-    browser.size(500, 844)
-    browser.run("document.documentElement.style.width = '390px'")
-    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.run(overflow) <= 0, "nothing is wider than a phone"
-    assert browser.errors() == []
+    page.click("[role=tab]:nth-child(2)")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator(".heat rect.cell").first.wait_for()
+    assert page.evaluate(PAINTED_WIDTH) <= 390, "nothing is wider than a phone"
+
+
+@pytest.mark.slow
+def test_no_sentence_is_markup(reports: dict[str, Path], page: Page, tmp_path: Path) -> None:
+    markup = "<img src=x onerror=alert(1)> a&lt;b"
+    data = data_of(reports["lstm"].read_text(encoding="utf-8"))
+    for part in ("source", "output"):
+        data["sentences"]["groups"][0]["examples"][0][part] = markup
+        data["attention"][0]["example"][part] = markup
+    data["attention"][0]["source_words"][0] = markup
+    written = tmp_path / "report.html"
+    written.write_text(report.fill_template(json.dumps(data)), encoding="utf-8")
+    page.goto(written.as_uri())
+    page.locator(".heat rect.cell").first.wait_for()
+    assert page.locator("img").count() == 0
+    assert markup in page.locator("#sentences").inner_text() and markup in page.locator("#attention").inner_text()

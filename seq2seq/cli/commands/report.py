@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.schema import ReportConfig, SearchConfig, TrainConfig
 from seq2seq.evaluation.alignment import alignment_of
-from seq2seq.evaluation.diagnostics import grouped_score, length_groups
+from seq2seq.evaluation.diagnostics import grouped_score, length_groups, subset
 from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
 from seq2seq.evaluation.testsets import cached_translations, describe_search, find_test_sets, stored_config
 from seq2seq.inference.translator import Translator
@@ -57,44 +55,47 @@ def report(config: ReportConfig) -> None:
     print(f"written    {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
-def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
+def gather(run: Run, test: TestSet, config: ReportConfig) -> pages.Report:
     """Collect the contents of the page."""
     stored = stored_config(run, config)
     hypotheses = cached_translations(run, test, config)
     status("measuring …")
-    scores = [measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS]
-    metrics = pages.read_metrics(run)
+    groups = length_groups(test.source)
+    metrics, starts = pages.read_metrics(run), environment.read(run)
     translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
-    examples = pages.sentences(hypotheses, test, config.sentences)
+    sentences = pages.sentences(hypotheses, test, config.sentences)
     status("reading attention …")
-    return {
-        "run": {
-            "name": stored.name,
-            "folder": str(run.folder),
-            "checkpoint": run.checkpoint(config.checkpoint).name,
-            "model": stored.model.name,
-            "family": stored.model.family,
-            "parameters": parameters(stored, translator),
-            "corpus": stored.data.name,
-            "languages": [stored.data.source, stored.data.target],
-            "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
-            "search": describe_search(config.search),
-        },
-        "progress": progress(run),
-        "scores": [asdict(score) for score in scores],
-        "lengths": [
-            asdict(g) for g in grouped_score("bleu", hypotheses, test, length_groups(test.source), config.tokenize)
-        ],
-        "curves": pages.curves(metrics),
-        "time": pages.time_spent(metrics),
-        "sentences": examples,
-        "attention": attention_of(translator, test, examples["kinds"], config),
-        "alignment": pages.alignment_data(alignment_of(translator, test)),
-        "config": yaml.safe_dump(to_dict(stored), sort_keys=False, allow_unicode=True),
-        "environment": environment.read(run),
-        "repeat": repeat(run, config),
-        "version": __version__,
-    }
+    return pages.Report(
+        run=run_facts(run, test, config, stored, parameters(stored, translator)),
+        totals=pages.training_totals(run),
+        scores=[measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS],
+        lengths=grouped_score("bleu", hypotheses, test, groups, config.tokenize),
+        curves=pages.curves(metrics),
+        time=pages.time_spent(metrics),
+        sentences=sentences,
+        attention=attention_plots(translator, test, sentences, config),
+        alignment=pages.alignment(alignment_of(translator, test)),
+        config=yaml.safe_dump(to_dict(stored), sort_keys=False, allow_unicode=True),
+        environment=starts[-1] if starts else None,
+        commands=repeat(run, config),
+        version=__version__,
+    )
+
+
+def run_facts(run: Run, test: TestSet, config: ReportConfig, stored: TrainConfig, parameters: int) -> pages.RunFacts:
+    return pages.RunFacts(
+        name=stored.name,
+        checkpoint=run.checkpoint(config.checkpoint).name,
+        model=stored.model.name,
+        family=stored.model.family,
+        parameters=parameters,
+        corpus=stored.data.name,
+        source_language=stored.data.source,
+        target_language=stored.data.target,
+        test_set=test.name,
+        pairs=len(test),
+        search=describe_search(config.search),
+    )
 
 
 def parameters(stored: TrainConfig, translator: Translator) -> int:
@@ -104,31 +105,20 @@ def parameters(stored: TrainConfig, translator: Translator) -> int:
     return sum(count for _, count in parameter_table(model))
 
 
-def progress(run: Run) -> dict[str, Any] | None:
-    """Return the progress of a run, or None if it has not finished."""
-    try:
-        progress: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["progress"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return {name: progress[name] for name in ("update", "best_update", "target_tokens", "seconds") if name in progress}
-
-
-def attention_of(
-    translator: Translator, test: TestSet, kinds: dict[str, list[int]], config: ReportConfig
-) -> list[dict[str, Any]]:
+def attention_plots(
+    translator: Translator, test: TestSet, sentences: pages.Sentences, config: ReportConfig
+) -> list[pages.AttentionPlot]:
     """Return attention for the requested sentences, some of every length, and a few of the worst and best."""
-    rows = [row - 1 for row in config.show]
-    rows += [*pages.typical(test, 8), *kinds["worst"][:4], *kinds["best"][:2]]
+    worst, best = ([example.index for example in group.examples] for group in sentences.groups[:2])
+    rows = [*(row - 1 for row in config.show), *pages.typical(test, 8), *worst[:4], *best[:2]]
     # An empty sentence has no attention.
     rows = [row for row in dict.fromkeys(rows) if test.source[row].strip()]
     translations = translator.translate([test.source[row] for row in rows], config.search, attention=True)
-    several = [lines for lines in zip(*test.references, strict=True)]
-    attention = []
-    for row, (best, *_) in zip(rows, translations, strict=True):
-        one = TestSet("", [test.source[row]], [[reference] for reference in several[row]])
-        score = sentence_scores([best.text], one)[0]
-        attention.append(pages.attention(row, best, test.source[row], several[row][0], score))
-    return attention
+    plots = []
+    for row, (translation, *_) in zip(rows, translations, strict=True):
+        (score,) = sentence_scores([translation.text], subset(test, [row]))
+        plots.append(pages.attention_plot(pages.example(row, translation.text, test, score), translation))
+    return plots
 
 
 def repeat(run: Run, config: ReportConfig) -> list[str]:
