@@ -37,6 +37,7 @@ from seq2seq.reporting import report, sweep
 from seq2seq.training import environment
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
+from seq2seq.utils.text import words_and_marks
 
 PAIRS = toy.splits()["validation"][:60]
 SHORT = ["training.updates=2", "training.validate_every=1"]
@@ -70,7 +71,8 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
         assert np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
         assert "".join(shown["target"][:-1]).replace("▁", " ").strip() == pair.target
         assert "".join(shown["source"][:-1]).replace("▁", " ").strip() == source
-        assert shown["source_words"] == toy.words(source) and shown["target_words"] == toy.words(pair.target)
+        assert shown["source_words"] == words_and_marks(source)
+        assert shown["target_words"] == words_and_marks(pair.target)
 
 
 def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
@@ -138,7 +140,7 @@ def test_attention_on_the_true_links_has_no_errors(
 ) -> None:
     """Planted weights: one head looks where the grammar says, all others at the first word."""
     ours = translator(family, tokenizer)
-    single = [p for p in PAIRS if len(p.links) == len(toy.words(p.target)) == len({j for _, j in p.links})]
+    single = [p for p in PAIRS if len(p.links) == len(words_and_marks(p.target)) == len({j for _, j in p.links})]
     assert len(single) > 5
     score = Translator.score
 

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.store import BLOCK
+from seq2seq.data.store import BLOCK, key_of
 from seq2seq.utils.errors import UserError, nearest
 
 Pair = tuple[str, str]
@@ -71,7 +71,8 @@ def from_grammar(split: str, config: DataConfig) -> Source:
         raise UserError(f"data.source, data.target: {given} is not in the toy corpus; possible: en→de, de→en")
     if split not in SPLITS:
         raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-    return Source(("toy", split, config.source, *_identity([Path(toy.__file__)])), pairs)
+    files = sorted(path for path in Path(toy.__file__).parent.iterdir() if path.suffix in (".py", ".tsv"))
+    return Source(("toy", split, config.source, key_of(*(path.read_bytes() for path in files))), pairs)
 
 
 def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
