@@ -33,6 +33,7 @@ from seq2seq.decoding.scoring import Specials, Task
 from seq2seq.model.factory import build_model
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu
+from seq2seq.utils.errors import reason_of
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -141,7 +142,7 @@ def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]
     try:
         result: dict[str, Any] = measure(*arguments)
     except Exception as error:  # whatever a compiler may raise
-        reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:80]
+        reason = "out of memory" if out_of_memory(error) else reason_of(error, limit=80)
         result = {"failed": f"{type(error).__name__}: {reason}"}
     torch._dynamo.reset()
     if GPU:

@@ -32,7 +32,7 @@ def modules() -> dict[str, Path]:
     """Every module of the package by its name without `seq2seq.`, entry points left out."""
     root = REPOSITORY / "seq2seq"
     paths = (path for path in root.rglob("*.py") if path.parent != root or path.stem == "api")
-    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
+    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 @cache

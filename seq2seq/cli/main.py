@@ -18,7 +18,7 @@ from seq2seq import __version__
 from seq2seq.config import loading, schema
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.renamed import RENAMED
-from seq2seq.utils.errors import STOPPED, UserError, nearest
+from seq2seq.utils.errors import STOPPED, UserError, nearest, reason_of
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (schema.TrainConfig, "train a model on a parallel corpus"),
@@ -353,8 +353,7 @@ def resumed_config(composed: Any, override_texts: list[str]) -> Any:
                 OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False)
         typed_config("train", OmegaConf.to_container(merged, resolve=True))
     except (OSError, ValueError, AttributeError, UserError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason})") from None
+        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason_of(error)})") from None
     return merged
 
 
@@ -484,7 +483,7 @@ def job_problems(command: str, overrides: list[Any], loader: Any, search_path: l
     except UserError as error:
         problems += error.problems
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        problems.append(" ".join(str(error).split()))
+        problems.append(reason_of(error, limit=None))
     return problems
 
 

@@ -19,6 +19,11 @@ from seq2seq.data.tokenizer import BEGIN, PAD, Sampling, Tokenizer
 from seq2seq.utils.io import build_once
 
 
+def shifted_right(target_BT: Tensor) -> Tensor:
+    """The decoder's input that predicts these targets: BEGIN, then all but the last."""
+    return F.pad(target_BT[:, :-1], (1, 0), value=BEGIN)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Padded pairs; `target_in` begins with BEGIN, `target_out` is the token to predict at each position."""
@@ -36,7 +41,7 @@ class Batch:
     def of(cls, source_BS: Tensor, target_BT: Tensor, index_B: Tensor) -> Batch:
         """Build a batch from ids padded on the right."""
         # END occurs in target_in only where target_out is padding, which the loss ignores.
-        target_in_BT = F.pad(target_BT[:, :-1], (1, 0), value=BEGIN)
+        target_in_BT = shifted_right(target_BT)
         source_mask_BS = source_BS != PAD
         source_M, target_M = (mask.flatten().nonzero().squeeze(1) for mask in (source_mask_BS, target_BT != PAD))
         return cls(source_BS, source_mask_BS, target_in_BT, target_BT, index_B, source_M, target_M)

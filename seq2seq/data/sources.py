@@ -21,8 +21,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.store import BLOCK
-from seq2seq.utils.errors import UserError, nearest
+from seq2seq.data.store import BLOCK, key_of
+from seq2seq.utils.errors import UserError, nearest, reason_of
 
 Pair = tuple[str, str]
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -71,7 +71,8 @@ def from_grammar(split: str, config: DataConfig) -> Source:
         raise UserError(f"data.source, data.target: {given} is not in the toy corpus; possible: en→de, de→en")
     if split not in SPLITS:
         raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-    return Source(("toy", split, config.source, *_identity([Path(toy.__file__)])), pairs)
+    files = sorted(path for path in Path(toy.__file__).parent.iterdir() if path.suffix in (".py", ".tsv"))
+    return Source(("toy", split, config.source, key_of(*(path.read_bytes() for path in files))), pairs)
 
 
 def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
@@ -114,9 +115,8 @@ def from_hub(name: str, split: str, config: DataConfig) -> Source:
         try:
             loaded = datasets.load_dataset(name, config.subset, revision=config.revision, cache_dir=config.cache)
         except Exception as error:  # `datasets` raises whatever its readers raise
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
             raise UserError(
-                f"data.path: the hub corpus {name} cannot be loaded: {reason}; "
+                f"data.path: the hub corpus {name} cannot be loaded: {reason_of(error)}; "
                 "without network access, give a folder with its files: data.path=FOLDER"
             ) from None
         if split not in loaded:
@@ -245,7 +245,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _unreadable(path: Path, number: int, error: Exception) -> None:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or reason_of(error)
     what = "the archive is truncated or damaged" if path.suffix.lower() in ARCHIVES else "cannot be read"
     raise UserError(f"{path}: {what} after line {number:,} ({reason})") from None
 
@@ -323,7 +323,7 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
                 for row in batch.to_pylist():
                     yield _pair(row, str(path), config)
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{path}: truncated or damaged ({reason_of(error)})") from None
 
 
 def _pair(row: dict[str, Any], location: str, config: DataConfig) -> Pair:

@@ -15,7 +15,7 @@ import sentencepiece
 from seq2seq.config.schema import TokenizerConfig
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.store import key_of
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import UserError, reason_of
 from seq2seq.utils.io import build_once
 
 PAD, UNKNOWN, BEGIN, END = range(4)
@@ -132,7 +132,7 @@ def _train(sides: list[Chosen], config: TokenizerConfig, what: str) -> tuple[byt
             f"tokenizer.vocabulary: {config.vocabulary} cannot hold the characters of {what}; "
             f"it must be at least {least.group(1)}"
         )
-    raise UserError(f"tokenizer: sentencepiece cannot train on {what}: {' '.join(reason.split())[:200]}")
+    raise UserError(f"tokenizer: sentencepiece cannot train on {what}: {reason_of(reason)}")
 
 
 def _train_exactly(sides: list[Chosen], config: TokenizerConfig, size: int) -> bytes:

@@ -5,7 +5,6 @@ Shapes: L layers, N heads, T target and S source pieces, W target and X source w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,14 +14,14 @@ from torch import Tensor
 from seq2seq.data import toy
 from seq2seq.evaluation.metrics import TestSet
 from seq2seq.inference.translator import Translation, Translator
+from seq2seq.utils.text import WORD_OR_MARK, words_and_marks
 
-WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")  # words as in the grammar of the built-in corpus
 Links = frozenset[tuple[int, int]]  # (source word, target word)
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:
     """Return the words and punctuation marks that subwords spell."""
-    return WORD.findall(_text(pieces))
+    return words_and_marks(_text(pieces))
 
 
 def _text(pieces: Sequence[str]) -> str:
@@ -31,7 +30,7 @@ def _text(pieces: Sequence[str]) -> str:
 
 def letter_fractions(pieces: Sequence[str]) -> Tensor:
     """Return the fraction of each piece's letters in each word: pieces × words."""
-    words = [match.span() for match in WORD.finditer(_text(pieces))]
+    words = [match.span() for match in WORD_OR_MARK.finditer(_text(pieces))]
     fraction_PW = torch.zeros(len(pieces), len(words))
     begin = 0
     for p, piece in enumerate(pieces):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seq2seq.evaluation.metrics import TestSet, measure
+from seq2seq.utils.text import words_of
 
 # -------------------------------------------------------------------------------- beyond the score
 
@@ -21,11 +22,6 @@ class Group:
     label: str
     count: int
     value: float
-
-
-def words_of(text: str) -> list[str]:
-    """Return words without punctuation, but with inner hyphens and apostrophes."""
-    return re.findall(r"\w+(?:[-'’]\w+)*", text)
 
 
 def subset(test: TestSet, rows: Sequence[int]) -> TestSet:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from seq2seq.data.store import key_of
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import UserError, reason_of
 
 RESAMPLES = 1000  # for bootstrap intervals, as on sacreBLEU's command line
 TITLES: dict[str, str] = {
@@ -136,7 +136,7 @@ def sacrebleu_metric(name: str, tokenize: str = "13a") -> Any:
     try:
         return makers[name]()
     except (RuntimeError, ImportError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = reason_of(error)
         raise UserError(f"tokenize: {tokenize} cannot be used ({reason}); choose another, such as char") from None
 
 
@@ -174,7 +174,7 @@ def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, 
         ]
         result = load_from_checkpoint(path).predict(rows, batch_size=32, gpus=gpus, progress_bar=False)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"comet: {model} cannot be used ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"comet: {model} cannot be used ({reason_of(error)})") from None
     segments = 100 * np.array(result.scores)
     mean, interval = None, None
     if resamples > 1:

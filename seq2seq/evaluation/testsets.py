@@ -19,7 +19,7 @@ from seq2seq.evaluation.metrics import Scores, TestSet, score
 from seq2seq.inference.checkpoint import CONFIG, read_config
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.console import status
-from seq2seq.utils.errors import UserError, nearest
+from seq2seq.utils.errors import UserError, nearest, reason_of
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
 
@@ -88,7 +88,7 @@ def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:
         with redirect_stderr(StringIO()):
             files = [dataset.get_source_file(pair), *dataset.get_reference_files(pair)]  # type: ignore[no-untyped-call]
     except (Exception, SystemExit) as error:  # its downloads and readers may raise anything
-        reason = " ".join(str(error).split())[:160]
+        reason = reason_of(error)
         raise UserError(f"public: {name} cannot be fetched ({reason}); give files: source=… reference=…") from None
     source, *references = [list(read_lines(Path(file))) for file in files]
     return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target)

@@ -20,7 +20,7 @@ from seq2seq.config.schema import TrainConfig
 from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import UserError, reason_of
 from seq2seq.utils.io import write_atomically
 
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
@@ -86,6 +86,5 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def damaged_error(path: Path, error: Exception) -> UserError:
-    message = (isinstance(error, OSError) and error.strerror) or str(error)
-    reason = " ".join(message.split())[:160] or type(error).__name__
+    reason = getattr(error, "strerror", None) or reason_of(error)
     return UserError(f"{path}: missing or damaged ({reason}); restore it, or use another checkpoint")

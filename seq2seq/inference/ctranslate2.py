@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.data.encoding import shifted_right
 from seq2seq.data.tokenizer import BEGIN, END, FILES, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import Specials, Task
@@ -244,7 +245,7 @@ class TorchEngine:
         scores: list[float] = []
         for source, target in zip(batches(sources), batches(targets), strict=True):
             source_BS, out_BT = padded(source), padded([[*ids, END] for ids in target])
-            in_BT = torch.cat((torch.full_like(out_BT[:, :1], BEGIN), out_BT[:, :-1]), 1)
+            in_BT = shifted_right(out_BT)
             logits_BTV, _ = self.model.step(in_BT, self.model.start(source_BS, source_BS != PAD))
             log_BT = logits_BTV.log_softmax(-1).gather(2, out_BT[:, :, None])[:, :, 0]
             # A target may hold PAD itself, so its length decides.

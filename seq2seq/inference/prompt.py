@@ -19,7 +19,7 @@ from seq2seq.config.schema import SearchConfig, TranslateConfig
 from seq2seq.data.tokenizer import BEGIN, PAD, UNKNOWN
 from seq2seq.inference.translator import Translation, Translator
 from seq2seq.utils.console import Screen, pad, width
-from seq2seq.utils.errors import UserError, nearest
+from seq2seq.utils.errors import UserError, nearest, reason_of
 from seq2seq.utils.images import attention_image
 from seq2seq.utils.run import Run
 
@@ -110,8 +110,7 @@ class Prompt:
             for problem in error.problems:
                 self.screen.print(f"error: {problem}")
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            self.screen.print(f"error: {reason or type(error).__name__}")
+            self.screen.print(f"error: {reason_of(error)}")
 
     def command(self, line: str) -> None:
         name, _, rest = line.strip().replace("=", " ", 1).partition(" ")

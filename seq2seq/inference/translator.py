@@ -19,6 +19,7 @@ from torch import Tensor
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.batching import split_by_token_budget
+from seq2seq.data.encoding import shifted_right
 from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
@@ -322,7 +323,7 @@ class Translator:
         self, sources: list[EncodedSource], targets: list[list[int]], attention: bool
     ) -> list[TeacherForced]:
         out_BT = self._padded([[*target, END] for target in targets])
-        in_BT = torch.cat((torch.full_like(out_BT[:, :1], BEGIN), out_BT[:, :-1]), 1)
+        in_BT = shifted_right(out_BT)
         state, weights_BLNTS = self._start(sources), None
         if attention:
             logits_BTV, _, weights_BLNTS = self.models.step_with_attention(in_BT, state)

@@ -32,8 +32,8 @@ from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.averaging import Average
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
 from seq2seq.training.optimizers import Optimizers
-from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import fsync_file, write_atomically
+from seq2seq.utils.errors import UserError, reason_of
+from seq2seq.utils.io import folder_written_atomically, fsync_file, write_atomically
 from seq2seq.utils.run import INDEX, Run
 
 
@@ -131,8 +131,7 @@ class Checkpoints:
             try:
                 self._write(state, rng_states, best, validated)
             except (OSError, SafetensorError, RuntimeError) as error:  # each library raises its own for a full disk
-                shutil.rmtree(self._tmp_dir(state), ignore_errors=True)
-                reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+                reason = getattr(error, "strerror", None) or reason_of(error)
                 raise UserError(
                     f"{self.folder}: the checkpoint of update {state.progress.update:,} cannot be written "
                     f"({reason}); {self.describe_last()}; free some space, then repeat the command"
@@ -149,18 +148,12 @@ class Checkpoints:
         names = self.run.index().get("recent", [])[: self.recent]
         return [self.folder / name / WEIGHTS for name in names]
 
-    def _tmp_dir(self, state: RunState) -> Path:
-        return self.folder / f".{_name(state)}"
-
     def _write(self, state: RunState, rng_states: list[dict[str, Tensor]], best: bool, validated: bool) -> None:
-        name, tmp_dir = _name(state), self._tmp_dir(state)
-        shutil.rmtree(tmp_dir, ignore_errors=True)
-        tmp_dir.mkdir(parents=True)
-        state.write(tmp_dir, rng_states)
-        for file in tmp_dir.iterdir():
-            fsync_file(file)
-        shutil.rmtree(self.folder / name, ignore_errors=True)  # left over from a killed run
-        tmp_dir.rename(self.folder / name)
+        name = _name(state)
+        with folder_written_atomically(self.folder / name) as tmp_dir:
+            state.write(tmp_dir, rng_states)
+            for file in tmp_dir.iterdir():
+                fsync_file(file)
         if os.name == "posix":  # elsewhere a folder cannot be synced
             descriptor = os.open(self.folder, os.O_RDONLY)
             os.fsync(descriptor)

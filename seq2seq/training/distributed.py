@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import UserError, reason_of
 
 TIMEOUT = timedelta(minutes=30)  # the longest wait for a rank that tokenises or validates
 
@@ -82,9 +82,8 @@ def join_processes(device: torch.device) -> Iterator[ProcessGroup]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("Connection", "gloo", "NCCL", "Socket", "timed out")):
             raise
-        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"process {rank} of {world_size} lost the connection to another process ({reason}); "
+            f"process {rank} of {world_size} lost the connection to another process ({reason_of(error)}); "
             "the last checkpoint is intact"
         ) from None
     finally:

@@ -22,7 +22,7 @@ from seq2seq.training.mixed_precision import WorkingCopy
 from seq2seq.training.optimizers import clip_gradients
 from seq2seq.training.schedule import lr_at
 from seq2seq.training.validation import Validation
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import UserError, reason_of
 
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive non-finite updates that end a run
 
@@ -206,7 +206,7 @@ class Trainer:
             try_batch(self, 64)
         except Exception as error:  # a compiler may raise anything
             self.forward_model = self.working.model
-            return f"failed ({' '.join(str(error).split())[:160]}); training continues without it"
+            return f"failed ({reason_of(error)}); training continues without it"
         return f"{graphs()} graphs so far, for all batch shapes"
 
 

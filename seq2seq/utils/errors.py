@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 STOPPED = 130  # exit code of an interrupted program, by the convention of shells
+REASON_LENGTH = 200  # characters: other libraries' messages may be as long as a file
 
 
 class UserError(Exception):
@@ -15,6 +16,11 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.code = code
+
+
+def reason_of(error: BaseException | str, limit: int | None = REASON_LENGTH) -> str:
+    """Return the message of another library's error in one line, or the name of its class if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

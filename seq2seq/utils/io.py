@@ -28,6 +28,20 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def folder_written_atomically(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the name of another when complete, and is removed after an error."""
+    tmp_dir = folder.with_name(f".{folder.name}")
+    shutil.rmtree(tmp_dir, ignore_errors=True)  # left by a killed process
+    try:
+        tmp_dir.mkdir(parents=True)
+        yield tmp_dir
+        shutil.rmtree(folder, ignore_errors=True)
+        tmp_dir.rename(folder)
+    finally:
+        shutil.rmtree(tmp_dir, ignore_errors=True)
+
+
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Build a folder atomically, once for all processes; return whether it existed already."""
     if folder.is_dir():
@@ -36,14 +50,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return True
-        tmp_dir = folder.with_name(f".{folder.name}")
-        shutil.rmtree(tmp_dir, ignore_errors=True)  # left by a killed build
-        tmp_dir.mkdir()
-        try:
+        with folder_written_atomically(folder) as tmp_dir:
             build(tmp_dir)
-            tmp_dir.rename(folder)
-        finally:
-            shutil.rmtree(tmp_dir, ignore_errors=True)
     return False
 
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import lzma
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -678,6 +679,24 @@ def test_the_grammar_is_read_in_both_directions(monkeypatch: pytest.MonkeyPatch,
         find_source(data_of(tmp_path, path="toy"), "dev")
     with pytest.raises(UserError, match="en→en is not in the toy corpus"):
         find_source(data_of(tmp_path, path="toy", target="en"), "train")
+
+
+def test_the_key_of_the_grammar_is_the_content_of_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A copy elsewhere, with other times, has the same key; a change of any file, code or words, has another."""
+    folder = Path(toy.__file__).parent
+    data = data_of(tmp_path, path="toy")
+    original = find_source(data, "train").identity
+    compiled = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(folder, tmp_path / "toy", ignore=compiled, copy_function=shutil.copyfile)
+    monkeypatch.setattr(toy, "__file__", str(tmp_path / "toy" / "__init__.py"))
+    assert find_source(data, "train").identity == original
+    files = sorted((tmp_path / "toy").iterdir())
+    assert {"nouns.tsv", "sentences.py"} <= {file.name for file in files}
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert find_source(data, "train").identity != original, file.name
+        file.write_bytes(content)
 
 
 class Hub:

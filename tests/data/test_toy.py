@@ -7,6 +7,11 @@ from itertools import pairwise
 import pytest
 
 from seq2seq.data import toy
+from seq2seq.data.toy import lexicon
+from seq2seq.data.toy.clauses import TENSES
+from seq2seq.data.toy.english import with_ending
+from seq2seq.data.toy.lexicon import ADJECTIVES, NOUNS, VERBS
+from seq2seq.utils.text import words_and_marks
 
 Corpus = dict[str, list[toy.Pair]]
 
@@ -36,8 +41,8 @@ def pairs(corpus: Corpus) -> list[toy.Pair]:
 @pytest.fixture(scope="module")
 def german(pairs: list[toy.Pair]) -> list[list[str]]:
     """The target sides as words, the first one in lower case unless it is a noun or a name."""
-    capitals = {noun.german for noun in toy.NOUNS} | {noun.plural for noun in toy.NOUNS}
-    sentences = [toy.words(pair.target) for pair in pairs]
+    capitals = {noun.german for noun in NOUNS} | {noun.plural for noun in NOUNS}
+    sentences = [words_and_marks(pair.target) for pair in pairs]
     return [[first if first in capitals else first.lower(), *rest] for first, *rest in sentences]
 
 
@@ -66,15 +71,15 @@ def test_target_is_a_function_of_the_source(pairs: list[toy.Pair]) -> None:
 
 
 def test_words_restore_the_text(pairs: list[toy.Pair]) -> None:
-    assert toy.words("At two o'clock twenty-one cats, Anna's, sleep.") == [
+    assert words_and_marks("At two o'clock twenty-one cats, Anna's, sleep.") == [
         "At", "two", "o'clock", "twenty-one", "cats", ",", "Anna's", ",", "sleep", ".",
     ]  # fmt: skip
     for text in (text for pair in pairs for text in pair[:2]):
-        assert re.sub(r" ([.,?])", r"\1", " ".join(toy.words(text))) == text
+        assert re.sub(r" ([.,?])", r"\1", " ".join(words_and_marks(text))) == text
 
 
 def test_lengths(pairs: list[toy.Pair]) -> None:
-    lengths = Counter(len(toy.words(pair.source)) for pair in pairs)
+    lengths = Counter(len(words_and_marks(pair.source)) for pair in pairs)
     assert min(lengths) >= 3 and max(lengths) <= 24
     assert sum(count for length, count in lengths.items() if 4 <= length <= 16) > 0.95 * len(pairs)
 
@@ -95,7 +100,7 @@ def test_indefinite_article(pairs: list[toy.Pair]) -> None:
 def test_links_are_in_range_and_plentiful(pairs: list[toy.Pair]) -> None:
     total = linked = 0
     for pair in pairs:
-        source, target = toy.words(pair.source), toy.words(pair.target)
+        source, target = words_and_marks(pair.source), words_and_marks(pair.target)
         assert all(0 <= i < len(source) and 0 <= j < len(target) for i, j in pair.links)
         assert (len(source) - 1, len(target) - 1) in pair.links
         assert len(set(pair.links)) == len(pair.links)
@@ -106,11 +111,11 @@ def test_links_are_in_range_and_plentiful(pairs: list[toy.Pair]) -> None:
 
 
 def test_links_join_nouns_with_their_translations(pairs: list[toy.Pair]) -> None:
-    nouns = {form: noun for noun in toy.NOUNS for form in (noun.english, noun.english_plural)}
-    verbs = {form for verb in toy.VERBS for form in (verb.base, verb.past, verb.participle)} | {"meeting"}
+    nouns = {form: noun for noun in NOUNS for form in (noun.english, noun.english_plural)}
+    verbs = {form for verb in VERBS for form in (verb.base, verb.past, verb.participle)} | {"meeting"}
     checked = 0
     for pair in pairs:
-        source, target = toy.words(pair.source), toy.words(pair.target)
+        source, target = words_and_marks(pair.source), words_and_marks(pair.target)
         for i, word in enumerate(source):
             if word in nouns and word not in verbs and word not in {"German", "English", "French"}:
                 partners = [target[j] for k, j in pair.links if k == i]
@@ -124,22 +129,36 @@ def test_every_lexeme_is_frequent(corpus: Corpus) -> None:
     seen = Counter(
         part
         for pair in corpus["train"]
-        for word in toy.words(pair.source.lower())
+        for word in words_and_marks(pair.source.lower())
         for part in {word, *word.split("-"), word.removesuffix("'s")}
     )
 
     def occurrences(*forms: str) -> int:
         return sum(seen[form.lower()] for form in set(forms))
 
-    rare = [noun.english for noun in toy.NOUNS if occurrences(noun.english, noun.english_plural) < 20]
-    rare += [a.english for a in toy.ADJECTIVES if occurrences(*a.english.split()) < 20]
-    for verb in toy.VERBS:
-        regular = [toy.with_ending(verb.base, ending) for ending in ("s", "ing")]
+    rare = [noun.english for noun in NOUNS if occurrences(noun.english, noun.english_plural) < 20]
+    rare += [a.english for a in ADJECTIVES if occurrences(a.english, a.english_comparative) < 20]
+    for verb in VERBS:
+        regular = [with_ending(verb.base, ending) for ending in ("s", "ing")]
         if occurrences(verb.base, verb.past, verb.participle, *regular) < 20:
             rare.append(verb.base)
-    tables = (toy.ADVERBS, toy.NUMBERS, toy.TENS, toy.WEEKDAYS, toy.CITIES, toy.MANNERS, toy.CONJUNCTIONS)
-    rare += [row[0] for table in tables for row in toy.rows(table) if min(seen[w.lower()] for w in row[0].split()) < 20]
+    tables = (lexicon.ADVERBS, lexicon.NUMBERS, lexicon.TENS, lexicon.WEEKDAYS, lexicon.CITIES, lexicon.CONJUNCTIONS)
+    others = [row[0] for table in (*tables, *lexicon.MANNERS.values()) for row in table]
+    rare += [phrase for phrase in others if min(seen[word.lower()] for word in phrase.split()) < 20]
     assert rare == []
+
+
+def test_tables_refer_to_words_and_rules_that_exist() -> None:
+    classes = [a.nouns for a in ADJECTIVES] + [names for verb in VERBS for names in (verb.subjects, verb.objects)]
+    names = {name for text in classes for name in text.split()}
+    assert [name for name in sorted(names) if not lexicon.members(name)] == []
+    adjuncts = {"state", "plain", "place", *lexicon.COMPANY, *lexicon.MANNERS}
+    assert {flag for verb in VERBS for flag in verb.flags.split()} <= adjuncts
+    tenses = {"any", "be", "modal", *TENSES}
+    assert {tense for adverb in lexicon.ADVERBS for tense in adverb.tenses.split()} <= tenses
+    assert {spot for adverb in lexicon.ADVERBS for spot in adverb.spots} <= set("fcme")
+    assert {verb.auxiliary for verb in VERBS} == {"haben", "sein"}
+    assert {noun.gender for noun in NOUNS} == set("mfn")
 
 
 def test_prepositions_govern_their_cases(german: list[list[str]]) -> None:
@@ -172,7 +191,7 @@ def test_contractions(german: list[list[str]]) -> None:
 def test_subordinate_clauses_end_in_a_finite_verb(german: list[list[str]]) -> None:
     finite = FINITE_AUXILIARIES | {
         verb.prefix + form
-        for verb in toy.VERBS
+        for verb in VERBS
         for preterite in [verb.preterite]
         for form in (
             *(verb.infinitive, verb.infinitive[:-1], verb.infinitive[:-1] + "e", verb.present),
@@ -197,7 +216,7 @@ def test_subordinate_clauses_have_commas(german: list[list[str]]) -> None:
 
 
 def test_nouns_agree_with_their_articles(german: list[list[str]]) -> None:
-    by_form = {noun.german: noun for noun in toy.NOUNS if noun.german not in {n.plural for n in toy.NOUNS}}
+    by_form = {noun.german: noun for noun in NOUNS if noun.german not in {n.plural for n in NOUNS}}
     possible = {"m": {"der", "den", "dem", "des"}, "f": {"die", "der"}, "n": {"das", "dem", "des"}}
     for sentence in german:
         for before, article, word in zip([".", *sentence], sentence, sentence[1:], strict=False):
@@ -207,7 +226,7 @@ def test_nouns_agree_with_their_articles(german: list[list[str]]) -> None:
 
 
 def test_weak_nouns_take_their_ending(german: list[list[str]]) -> None:
-    weak = {noun.german for noun in toy.NOUNS if noun.gender == "m" and noun.genitive == noun.german + "en"}
+    weak = {noun.german for noun in NOUNS if noun.gender == "m" and noun.genitive == noun.german + "en"}
     assert {"Student", "Bär", "Prinz"} <= weak
     for sentence in german:
         for article, word in pairwise(sentence):
@@ -217,7 +236,7 @@ def test_weak_nouns_take_their_ending(german: list[list[str]]) -> None:
 
 def test_negation_is_on_both_sides(pairs: list[toy.Pair]) -> None:
     for pair in pairs:
-        source, target = set(toy.words(pair.source)), set(toy.words(pair.target))
+        source, target = set(words_and_marks(pair.source)), set(words_and_marks(pair.target))
         english = bool(source & {"not", "cannot", "never"})
         negative = bool(target & {"nicht", "nie"}) or any(re.fullmatch(r"kein(e[mnrs]?)?", word) for word in target)
         assert english == negative, pair

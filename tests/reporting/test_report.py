@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from functools import cache
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args, get_type_hints
@@ -34,6 +34,7 @@ from seq2seq.reporting import report, sweep
 from seq2seq.training import environment
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
+from seq2seq.utils.text import words_and_marks
 from tests.helpers.configs import FAMILIES
 from tests.helpers.models import tiny_model
 from tests.helpers.program import Program, run_program, train
@@ -76,7 +77,7 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
         assert best.weights_LNTS is not None and np.allclose(weights, best.weights_LNTS, atol=1 / 65535)
         assert "".join(shown.target_pieces[:-1]).replace("▁", " ").strip() == pair.target
         assert "".join(shown.source_pieces[:-1]).replace("▁", " ").strip() == source
-        assert shown.source_words == toy.words(source) and shown.target_words == toy.words(pair.target)
+        assert shown.source_words == words_and_marks(source) and shown.target_words == words_and_marks(pair.target)
 
 
 def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
@@ -146,7 +147,9 @@ def test_attention_on_the_true_links_has_no_errors(
 ) -> None:
     """Planted weights: one head looks where the grammar says, all others at the first word."""
     ours = translator(family, tokenizer)
-    single = [p for p in grammar_pairs() if len(p.links) == len(toy.words(p.target)) == len({j for _, j in p.links})]
+    single = [
+        p for p in grammar_pairs() if len(p.links) == len(words_and_marks(p.target)) == len({j for _, j in p.links})
+    ]
     assert len(single) > 5
     score = Translator.score
 

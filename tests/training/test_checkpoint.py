@@ -22,7 +22,7 @@ from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Checkpoints, Progress, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.trainer import Trainer
-from seq2seq.utils.errors import UserError
+from seq2seq.utils.errors import REASON_LENGTH, UserError
 from seq2seq.utils.run import Run
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import random_corpus
@@ -247,7 +247,7 @@ def test_a_damaged_file_has_a_reason_in_one_short_line(tmp_path: Path) -> None:
     for error, reason in (
         (OSError(2, "No such file or directory", "somewhere"), "No such file or directory"),
         (OSError("a network\n  drive"), "a network drive"),
-        (RuntimeError("x" * 300), "x" * 160),
+        (RuntimeError("x" * 2 * REASON_LENGTH), "x" * REASON_LENGTH),
         (EOFError(), "EOFError"),
     ):
         [line] = damaged_error(path, error).problems

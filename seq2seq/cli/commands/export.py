@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import sacrebleu
@@ -24,6 +21,7 @@ from seq2seq.inference.ctranslate2 import (
     unsupported,
 )
 from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import folder_written_atomically
 from seq2seq.utils.run import Run
 
 BEAMS = (1, 5)
@@ -61,12 +59,15 @@ def export(config: ExportConfig) -> None:
     if output.exists() and not config.overwrite:
         raise UserError(f"output: {output} already exists; set overwrite=true, or choose another folder")
     corpus = validation(config, stored)
-    with write_folder_atomically(output) as tmp_dir:
-        proofs = convert(config, folder, tmp_dir, corpus)
-        names = {"name": run.folder.name, "source": stored.data.source, "target": stored.data.target}
-        details = {"version": version, "quantization": config.quantization, "folder": output.as_posix()}
-        readme = README.format(**names, **details, proof="\n".join(f"- {line}" for line in proofs))
-        (tmp_dir / "README.md").write_text(readme, encoding="utf-8")
+    try:
+        with folder_written_atomically(output) as tmp_dir:
+            proofs = convert(config, folder, tmp_dir, corpus)
+            names = {"name": run.folder.name, "source": stored.data.source, "target": stored.data.target}
+            details = {"version": version, "quantization": config.quantization, "folder": output.as_posix()}
+            readme = README.format(**names, **details, proof="\n".join(f"- {line}" for line in proofs))
+            (tmp_dir / "README.md").write_text(readme, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
     print(f"written    {output}; its README.md shows how to use it")
 
 
@@ -131,19 +132,3 @@ def agreement(tokenizer: Tokenizer, full: list[list[int]], small: list[list[int]
         for translations in (full, small)
     ]
     return f"{equal / len(full):.1%} of translations as in float32, BLEU {scores[1]:.2f} after {scores[0]:.2f}"
-
-
-@contextmanager
-def write_folder_atomically(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder, renamed when complete and removed after an error."""
-    tmp_dir = output.with_name(f".{output.name}")
-    shutil.rmtree(tmp_dir, ignore_errors=True)
-    try:
-        tmp_dir.mkdir(parents=True)
-        yield tmp_dir
-        shutil.rmtree(output, ignore_errors=True)
-        tmp_dir.rename(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(tmp_dir, ignore_errors=True)
