@@ -39,7 +39,7 @@ from seq2seq.data.encoding import Batch
 from seq2seq.training import memory_check as memory_check_module
 from seq2seq.training.checkpoint import Checkpoints, Progress
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
-from seq2seq.training.memory_check import check_memory, fits, largest_budget, try_batch, try_search
+from seq2seq.training.memory_check import MemoryCheck, check_memory, fits, largest_budget, try_batch, try_search
 from seq2seq.training.meter import Meter, UpdateStats
 from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
 from seq2seq.utils.errors import UserError
@@ -661,7 +661,7 @@ def test_the_batch_that_is_tried_is_the_largest_that_can_come(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made, "forward_model", Watched(model, note))
         patch.setattr(made.state.batches, "encoded", encoded)
-        try_batch(made, tokens)
+        assert fits(made, tokens)
     assert made.state.batches.encoded is before
     [batch] = seen
     longest = max(len(side[i]) for side in (encoded.source, encoded.target) for i in range(len(lengths)))
@@ -705,7 +705,7 @@ def test_trying_a_batch_leaves_no_trace(
     random, progress = torch.get_rng_state(), asdict(made.state.progress)
     fitting = not (fails and (fails != "step" or update == 0))
     assert fits(made, 30) == fitting
-    assert steps == ([0.0] if update == 0 and fails in ("", "step") else [])
+    assert steps == ([0.0] if update == 0 else [])
     for one, kept in zip((model, made.working.model), before, strict=True):
         assert all(torch.equal(p, kept[name]) for name, p in one.named_parameters())
         assert all(p.grad is None for p in one.parameters())
@@ -740,12 +740,11 @@ def limited(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine that holds batches of `limit` tokens → what was tried on it."""
     tried: list[int] = []
 
-    def try_batch(_: Trainer, tokens: int) -> None:
+    def fits(_: Trainer, tokens: int) -> bool:
         tried.append(tokens)
-        if tokens > limit:
-            raise MemoryError
+        return tokens <= limit
 
-    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
+    monkeypatch.setattr(memory_check_module, "fits", fits)
     return tried
 
 
@@ -763,22 +762,23 @@ def test_the_largest_budget_is_found(below: int, limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [100, 300, 4096, 10**6])
 def test_an_automatic_budget_becomes_the_runs(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest that fits, at most 4,096 on a CPU; the config and the batches have it from then on."""
+    """The largest that fits, at most 4,096 on a CPU; config and batches have it once it is set, and not before."""
     made = make_trainer(varied("lstm", training__tokens="auto"), tmp_path)
     before = made.state.config
     limited(limit, monkeypatch)
-    told = check_memory(made, Corpus(["a"], ["b"]))
+    check = check_memory(made, Corpus(["a"], ["b"]))
     budget = {100: 64, 300: 256, 4096: 4096, 10**6: 4096}[limit]
-    assert made.state.batches.tokens == made.state.config.training.tokens == budget
-    assert made.state.config == varied(before, training__tokens=budget)
-    assert f"training.tokens={budget:,} " in told
-    assert ("do not fit" in told) == (limit < 4096) and ("no faster" in told) == (limit >= 4096)
+    assert made.state.config == before and check.tokens == budget
+    assert f"training.tokens={budget:,} " in check.summary
+    assert ("do not fit" in check.summary) == (limit < 4096) and ("no faster" in check.summary) == (limit >= 4096)
+    made.state.set_budget(budget)
+    assert made.state.config == varied(before, training__tokens=budget) and made.state.batches.tokens == budget
 
 
 def test_a_configured_budget_that_fits_is_tried_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_trainer(varied("lstm", training__tokens=500), tmp_path)
     tried = limited(500, monkeypatch)
-    assert check_memory(made, Corpus(["a"], ["b"])) == "the longest batch fits"
+    assert check_memory(made, Corpus(["a"], ["b"])) == MemoryCheck(500, "the longest batch fits")
     assert tried == [500] and made.state.batches.tokens == 500
 
 
@@ -797,13 +797,14 @@ def test_processes_take_the_budget_that_fits_into_each(tmp_path: Path, monkeypat
     made = [make_trainer(config, tmp_path, process_group=ProcessGroup(rank, 3)) for rank in range(3)]
     limits = [1000, 300, 5000]
 
-    def try_batch(one: Trainer, tokens: int) -> None:
-        if tokens > limits[one.state.process_group.rank]:
-            raise MemoryError
+    def fits(one: Trainer, tokens: int) -> bool:
+        return tokens <= limits[one.state.process_group.rank]
 
-    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
-    Threads(3, monkeypatch).run(lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"])))
-    assert [one.state.config.training.tokens for one in made] == [256, 256, 256]
+    monkeypatch.setattr(memory_check_module, "fits", fits)
+    checks = Threads(3, monkeypatch).run(
+        lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"]))
+    )
+    assert [check.tokens for check in checks] == [256, 256, 256]
 
 
 class Searcher:
