@@ -157,7 +157,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm` (0: no limit) → the norm before."""
-    # Not clip_grad_norm_: it adds 1e-6 to the norm, and scales all gradients even if there is no limit.
+    # By hand, as torch's clip_grads_with_norm_ adds 1e-6 to the norm, which would change every clipped update.
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm:
         torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
