@@ -911,7 +911,7 @@ def test_the_largest_batch_is_tried_beside_all_that_later_updates_keep(
 
 
 def test_a_budget_that_was_found_cuts_every_batch(tmp_path: Path) -> None:
-    """Also those of the pool that was looked at before."""
+    """Also those of the pool that was cut before, to estimate its padding."""
     made, expected = make_trainer("lstm", tmp_path), make_trainer(varied("lstm", training__tokens=48), tmp_path)
     made.state.batches.estimate_padding()
     made.state.set_budget(48)

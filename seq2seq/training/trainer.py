@@ -61,9 +61,9 @@ class Trainer:
         started, meter = time.monotonic(), Meter(self.state, self.precision)
         with closing(iterate(self.state.batches, self.device)) as updates:
             while progress.update < settings.updates and not self.out_of_patience() and not self.stop_reason:
-                with meter.waiting():
-                    rank_batches = next(updates)
                 with self.explaining_lack_of_memory():
+                    with meter.waiting():
+                        rank_batches = next(updates)
                     stats = self.update(rank_batches)
                 meter.count(stats, rank_batches)
                 self.logger.status(meter.line(meter.scalars(self.lr()), bar=True))
