@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import benchmarks
 import numpy as np
@@ -31,12 +31,14 @@ from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import Specials, Task
 from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
+from seq2seq.training.prefetch import iterate
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu
 from seq2seq.utils.errors import reason_of
 
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
+DEVICE = torch.device("cuda:0" if GPU else "cpu")
 VOCABULARY, TOKENS, PAIRS = (32_000, 25_000, 200_000) if GPU else (500, 512, 2_000)
 SMALL = () if GPU else ("model.encoder_layers=1", "model.decoder_layers=1", "model.attention.heads=2", "model.width=32")
 MODELS = {"Transformer base": "transformer_base", "Transformer big": "transformer_big", "LSTM large": "lstm_large"}
@@ -65,10 +67,10 @@ def train(
     """Real target tokens a second of one model, with all that an update is."""
     trainer = trainer_of(preset, encoded, packed)
     if compiled:
-        trainer.forward_model = torch.compile(trainer.working.model, dynamic=True)
+        trainer.forward_model = cast(Seq2Seq, torch.compile(trainer.working.model, dynamic=True))
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    updates = iter(trainer.state.batches)
+    updates = iterate(trainer.state.batches, DEVICE)
     for _ in range(WARM_UP):  # kernels are chosen and compiled, the allocator finds its size
         trainer.update(next(updates))
     tokens, operations, began = 0, 0.0, _now()
@@ -119,7 +121,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
 def where_time_goes(encoded: EncodedCorpus) -> str:
     """The operations of three updates of base, longest first."""
     trainer = trainer_of("transformer_base", encoded)
-    updates = iter(trainer.state.batches)
+    updates = iterate(trainer.state.batches, DEVICE)
     for _ in range(5):
         trainer.update(next(updates))
     with torch.profiler.profile() as profile:

@@ -6,7 +6,7 @@ import copy
 import os
 import signal
 import subprocess
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from seq2seq.training import meter as meter_module
 from tests.helpers.program import Program, run_program
 
 # A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
@@ -68,3 +69,13 @@ def _parsed(text: str) -> Any:
 def yaml_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults are read from configs/ for each name and each stored config."""
     monkeypatch.setattr(yaml, "safe_load", lambda text: copy.deepcopy(_parsed(text)))
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait for a disk, YAML by the C library, and no large matrix products to measure a machine by."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    if yaml.__with_libyaml__:
+        monkeypatch.setattr("yaml.safe_dump", partial(yaml.dump, Dumper=yaml.CSafeDumper))
+        monkeypatch.setattr("yaml.safe_load", partial(yaml.load, Loader=yaml.CSafeLoader))
+    monkeypatch.setattr(meter_module, "matmul_flops", lambda *_: 1e9)

@@ -237,6 +237,7 @@ class TrainingConfig:
     tokens: Count | Literal["auto"]
     update_tokens: Natural
     packing: bool
+    recompute: bool
     label_smoothing: Fraction
     r_drop: NonNegative
     simcut: NonNegative
@@ -377,6 +378,11 @@ class TrainConfig:
             yield (
                 "training.packing",
                 "and model.layer_dropout are mutually exclusive; set one of them to its default",
+            )
+        if self.training.recompute and not isinstance(self.model, TransformerConfig):
+            yield (
+                "training.recompute",
+                f"applies to Transformer layers, and {self.model.name} has none; set it to false",
             )
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"

@@ -5,7 +5,7 @@ Shapes: B sentences, S source and T target positions. Masks are True for real to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,13 +48,22 @@ class Batches:
     POOL = 2**17  # pairs
 
     def __init__(
-        self, encoded: EncodedCorpus, tokens: int, seed: int, mix: Mix | None = None, resample: Resample | None = None
+        self,
+        encoded: EncodedCorpus,
+        tokens: int,
+        seed: int,
+        mix: Mix | None = None,
+        resample: Resample | None = None,
+        *,
+        update_tokens: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
+        self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
         self.epoch = self.pool = self.position = 0
-        self.rank, self.world_size, self.update_tokens = 0, 1, 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
-        self._cached_pool: tuple[tuple[int, int], list[Integers], EncodedCorpus] | None = None
+        self._cached_pool: tuple[tuple[int, int, int], list[Integers], EncodedCorpus] | None = None
 
     def order(self, epoch: int) -> Integers:
         """Return an epoch's pairs, shuffled; cached until another epoch is requested."""
@@ -71,7 +80,8 @@ class Batches:
 
     def pool_batches(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
         """Return a pool's batches, as rows of an encoded corpus."""
-        if self._cached_pool is None or self._cached_pool[0] != (epoch, pool):
+        key = (epoch, pool, self.tokens)
+        if self._cached_pool is None or self._cached_pool[0] != key:
             shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
             encoded = self.encoded
             if self.resample:
@@ -83,7 +93,7 @@ class Batches:
             order = np.argsort(width, kind="stable")
             batches = [shuffled[order[part]] for part in split_by_token_budget(width[order], self.tokens)]
             random = np.random.default_rng([self.seed, epoch, pool])
-            self._cached_pool = ((epoch, pool), [batches[i] for i in random.permutation(len(batches))], encoded)
+            self._cached_pool = (key, [batches[i] for i in random.permutation(len(batches))], encoded)
         return self._cached_pool[1], self._cached_pool[2]
 
     def rows(self, epoch: int) -> Iterator[Integers]:
@@ -111,7 +121,7 @@ class Batches:
         done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
         return self.epoch + done
 
-    def __iter__(self) -> Iterator[RankBatches]:
+    def __iter__(self) -> Generator[RankBatches]:
         """Yield this rank's part of each update: of every `world_size` consecutive batches, the one at `rank`."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
@@ -132,6 +142,11 @@ class Batches:
             self.pool, self.position = self.pool + 1, 0
             if self.pool >= self.pools():
                 self.epoch, self.pool = self.epoch + 1, 0
+
+    def catch_up(self, ahead: Batches) -> None:
+        """Continue from the position of a copy that is ahead, with the permutation and the pool that it has cached."""
+        self.epoch, self.pool, self.position = ahead.epoch, ahead.pool, ahead.position
+        self._permutation, self._cached_pool = ahead._permutation, ahead._cached_pool
 
     def state_dict(self) -> dict[str, int]:
         progress = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
@@ -176,6 +191,14 @@ def largest_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
     width = int(encoded.width().max())
     ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
     return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
+
+
+def example_batches(encoded: EncodedCorpus) -> list[Batch]:
+    """Return two small batches of different shape, from the pairs whose sides differ most in length."""
+    rows = np.arange(min(len(encoded), 2**10))
+    difference = np.abs(encoded.source.lengths(rows) - encoded.target.lengths(rows))
+    rows = rows[np.argsort(-difference, kind="stable")]
+    return [encoded.batch(np.resize(rows, count)) for count in (2, 5)]
 
 
 def sequential_batches(corpus: EncodedCorpus, tokens: int) -> Iterator[Batch]:

@@ -54,11 +54,18 @@ class Batch:
     def target_tokens(self) -> int:
         return len(self.target_index_M)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {
-            name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)
-        }
+        moved: dict[str, Any] = {name: x.to(device, non_blocking=True) for name, x in self.tensors.items()}
         return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Copy to memory from which a GPU copies without waiting."""
+        pinned: dict[str, Any] = {name: x.pin_memory() for name, x in self.tensors.items()}
+        return replace(self, **pinned)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def sampling_probabilities(logits_RV: Tensor, config: SearchConfig) -> Tensor:
     if config.top_p < 1:
         sorted_RV, index_RV = probability_RV.sort(-1, descending=True)
         # Keep an id while the likelier ones sum to less than top_p.
-        excluded_RV = sorted_RV.cumsum(-1) - sorted_RV >= config.top_p
+        excluded_RV = cumulative(sorted_RV) - sorted_RV >= config.top_p
         probability_RV = probability_RV.masked_fill(excluded_RV.gather(1, index_RV.argsort(-1)), 0)
     if config.min_p > 0:
         threshold_R1 = config.min_p * probability_RV.amax(-1, keepdim=True)
@@ -88,9 +88,16 @@ def sampling_probabilities(logits_RV: Tensor, config: SearchConfig) -> Tensor:
 
 def draw(probability_RV: Tensor, uniform_R: Tensor) -> Tensor:
     """Return the id at which the cumulative probability passes a random fraction of the total."""
-    cumulative_RV = probability_RV.double().cumsum(-1)
+    cumulative_RV = cumulative(probability_RV.double())
     target_R1 = (uniform_R.to(cumulative_RV) * cumulative_RV[:, -1])[:, None]
     return torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
+
+
+def cumulative(x_RV: Tensor) -> Tensor:
+    """Return the running sums of rows; where results must be reproducible on the CPU, as CUDA's are not."""
+    if torch.are_deterministic_algorithms_enabled():
+        return x_RV.cpu().cumsum(-1).to(x_RV.device)
+    return x_RV.cumsum(-1)
 
 
 def seeds(sentences: Sequence[int], samples: int, seed: int) -> Seeds:

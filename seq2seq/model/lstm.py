@@ -77,6 +77,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """s_t = LSTM([y_{t-1}; c_t], s_{t-1}), c_t attended to from s_{t-1} (§3.1); further layers and a maxout readout."""
 
+    uncompiled = ("_attend_and_recur",)  # torch.compile would unroll the loop anew for every target length
+
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__()
         self.width, self.p, memory_width = config.width, config.dropout, 2 * config.width

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -68,6 +68,11 @@ class RunState:
     average: Average | None = None
     process_group: ProcessGroup = SINGLE_PROCESS
 
+    def set_budget(self, tokens: int) -> None:
+        """Train with batches of this many tokens."""
+        self.config = replace(self.config, training=replace(self.config.training, tokens=tokens))
+        self.batches.tokens = tokens
+
     def write(self, folder: Path, rng_states: list[dict[str, Tensor]]) -> None:
         """Write everything into a folder; `rng_states` holds the generator states of every process."""
         write_config(self.config, folder / CONFIG)
@@ -106,16 +111,18 @@ class RunState:
 
     def rng_states(self) -> dict[str, Tensor]:
         """Return the states of this process's random generators: the CPU's and its device's."""
-        return {kind: module.get_rng_state() for kind, module in self._generators().items()}
+        return {kind: module.get_rng_state(*device) for kind, module, device in self._generators()}
 
     def set_rng_states(self, states: dict[str, Tensor]) -> None:
-        for kind, module in self._generators().items():
+        for kind, module, device in self._generators():
             if kind in states:
-                module.set_rng_state(states[kind])
+                module.set_rng_state(states[kind], *device)
 
-    def _generators(self) -> dict[str, Any]:
-        kind = next(self.model.parameters()).device.type
-        return {"cpu": torch} if kind == "cpu" else {"cpu": torch, kind: getattr(torch, kind)}
+    def _generators(self) -> list[tuple[str, ModuleType, list[torch.device]]]:
+        """List the generators by kind; of several GPUs, the one that trains must be named."""
+        device = next(self.model.parameters()).device
+        own = (device.type, getattr(torch, device.type), [device] if device.type == "cuda" else [])
+        return [("cpu", torch, []), *([] if device.type == "cpu" else [own])]
 
 
 class Checkpoints:

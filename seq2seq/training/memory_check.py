@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
 from seq2seq.data.batching import largest_batch
 from seq2seq.data.corpus import Corpus
+from seq2seq.data.encoding import Batch
 from seq2seq.inference.translator import Translator
 from seq2seq.training.loss import training_loss
-from seq2seq.training.trainer import Trainer
+from seq2seq.training.trainer import Trainer, advise_budget
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError
 
@@ -21,10 +22,18 @@ MAX_USEFUL_TOKENS = {"cpu": 2**12}  # larger batches are no faster on a CPU
 MAX_USEFUL_TOKENS_ON_GPU = 2**17
 
 
-def check_memory(trainer: Trainer, corpus: Corpus) -> str:
-    """Try the worst batch and the widest beam; find the budget for `tokens=auto` → a summary of the result."""
+@dataclass(frozen=True)
+class MemoryCheck:
+    """The token budget to train with, and a summary for the log."""
+
+    tokens: int
+    summary: str
+
+
+def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
+    """Try the worst batch and the widest beam; find the budget for `tokens=auto`."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
-    summary = ""
+    summary = "the longest batch fits"
     if tokens == "auto" or not fits(trainer, tokens):
         limit = tokens if tokens != "auto" else MAX_USEFUL_TOKENS.get(trainer.device.type, MAX_USEFUL_TOKENS_ON_GPU) + 1
         fitting = min(state.process_group.all_gather(largest_budget(trainer, limit)))
@@ -33,12 +42,10 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> str:
         if tokens != "auto":
             raise UserError(
                 f"training.tokens: the longest batch of {tokens:,} does not fit into memory, but {fitting:,} does; "
-                f"set training.tokens={fitting} training.update_tokens={tokens} for updates of about the same size"
+                f"{advise_budget(state, fitting)}"
             )
-        training = replace(state.config.training, tokens=fitting)
-        state.config, state.batches.tokens = replace(state.config, training=training), fitting
         reason = "larger batches do not fit" if fitting < limit - 1 else "larger batches are no faster"
-        summary = f"training.tokens={fitting:,} (auto: {reason}); "
+        tokens, summary = fitting, f"training.tokens={fitting:,} (auto: {reason}); {summary}"
     try:
         try_search(trainer, corpus)
     except (RuntimeError, MemoryError) as error:
@@ -49,7 +56,7 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> str:
             f"search.tokens: {search.tokens:,} tokens with a beam of {search.beam} do not fit into memory; "
             f"try search.tokens={search.tokens // 2}"
         ) from None
-    return f"{summary}the longest batch fits"
+    return MemoryCheck(tokens, summary)
 
 
 def largest_budget(trainer: Trainer, below: int) -> int:
@@ -62,7 +69,7 @@ def largest_budget(trainer: Trainer, below: int) -> int:
 
 def fits(trainer: Trainer, tokens: int) -> bool:
     try:
-        try_batch(trainer, tokens)
+        try_batch(trainer, largest_batch(trainer.state.batches.encoded, tokens))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -70,18 +77,18 @@ def fits(trainer: Trainer, tokens: int) -> bool:
     return True
 
 
-def try_batch(trainer: Trainer, tokens: int) -> None:
-    """Run the worst batch of a budget through forward, backward and update, without side effects."""
+def try_batch(trainer: Trainer, batch: Batch) -> None:
+    """Run a batch through update, forward and backward, without side effects."""
     state, model = trainer.state, trainer.working.model.train()
     with _restored_afterwards(trainer):
-        batch = largest_batch(state.batches.encoded, tokens).to(trainer.device)
-        training_loss(trainer.forward_model, batch, state.config.training)[0].backward()
-        trainer.working.transfer_gradients()
         for p in state.model.parameters():
-            if p.grad is not None:
-                p.grad.zero_()
+            p.grad = torch.zeros_like(p)
         if state.progress.update == 0:
-            state.optimizer.step(0.0)
+            state.optimizer.step(0.0)  # every later update computes beside the moments, …
+        if not state.config.training.update_tokens:
+            state.model.zero_grad()  # … and beside gradients where batches are accumulated
+        training_loss(trainer.forward_model, batch.to(trainer.device), state.config.training)[0].backward()
+        trainer.working.transfer_gradients()
     model.eval()
 
 

@@ -26,10 +26,22 @@ class WorkingCopy:
     @torch.no_grad()
     def transfer_gradients(self) -> None:
         """Add the copy's gradients to the master's; a sum of many in lower precision would lose the small ones."""
-        for master, working in self._pairs:
-            if working.grad is not None:
-                gradient, working.grad = working.grad.float(), None
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        pairs = [(master, working, working.grad) for master, working in self._pairs if working.grad is not None]
+        if not pairs:
+            return
+        # Lists of tensors take a few kernels, where one for each would keep a GPU waiting.
+        gradients = [torch.empty_like(master) for master, _, _ in pairs]
+        torch._foreach_copy_(gradients, [gradient for _, _, gradient in pairs])
+        sums, summands = [], []
+        for (master, working, _), gradient in zip(pairs, gradients, strict=True):
+            working.grad = None
+            if master.grad is None:
+                master.grad = gradient
+            else:
+                sums.append(master.grad)
+                summands.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, summands)
 
     @torch.no_grad()
     def sync_weights(self) -> None:

@@ -83,6 +83,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     if config.name == "schedule_free":
         return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.eps)])
     if config.name == "adafactor":
+        # On a GPU it waits for two norms of each parameter; so does torch's foreach form.
         return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=config.lr)])
     return Optimizers([adamw(groups.values())])
 
@@ -156,6 +157,7 @@ class ScheduleFree(torch.optim.Optimizer):
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm` (0: no limit) → the norm before."""
+    # By hand, as torch's clip_grads_with_norm_ adds 1e-6 to the norm, which would change every clipped update.
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm:
         torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))

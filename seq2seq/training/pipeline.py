@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,20 @@ from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup, join_processes
 from seq2seq.training.logger import RunLogger
-from seq2seq.training.memory_check import check_memory, try_batch
+from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
 from seq2seq.training.optimizers import build_optimizer, optimizer_table
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, select_examples, validate
 from seq2seq.utils.console import hint
-from seq2seq.utils.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
+from seq2seq.utils.device import (
+    choose_device,
+    choose_precision,
+    deterministic,
+    peak_memory,
+    reset_peak_memory,
+    tune_cpu,
+)
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
 
@@ -70,16 +78,17 @@ def train(config: TrainConfig) -> Run:
         tune_cpu()
         if config.deterministic:
             deterministic()
-        state = prepare_state(run, config, corpora.train, device, process_group, logger)
-        trainer = prepare_trainer(state, corpora.validation, precision, run, logger)
+        state = build_state(run, config, corpora.train, device, process_group, logger)
+        trainer = build_trainer(state, corpora.validation, precision, run, logger)
+        settle_budget(trainer, corpora.validation)
         process_group.barrier()  # all processes have read the folder before it changes
         if process_group.is_main:
-            prepare_folder(run, state.config, state.progress.update)
+            create_folder(run, state.config, state.progress.update)
             if state.progress.update < state.config.training.updates:
                 environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logger.open(run, state.progress.update)
         logger.text("config", state.progress.update, f"```yaml\n{to_yaml(state.config)}```")
-        if fit(trainer) and process_group.is_main:
+        if train_to_end(trainer) and process_group.is_main:
             score_test_set(run, state, corpora.test, logger)
         logger.field("run", str(run.folder))
     return run
@@ -138,7 +147,7 @@ def list_changes(run: Run, config: TrainConfig) -> list[str]:
     return changes
 
 
-def prepare_folder(run: Run, config: TrainConfig, update: int) -> None:
+def create_folder(run: Run, config: TrainConfig, update: int) -> None:
     """Create the run's folder, only after its data, tokenizer and model are known to be good."""
     try:
         if not update:
@@ -151,15 +160,14 @@ def prepare_folder(run: Run, config: TrainConfig, update: int) -> None:
         raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
 
 
-def prepare_state(
+def build_state(
     run: Run, config: TrainConfig, corpus: Corpus, device: torch.device, process_group: ProcessGroup, logger: RunLogger
 ) -> RunState:
     """Build tokenizer, model, optimizer and batches: new, from the last checkpoint, or from another run's weights."""
     last = run.checkpoint("last") if run.exists and not config.overwrite else None
     origin = last or (config.init_from and resolve_origin(config.init_from, config.outputs))
-    tokenizer = Tokenizer.load(origin) if origin else prepare_tokenizer(corpus, config, logger)
-    batches = prepare_batches(corpus, tokenizer, config, logger)
-    batches.rank, batches.world_size = process_group.rank, process_group.world_size
+    tokenizer = Tokenizer.load(origin) if origin else build_tokenizer(corpus, config, logger)
+    batches = build_batches(corpus, tokenizer, config, process_group, logger)
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary).to(device)
     torch.manual_seed(config.seed + process_group.rank)  # equal weights, but different dropout in every process
@@ -187,23 +195,31 @@ def resolve_origin(name: str, outputs: str) -> Path:
     return folder if (folder / WEIGHTS).is_file() else Run.find(name, outputs).checkpoint("best")
 
 
-def prepare_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logger: RunLogger) -> Trainer:
-    """Build a trainer that validates on a corpus, and check that training fits into memory."""
+def build_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logger: RunLogger) -> Trainer:
+    """Build a trainer that validates on a corpus."""
     encoded = encode_corpus(corpus, state.tokenizer)
 
     def validate_model(model: Seq2Seq) -> Validation:
         return validate(model, state, corpus, encoded)
 
-    trainer = Trainer(state, precision, validate_model, Checkpoints(run, state.config.training.recent), logger)
+    return Trainer(state, precision, validate_model, Checkpoints(run, state.config.training.recent), logger)
+
+
+def settle_budget(trainer: Trainer, corpus: Corpus) -> None:
+    """Compile the model if configured, check that training fits into memory, and resolve `tokens=auto`."""
+    state, logger = trainer.state, trainer.logger
     logger.status("trying the longest batch …")
     if state.config.compile:
         logger.field("compile", trainer.compile(try_batch))
-    summary = check_memory(trainer, corpus)
-    logger.field("memory", f"{summary}; {peak_memory(trainer.device) / 1e9:.1f} GB peak")
-    return trainer
+    check = check_memory(trainer, corpus)
+    logger.field("memory", f"{check.summary}; {peak_memory(trainer.device) / 1e9:.1f} GB peak")
+    reset_peak_memory(trainer.device)  # from now on, the peak of training alone
+    if state.config.training.tokens == "auto":
+        state.set_budget(check.tokens)
+        log_batches(state.batches, logger)
 
 
-def prepare_tokenizer(corpus: Corpus, config: TrainConfig, logger: RunLogger) -> Tokenizer:
+def build_tokenizer(corpus: Corpus, config: TrainConfig, logger: RunLogger) -> Tokenizer:
     logger.status("training the tokenizer …")
     tokenizer, notes = make_tokenizer(corpus, config.tokenizer, config.data.cache)
     for note in notes:
@@ -211,8 +227,10 @@ def prepare_tokenizer(corpus: Corpus, config: TrainConfig, logger: RunLogger) ->
     return tokenizer
 
 
-def prepare_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, logger: RunLogger) -> Batches:
-    """Batch the training pairs as ids, from the cache or newly encoded."""
+def build_batches(
+    corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, process_group: ProcessGroup, logger: RunLogger
+) -> Batches:
+    """Batch the training pairs as ids, from the cache or newly encoded; `tokens=auto` is resolved later."""
     data, limit = config.data, config.data.max_length
     encoded, cached = encode_training(corpus, tokenizer, limit, data.cache, logger.status)
     if not len(encoded):
@@ -230,13 +248,24 @@ def prepare_batches(corpus: Corpus, tokenizer: Tokenizer, config: TrainConfig, l
     if sampling:
         resample = resampler(corpus, encoded, tokenizer, sampling, limit)
     tokens = config.training.tokens
-    batches = Batches(encoded, 2**12 if tokens == "auto" else tokens, config.seed, mix, resample)
-    batches.update_tokens = config.training.update_tokens
-    count, padding = batches.estimate_padding()
-    logger.field(
-        "batches", f"about {count:,} per epoch, padding {padding:.1%}{', ids from the cache' if cached else ''}"
+    batches = Batches(
+        encoded,
+        MIN_TOKENS if tokens == "auto" else tokens,
+        config.seed,
+        mix,
+        resample,
+        update_tokens=config.training.update_tokens,
+        rank=process_group.rank,
+        world_size=process_group.world_size,
     )
+    if tokens != "auto":
+        log_batches(batches, logger, ", ids from the cache" if cached else "")
     return batches
+
+
+def log_batches(batches: Batches, logger: RunLogger, note: str = "") -> None:
+    count, padding = batches.estimate_padding()
+    logger.field("batches", f"about {count:,} per epoch, padding {padding:.1%}{note}")
 
 
 def log_model(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logger: RunLogger) -> None:
@@ -250,7 +279,7 @@ def log_model(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logger:
         logger.field("", f"{name:17} {count:>12,}")
 
 
-def fit(trainer: Trainer) -> bool:
+def train_to_end(trainer: Trainer) -> bool:
     """Train to the end → True; a run stopped earlier reports how to continue."""
     state, logger = trainer.state, trainer.logger
     with stop_gracefully(trainer):
@@ -273,7 +302,7 @@ def fit(trainer: Trainer) -> bool:
 def stop_gracefully(trainer: Trainer) -> Iterator[None]:
     """On Ctrl-C or SIGTERM, finish the update and save; a second Ctrl-C stops immediately."""
 
-    def stop(number: int, _: Any) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])
         trainer.stop(f"signal {signal.Signals(number).name}", by_signal=True)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from seq2seq.data.batching import RankBatches
+from seq2seq.data.batching import RankBatches, example_batches
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.interface import Seq2Seq
@@ -20,8 +22,11 @@ from seq2seq.training.loss import training_loss
 from seq2seq.training.meter import Meter, UpdateStats
 from seq2seq.training.mixed_precision import WorkingCopy
 from seq2seq.training.optimizers import clip_gradients
+from seq2seq.training.prefetch import iterate
+from seq2seq.training.recompute import recompute_layers
 from seq2seq.training.schedule import lr_at
 from seq2seq.training.validation import Validation
+from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError, reason_of
 
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive non-finite updates that end a run
@@ -41,7 +46,9 @@ class Trainer:
         self.state, self.validate_model = state, validate
         self.checkpoints, self.logger = checkpoints, logger
         self.working = WorkingCopy(state.model, precision)
-        self.forward_model: Any = self.working.model  # runs forward; possibly compiled
+        if state.config.training.recompute:
+            recompute_layers(self.working.model)
+        self.forward_model = self.working.model  # runs forward; possibly compiled
         self.device = next(state.model.parameters()).device
         self.stop_reason = ""  # the reason to finish the update, save and stop
         self.stopped_by_signal = False
@@ -51,20 +58,23 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last update, or until a reason to stop earlier."""
         progress, settings = self.state.progress, self.state.config.training
-        started, updates, meter = time.monotonic(), iter(self.state.batches), Meter(self.state, self.precision)
-        while progress.update < settings.updates and not self.out_of_patience() and not self.stop_reason:
-            with meter.waiting():
-                rank_batches = next(updates)
-            meter.count(self.update(rank_batches), rank_batches)
-            self.logger.status(meter.line(meter.scalars(self.lr()), bar=True))
-            last = progress.update == settings.updates
-            if progress.update % settings.log_every == 0 or last:
-                self.log(meter)
-            if progress.update % settings.validate_every == 0 or last:
-                self.validate()
-                meter.begin()
-            if 0 < settings.max_minutes * 60 < time.monotonic() - started:
-                self.stop(f"training.max_minutes={settings.max_minutes:g}")
+        started, meter = time.monotonic(), Meter(self.state, self.precision)
+        with closing(iterate(self.state.batches, self.device)) as updates:
+            while progress.update < settings.updates and not self.out_of_patience() and not self.stop_reason:
+                with self.explaining_lack_of_memory():
+                    with meter.waiting():
+                        rank_batches = next(updates)
+                    stats = self.update(rank_batches)
+                meter.count(stats, rank_batches)
+                self.logger.status(meter.line(meter.scalars(self.lr()), bar=True))
+                last = progress.update == settings.updates
+                if progress.update % settings.log_every == 0 or last:
+                    self.log(meter)
+                if progress.update % settings.validate_every == 0 or last:
+                    self.validate()
+                    meter.begin()
+                if 0 < settings.max_minutes * 60 < time.monotonic() - started:
+                    self.stop(f"training.max_minutes={settings.max_minutes:g}")
         if self.saved_update < progress.update:
             self.save()
 
@@ -104,6 +114,21 @@ class Trainer:
             state.average.update(state.progress.update)
         return UpdateStats(loss, norm, skipped=not math.isfinite(norm + loss))
 
+    @contextmanager
+    def explaining_lack_of_memory(self) -> Iterator[None]:
+        """Turn running out of memory in an update into an error that names smaller batches."""
+        update = self.state.progress.update + 1
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            tokens = self.state.config.training.budget
+            raise UserError(
+                f"update {update:,}: out of memory with training.tokens={tokens}; "
+                f"{advise_budget(self.state, max(1, tokens // 2))}; {self.checkpoints.describe_last()}"
+            ) from None
+
     def skip(self, rank_batches: RankBatches, loss: float, norm: float) -> None:
         """Keep the weights; after several such updates in a row, stop with a diagnosis."""
         progress = self.state.progress
@@ -124,7 +149,7 @@ class Trainer:
         non_finite: list[str] = []
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(module: Any, inputs: Any, output: Any) -> None:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
                 if isinstance(output, torch.Tensor) and not output.isfinite().all():
                     non_finite.append(f"the output of {name} ({type(module).__name__})")
 
@@ -184,13 +209,17 @@ class Trainer:
 
     def norms(self) -> dict[str, float]:
         """Return the norms of weights and gradients, by part of the model."""
-        squares: dict[str, float] = {}
+        names, squares = [], []
         for name, p in self.state.model.named_parameters():
             part = ".".join(name.split(".")[:-1][:3])
             for kind, x in (("norms", p.detach()), ("gradients", p.grad)):
                 if x is not None:
-                    squares[f"{kind}/{part}"] = squares.get(f"{kind}/{part}", 0.0) + float(x.square().sum())
-        return {name: math.sqrt(square) for name, square in squares.items()}
+                    names.append(f"{kind}/{part}")
+                    squares.append(x.square().sum())
+        totals = dict.fromkeys(names, 0.0)
+        for name, square in zip(names, torch.stack(squares).tolist(), strict=True):  # fetched in one transfer
+            totals[name] += square
+        return {name: math.sqrt(total) for name, total in totals.items()}
 
     def lr(self) -> float:
         progress, config = self.state.progress, self.state.config
@@ -199,20 +228,32 @@ class Trainer:
     def out_of_patience(self) -> bool:
         return 0 < self.state.config.training.patience <= self.state.progress.without_gain
 
-    def compile(self, try_batch: Callable[[Trainer, int], None]) -> str:
-        """Compile the model and try a small batch → a summary; after a failure, train uncompiled."""
-        self.forward_model = torch.compile(self.working.model, dynamic=True)  # one graph for all shapes of batches
+    def compile(self, try_batch: Callable[[Trainer, Batch], None]) -> str:
+        """Compile the model and try two small batches → a summary; after a failure, train uncompiled."""
+        model = self.working.model
+        eager = [(part, name) for part in model.modules() for name in getattr(part, "uncompiled", ())]
+        for part, name in eager:
+            setattr(part, name, torch.compiler.disable(getattr(part, name)))
+        self.forward_model = cast(Seq2Seq, torch.compile(model, dynamic=True))  # one graph for all shapes of batches
         try:
-            try_batch(self, 64)
+            for batch in example_batches(self.state.batches.encoded):
+                try_batch(self, batch)
         except Exception as error:  # a compiler may raise anything
-            self.forward_model = self.working.model
+            self.forward_model = model
             return f"failed ({reason_of(error)}); training continues without it"
-        return f"{graphs()} graphs so far, for all batch shapes"
+        return f"{graphs()} graphs so far, for all batch shapes" + ("; recurrences stay uncompiled" if eager else "")
 
 
 def graphs() -> int:
     """Count the compilations of torch.compile; a growing number means that shapes keep changing."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def advise_budget(state: RunState, tokens: int) -> str:
+    """Return the settings for smaller batches, with as many accumulated as make updates of the present size."""
+    settings = state.config.training
+    update_tokens = max(settings.update_tokens, settings.budget * state.process_group.world_size)
+    return f"set training.tokens={tokens} training.update_tokens={update_tokens} for updates of about the same size"
 
 
 def describe_pairs(batch: Batch, tokenizer: Tokenizer) -> list[str]:

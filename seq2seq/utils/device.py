@@ -16,29 +16,33 @@ from seq2seq.utils.errors import UserError
 def choose_device(name: str) -> tuple[torch.device, str]:
     """Return the configured device and the reason; an unavailable device is an error."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    rank = os.environ.get("LOCAL_RANK")
     apple = torch.backends.mps.is_available()
     present = ["cpu", *(f"cuda:{i}" for i in range(gpus)), *(["mps"] if apple else [])]
     if name == "auto":
         if gpus:
-            # Each of several processes on a machine takes another GPU.
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+            device = torch.device("cuda", int(rank or 0) % gpus)
             return device, f"auto: {torch.cuda.get_device_name(device)}"
         if apple:
             return torch.device("mps"), "auto: the GPU of this Apple computer"
         return torch.device("cpu"), "auto: no GPU found"
     if name not in (*present, *(["cuda"] if gpus else [])):
         raise UserError(f"device: {name} is unavailable; this machine has {', '.join(present)}", code=2)
+    if name == "cuda":  # each of several processes on a machine takes another GPU
+        return torch.device("cuda", int(rank) % gpus if rank else torch.cuda.current_device()), "as configured"
     return torch.device(name), "as configured"
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the dtype of the model's weights and activations, and the reason."""
+    if device.type == "cuda":  # by default, cuDNN's LSTM computes float32 in tf32
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = name == "tf32"
     if name == "tf32":
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             raise UserError(
                 f"precision: tf32 requires an NVIDIA GPU (Ampere or newer), not {device}; use float32", code=2
             )
-        torch.set_float32_matmul_precision("high")
         return torch.float32, "as configured: tf32 products"
     if name != "auto":
         return getattr(torch, name), "as configured"
@@ -109,11 +113,18 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Measure peak memory from now on, on a GPU; a process's own cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate|not enough memory|could not create a|STATUS_ALLOC_FAILED")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means out of memory; torch has a dedicated type on GPUs only."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(
-        re.search("out of memory|can't allocate|not enough memory|could not create a", str(error))
-    )
+    """Whether an error means out of memory; torch has a dedicated type on GPUs only, and not for its libraries."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -300,3 +300,15 @@ def test_what_is_allowed_at_its_limits_is_no_contradiction(cls: str, changes: di
     """As many translations as hypotheses, as long at least as at most, groups that divide a beam."""
     config = search_preset("greedy") if cls == "search" else getattr(files_config(), cls)
     assert not list(dataclasses.replace(config, **changes).problems())
+
+    assert not list(dataclasses.replace(config, **changes).problems())
+
+
+@pytest.mark.parametrize("family", ["transformer", "lstm"])
+def test_only_transformer_layers_can_be_recomputed(family: str) -> None:
+    """The setting has no layers to act on in the LSTM, and the problem names it."""
+    config = defaults(family)
+    assert not list(config.problems())
+    training = dataclasses.replace(config.training, recompute=True)
+    keys = [key for key, _ in dataclasses.replace(config, training=training).problems()]
+    assert keys == ([] if family == "transformer" else ["training.recompute"])

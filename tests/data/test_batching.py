@@ -309,12 +309,10 @@ def sampled_anew(corpus: EncodedCorpus) -> Callable[[Integers, str], EncodedCorp
 KINDS = ["plain", "mixed", "sampled", "mixed and sampled"]
 
 
-def made(kind: str, corpus: EncodedCorpus, seed: int = 1, update_tokens: int = 0) -> Batches:
+def made(kind: str, corpus: EncodedCorpus, seed: int = 1, **part: int) -> Batches:
     mix = Mix((10, 40, len(corpus)), (25, 7, 12)) if "mixed" in kind else None
     resample = sampled_anew(corpus) if "sampled" in kind else None
-    batches = Batches(corpus, 30, seed, mix, resample)
-    batches.update_tokens = update_tokens
-    return batches
+    return Batches(corpus, 30, seed, mix, resample, **part)
 
 
 @pytest.mark.parametrize("update_tokens", [0, 60])
@@ -325,13 +323,13 @@ def test_training_goes_on_after_any_update_as_if_it_had_not_stopped(
     """The few integers of a state are enough, at the ends of pools and epochs too, in an object used before."""
     corpus = corpus_of(random_lengths(50))
     count = 24 if update_tokens else 50
-    whole = made(kind, corpus, 1, update_tokens)
+    whole = made(kind, corpus, 1, update_tokens=update_tokens)
     expected, states = [], [json.loads(json.dumps(whole.state_dict()))]
     for _ in range(count):
         expected += next_updates(whole, 1)
         states.append(json.loads(json.dumps(whole.state_dict())))
     assert whole.epoch >= 2 and {state["pool"] for state in states} >= {0, 1, 2}
-    used = made(kind, corpus, 9, update_tokens)
+    used = made(kind, corpus, 9, update_tokens=update_tokens)
     for update, state in enumerate(states[:-3]):
         next_updates(used, 1)
         used.seed, used.epoch, used.pool = 9, state["epoch"], state["pool"]
@@ -368,8 +366,7 @@ def test_each_rank_has_its_batches_of_each_update_and_all_know_its_tokens(
     alone = [batch for update, _ in next_updates(made(kind, corpus), 80) for batch in update]
     tokens = [sum(i != PAD for row in target for i in row) for _, _, target in alone]
     for rank in range(world):
-        batches = made(kind, corpus, update_tokens=wanted)
-        batches.rank, batches.world_size = rank, world
+        batches = made(kind, corpus, update_tokens=wanted, rank=rank, world_size=world)
         expected = updates(tokens, rank, world, wanted)
         found = next_updates(batches, len(expected))
         assert found == [([alone[i] for i in own], total) for own, total in expected]
@@ -377,8 +374,7 @@ def test_each_rank_has_its_batches_of_each_update_and_all_know_its_tokens(
 
 def test_an_update_that_reaches_its_tokens_exactly_is_complete() -> None:
     """An exact fit needs no further batch."""
-    batches = Batches(encoded([[5, END]] * 8, [[5, 6, END]] * 8, range(8)), 3, 1)
-    batches.update_tokens = 6
+    batches = Batches(encoded([[5, END]] * 8, [[5, 6, END]] * 8, range(8)), 3, 1, update_tokens=6)
     assert [(len(rank_batches.micro_batches), rank_batches.target_tokens) for rank_batches in islice(batches, 4)] == [
         (2, 6)
     ] * 4

@@ -449,8 +449,7 @@ def test_processes_share_an_epoch() -> None:
     alone = [batch.index_B.tolist() for batch in drawn(Batches(corpus, 200, seed=1), 90)]
     shares = []
     for rank in range(3):
-        batches = Batches(corpus, 200, seed=1)
-        batches.rank, batches.world_size = rank, 3
+        batches = Batches(corpus, 200, seed=1, rank=rank, world_size=3)
         shares.append([batch.index_B.tolist() for batch in drawn(batches, 30)])
     assert [batch for together in zip(*shares, strict=True) for batch in together] == alone
 

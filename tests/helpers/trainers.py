@@ -113,9 +113,14 @@ def make_state(
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary)
     encoded = encoded or random_corpus(LENGTHS * 2)
-    batches = Batches(encoded, 64 if config.training.tokens == "auto" else config.training.tokens, config.seed)
-    batches.update_tokens = config.training.update_tokens
-    batches.rank, batches.world_size = process_group.rank, process_group.world_size
+    batches = Batches(
+        encoded,
+        64 if config.training.tokens == "auto" else config.training.tokens,
+        config.seed,
+        update_tokens=config.training.update_tokens,
+        rank=process_group.rank,
+        world_size=process_group.world_size,
+    )
     optimizer = build_optimizer(model, config.optimizer)
     average = build_average(config, model, optimizer, checkpoints.recent_weights)
     return RunState(config, tokenizer, model, optimizer, batches, Progress(), average, process_group)

@@ -26,9 +26,10 @@ from seq2seq.data.encoding import Batch
 from seq2seq.training import memory_check as memory_check_module
 from seq2seq.training.checkpoint import Checkpoints, Progress
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
-from seq2seq.training.memory_check import check_memory, fits, largest_budget, try_batch, try_search
+from seq2seq.training.loss import loss_sum
+from seq2seq.training.memory_check import MemoryCheck, check_memory, fits, largest_budget, try_batch, try_search
 from seq2seq.training.meter import Meter, UpdateStats
-from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer
+from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, advise_budget, graphs
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 from tests.helpers.configs import FAMILIES
@@ -661,7 +662,7 @@ def test_the_batch_that_is_tried_is_the_largest_that_can_come(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made, "forward_model", Watched(model, note))
         patch.setattr(made.state.batches, "encoded", encoded)
-        try_batch(made, tokens)
+        assert fits(made, tokens)
     assert made.state.batches.encoded is before
     [batch] = seen
     longest = max(len(side[i]) for side in (encoded.source, encoded.target) for i in range(len(lengths)))
@@ -705,7 +706,7 @@ def test_trying_a_batch_leaves_no_trace(
     random, progress = torch.get_rng_state(), asdict(made.state.progress)
     fitting = not (fails and (fails != "step" or update == 0))
     assert fits(made, 30) == fitting
-    assert steps == ([0.0] if update == 0 and fails in ("", "step") else [])
+    assert steps == ([0.0] if update == 0 else [])
     for one, kept in zip((model, made.working.model), before, strict=True):
         assert all(torch.equal(p, kept[name]) for name, p in one.named_parameters())
         assert all(p.grad is None for p in one.parameters())
@@ -740,12 +741,11 @@ def limited(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine that holds batches of `limit` tokens → what was tried on it."""
     tried: list[int] = []
 
-    def try_batch(_: Trainer, tokens: int) -> None:
+    def fits(_: Trainer, tokens: int) -> bool:
         tried.append(tokens)
-        if tokens > limit:
-            raise MemoryError
+        return tokens <= limit
 
-    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
+    monkeypatch.setattr(memory_check_module, "fits", fits)
     return tried
 
 
@@ -763,22 +763,23 @@ def test_the_largest_budget_is_found(below: int, limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [100, 300, 4096, 10**6])
 def test_an_automatic_budget_becomes_the_runs(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest that fits, at most 4,096 on a CPU; the config and the batches have it from then on."""
+    """The largest that fits, at most 4,096 on a CPU; config and batches have it once it is set, and not before."""
     made = make_trainer(varied("lstm", training__tokens="auto"), tmp_path)
     before = made.state.config
     limited(limit, monkeypatch)
-    told = check_memory(made, Corpus(["a"], ["b"]))
+    check = check_memory(made, Corpus(["a"], ["b"]))
     budget = {100: 64, 300: 256, 4096: 4096, 10**6: 4096}[limit]
-    assert made.state.batches.tokens == made.state.config.training.tokens == budget
-    assert made.state.config == varied(before, training__tokens=budget)
-    assert f"training.tokens={budget:,} " in told
-    assert ("do not fit" in told) == (limit < 4096) and ("no faster" in told) == (limit >= 4096)
+    assert made.state.config == before and check.tokens == budget
+    assert f"training.tokens={budget:,} " in check.summary
+    assert ("do not fit" in check.summary) == (limit < 4096) and ("no faster" in check.summary) == (limit >= 4096)
+    made.state.set_budget(budget)
+    assert made.state.config == varied(before, training__tokens=budget) and made.state.batches.tokens == budget
 
 
 def test_a_configured_budget_that_fits_is_tried_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_trainer(varied("lstm", training__tokens=500), tmp_path)
     tried = limited(500, monkeypatch)
-    assert check_memory(made, Corpus(["a"], ["b"])) == "the longest batch fits"
+    assert check_memory(made, Corpus(["a"], ["b"])) == MemoryCheck(500, "the longest batch fits")
     assert tried == [500] and made.state.batches.tokens == 500
 
 
@@ -797,13 +798,14 @@ def test_processes_take_the_budget_that_fits_into_each(tmp_path: Path, monkeypat
     made = [make_trainer(config, tmp_path, process_group=ProcessGroup(rank, 3)) for rank in range(3)]
     limits = [1000, 300, 5000]
 
-    def try_batch(one: Trainer, tokens: int) -> None:
-        if tokens > limits[one.state.process_group.rank]:
-            raise MemoryError
+    def fits(one: Trainer, tokens: int) -> bool:
+        return tokens <= limits[one.state.process_group.rank]
 
-    monkeypatch.setattr(memory_check_module, "try_batch", try_batch)
-    Threads(3, monkeypatch).run(lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"])))
-    assert [one.state.config.training.tokens for one in made] == [256, 256, 256]
+    monkeypatch.setattr(memory_check_module, "fits", fits)
+    checks = Threads(3, monkeypatch).run(
+        lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"]))
+    )
+    assert [check.tokens for check in checks] == [256, 256, 256]
 
 
 class Searcher:
@@ -850,3 +852,134 @@ def test_on_a_gpu_the_longest_sentence_fills_a_batch_of_the_search(
     assert sentences == ["the old dog sees a"] * max(1, 90 // (width * beam)) and search == made.state.config.search
     assert model is made.working.model and tokenizer is made.state.tokenizer
     assert device == made.device and longest == made.state.config.model.max_length
+
+
+# ------------------------------------------------------------------------------ memory while training
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError(), RuntimeError("size mismatch")])
+def test_memory_that_runs_out_in_an_update_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the update, half the batch for updates of the same size, and the checkpoint to continue from."""
+    made = make_trainer(varied("lstm", training__updates=9, training__validate_every=2), tmp_path, [0.0] * 4)
+    update = made.update
+
+    def failing(rank_batches: RankBatches) -> UpdateStats:
+        if made.state.progress.update == 3:
+            raise error
+        return update(rank_batches)
+
+    monkeypatch.setattr(made, "update", failing)
+    if "size" in str(error):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            made.fit()
+        return
+    with pytest.raises(UserError) as raised:
+        made.fit()
+    [line] = raised.value.problems
+    assert "update 4: out of memory with training.tokens=24" in line
+    assert "set training.tokens=12 training.update_tokens=24 " in line
+    assert line.endswith(f"the last checkpoint is {tmp_path / 'checkpoints' / 'update-0000002'}")
+
+
+@pytest.mark.parametrize(("update_tokens", "world", "expected"), [(0, 1, 24), (0, 3, 72), (50, 1, 50), (50, 3, 72)])
+def test_smaller_batches_add_up_to_the_same_updates(
+    update_tokens: int, world: int, expected: int, tmp_path: Path
+) -> None:
+    """As many tokens as configured, or as the batches of all processes have."""
+    config = varied("lstm", training__update_tokens=update_tokens)
+    made = make_trainer(config, tmp_path, process_group=ProcessGroup(0, world))
+    assert f"training.tokens=8 training.update_tokens={expected} " in advise_budget(made.state, 8)
+
+
+@pytest.mark.parametrize("update_tokens", [0, 60])
+def test_the_largest_batch_is_tried_beside_all_that_later_updates_keep(
+    update_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moments of every parameter, and gradients where batches are accumulated."""
+    made = make_trainer(varied("transformer", training__update_tokens=update_tokens), tmp_path)
+    parameters, seen = list(made.state.model.parameters()), []
+
+    def note(_: Batch) -> None:
+        moments = made.state.optimizer.optimizers[0].state
+        seen.append((all(p in moments for p in parameters), all((p.grad is not None) for p in parameters)))
+
+    monkeypatch.setattr(made, "forward_model", Watched(made.working.model, note))
+    assert fits(made, 30) and seen == [(True, update_tokens > 0)]
+
+
+def test_a_budget_that_was_found_cuts_every_batch(tmp_path: Path) -> None:
+    """Also those of the pool that was cut before, to estimate its padding."""
+    made, expected = make_trainer("lstm", tmp_path), make_trainer(varied("lstm", training__tokens=48), tmp_path)
+    made.state.batches.estimate_padding()
+    made.state.set_budget(48)
+    assert [b.index_B.tolist() for u in updates_of(made, 9) for b in u.micro_batches] == [
+        b.index_B.tolist() for u in updates_of(expected, 9) for b in u.micro_batches
+    ]
+
+
+# ------------------------------------------------------------------------- recomputation, compilation
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packing", [False, True])
+def test_recomputed_layers_give_the_same_losses_and_gradients(
+    packing: bool, precision: torch.dtype, tmp_path: Path
+) -> None:
+    """To the bit, with every dropout; the random numbers that follow are the same as well."""
+    seen = []
+    for recompute in (False, True):
+        config = varied("transformer", training__recompute=recompute, training__packing=packing)
+        config = varied(config, model__dropout=0.3, model__attention__dropout=0.3, model__encoder_layers=2)
+        made = make_trainer(config, tmp_path / str(recompute), precision=precision)
+        torch.manual_seed(5)
+        losses = [made.update(rank_batches).loss for rank_batches in updates_of(made, 3)]
+        gradients = [p.grad for p in made.state.model.parameters()]
+        seen.append((losses, gradients, weights(made.state.model), torch.get_rng_state()))
+    (losses, gradients, trained, random), other = seen
+    assert losses == other[0] and torch.equal(random, other[3])
+    assert all(torch.equal(a, b) for a, b in zip(gradients, other[1], strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(weight, other[2][name]) for name, weight in trained.items())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_only_the_backward_pass_of_training_recomputes(recompute: bool, tmp_path: Path) -> None:
+    """Every layer once more, and none for a loss without gradients."""
+    made = make_trainer(varied("transformer", training__recompute=recompute), tmp_path)
+    model, calls = made.working.model, []
+    for name, part in model.named_modules():
+        if name.endswith("feed_forward"):
+            part.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    layers = ["encoder.layers.0.feed_forward", "decoder.layers.0.feed_forward"]
+    [rank_batches] = updates_of(made, 1)
+    [batch] = rank_batches.micro_batches
+    with torch.no_grad():
+        loss_sum(model, batch, 0.1)
+    assert calls == layers
+    calls.clear()
+    loss_sum(model, batch, 0.1).backward()
+    assert calls == layers + (layers[::-1] if recompute else [])
+
+
+@pytest.mark.slow
+def test_a_compiled_recurrence_makes_no_graph_for_each_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs as torch traces them, without a compiler's code; the two batches that are tried have several sentences."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+    made = make_trainer("lstm", tmp_path)
+
+    def noted(one: Trainer, batch: Batch) -> None:
+        shapes.append((batch.source_BS.shape, batch.target_out_BT.shape))
+        try_batch(one, batch)
+
+    assert "recurrences stay uncompiled" in made.compile(noted)
+    [(sources, _), (more_sources, _)] = shapes
+    assert 2 <= sources[0] < more_sources[0] and all(source[1] != target[1] for source, target in shapes)
+    before, lengths = graphs(), set()
+    for rank_batches in updates_of(made, 8):
+        B, T = rank_batches.micro_batches[0].target_out_BT.shape
+        if B > 1:  # torch.compile treats a size of one apart
+            lengths.add(T)
+            made.update(rank_batches)
+    assert len(lengths) > 2 and graphs() == before > 0

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import OptimizerConfig, TrainConfig
-from seq2seq.data.batching import Batches, RankBatches
+from seq2seq.data.batching import Batches, RankBatches, largest_batch
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer, Vocabulary, train_tokenizer
@@ -59,8 +59,8 @@ TOKENIZER = small_tokenizer()
 def run_state(config: TrainConfig) -> RunState:
     torch.manual_seed(config.seed)
     model = build_model(config.model, TOKENIZER.vocabulary)
-    batches = Batches(random_corpus(LENGTHS * 5), config.training.budget, config.seed)
-    batches.update_tokens = config.training.update_tokens
+    training = config.training
+    batches = Batches(random_corpus(LENGTHS * 5), training.budget, config.seed, update_tokens=training.update_tokens)
     return RunState(config, TOKENIZER, model, build_optimizer(model, config.optimizer), batches, Progress())
 
 
@@ -269,7 +269,7 @@ def test_a_rehearsal_leaves_no_trace(name: str, precision: torch.dtype, tmp_path
         )
         made = trainer_from(made, precision)
         if tried:
-            try_batch(made, 64)
+            try_batch(made, largest_batch(made.state.batches.encoded, 64))
         for _ in range(3):
             one_update(made)
         after.append(weights(made.state))
@@ -281,8 +281,8 @@ def test_a_budget_that_does_not_fit_is_named_with_one_that_does(
 ) -> None:
     corpus = Corpus(["the old dog"], ["der alte Hund"])
 
-    def crowded(made: Trainer, tokens: int) -> None:
-        if tokens > 700:
+    def crowded(made: Trainer, batch: Batch) -> None:
+        if batch.target_out_BT.numel() > 700:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
 
     monkeypatch.setattr(memory_check_module, "try_batch", crowded)
@@ -290,8 +290,8 @@ def test_a_budget_that_does_not_fit_is_named_with_one_that_does(
         check_memory(trainer(tiny_config("transformer", "training.tokens=2048"), tmp_path), corpus)
     made = trainer(tiny_config("transformer", "training.tokens=512"), tmp_path)
     made.state.config = tiny_config("transformer", "training.tokens=auto")
-    assert "training.tokens=512" in check_memory(made, corpus)
-    assert made.state.config.training.tokens == made.state.batches.tokens == 512
+    check = check_memory(made, corpus)
+    assert check.tokens == 512 and "training.tokens=512" in check.summary
 
 
 def test_numbers_that_are_no_numbers_skip_the_update_and_then_end_the_run(tmp_path: Path) -> None:
@@ -328,8 +328,7 @@ def test_the_parts_of_processes_make_the_whole_update(world: int) -> None:
     """Every process knows the target tokens of all, and their batches together are those of one process alone."""
     parts = []
     for rank in range(world):
-        batches = Batches(random_corpus(LENGTHS * 9), 40, seed=3)
-        batches.rank, batches.world_size, batches.update_tokens = rank, world, 90
+        batches = Batches(random_corpus(LENGTHS * 9), 40, 3, update_tokens=90, rank=rank, world_size=world)
         parts.append(list(islice(batches, 6)))
     alone = iter(Batches(random_corpus(LENGTHS * 9), 40, seed=3))
     for update in zip(*parts, strict=True):

@@ -1,0 +1,152 @@
+"""Laws of GPUs, on a CPU: which device, precision and generator a run uses, and what running out of memory means.
+
+The functions of torch.cuda are replaced by notes of how they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.config.loading import search_preset
+from seq2seq.data.corpus import Corpus
+from seq2seq.decoding.sampling import draw, sampling_probabilities
+from seq2seq.training import pipeline
+from seq2seq.training.memory_check import MemoryCheck
+from seq2seq.utils.device import choose_device, choose_precision, out_of_memory
+from tests.helpers.trainers import make_trainer, varied
+
+SECOND = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "index"),
+    [
+        ("cuda", None, 2),
+        ("cuda", "0", 0),
+        ("cuda", "3", 3),
+        ("cuda", "5", 1),
+        ("cuda:1", None, 1),
+        ("cuda:1", "3", 1),
+        ("auto", None, 0),
+        ("auto", "3", 3),
+    ],
+)
+def test_a_gpu_always_has_an_index(
+    name: str, local_rank: str | None, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four, alone the current one, under torchrun each process's own; a configured index counts everywhere."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", str)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert choose_device(name)[0] == torch.device("cuda", index)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    yield
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.mark.usefixtures("tf32")
+def test_only_tf32_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In products and in cuDNN, whichever precision was chosen before; a CPU's settings stay."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    for name in ("float32", "tf32", "float32", "tf32", "bfloat16"):
+        choose_precision(name, SECOND)
+        assert torch.backends.cudnn.allow_tf32 == (name == "tf32")
+        assert torch.get_float32_matmul_precision() == ("high" if name == "tf32" else "highest")
+    choose_precision("tf32", SECOND)
+    choose_precision("float32", torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_library_that_cannot_allocate_is_out_of_memory(text: str, memory: bool) -> None:
+    assert out_of_memory(RuntimeError(text)) == memory
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_generator_of_the_runs_own_gpu_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, that of the model's; under the name of its kind, as in older checkpoints."""
+    made, restored = make_trainer("lstm", tmp_path), []
+    parameter = SimpleNamespace(device=SECOND)
+    monkeypatch.setattr(made.state, "model", SimpleNamespace(parameters=lambda: iter([parameter])))
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device="cuda": torch.device(device).index)
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device="cuda": restored.append((state, device)))
+    states = made.state.rng_states()
+    assert states.keys() == {"cpu", "cuda"} and states["cuda"] == 1
+    made.state.set_rng_states({"cuda": torch.ones(1)})
+    assert restored == [(torch.ones(1), SECOND)]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("tokens", [48, "auto"])
+def test_the_reported_peaks_are_of_the_check_and_then_of_training(
+    tokens: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check's is logged, then reset; batches are counted with the budget that was found, and not before."""
+    made = make_trainer(varied("lstm", training__tokens=tokens), tmp_path)
+    made.device = SECOND
+    seen: list[Any] = []
+
+    def check(*_: Any) -> MemoryCheck:
+        seen.append("check")
+        return MemoryCheck(48, "fits")
+
+    monkeypatch.setattr(pipeline, "check_memory", check)
+    monkeypatch.setattr(pipeline, "peak_memory", lambda _: 7_000_000_000)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: seen.append(device))
+    monkeypatch.setattr(made.logger, "field", lambda name, text: seen.append((name, text)))
+    pipeline.settle_budget(made, Corpus(["a"], ["b"]))
+    assert seen[:3] == ["check", ("memory", "fits; 7.0 GB peak"), SECOND]
+    assert made.state.config.training.tokens == made.state.batches.tokens == 48
+    count = len(list(made.state.batches.rows(0)))
+    assert [text.split(" per epoch")[0] for _, text in seen[3:]] == ([f"about {count}"] if tokens == "auto" else [])
+
+
+class OnGPU(Tensor):
+    """Refuses what CUDA refuses where results must be reproducible."""
+
+    def cumsum(self, *_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+
+    def cpu(self, *_: Any, **__: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_reproducible_samples_need_no_running_sum_on_a_gpu() -> None:
+    logits_RV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    uniform_R = torch.linspace(0, 0.9, 5, dtype=torch.float64)
+    search = search_preset("sample")
+    search = type(search)(**{**vars(search), "top_p": 0.8})
+    expected = draw(sampling_probabilities(logits_RV, search), uniform_R)
+    torch.use_deterministic_algorithms(True)
+    try:
+        probability_RV = sampling_probabilities(logits_RV.as_subclass(OnGPU), search)
+        found = draw(probability_RV.as_subclass(OnGPU), uniform_R)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.tolist() == expected.tolist()
