@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -24,8 +23,9 @@ from seq2seq.cli import main as cli
 from seq2seq.config.paths import CONFIGS
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model import layers
+from seq2seq.model.cpu_inference import PreparedLinear, optimize_for_cpu
 from seq2seq.model.factory import build_model, parameter_table
-from seq2seq.model.layers import PreparedLinear, dropout
+from seq2seq.model.layers import dropout
 
 OPTIONS = [
     ("transformer", []),
@@ -149,9 +149,9 @@ def test_weights_on_request_are_distributions(family: str, options: list[str]) -
 def test_packing_changes_no_number(family: str, options: list[str]) -> None:
     """Features and gradients, whether padding is computed or not."""
     batch, seen = tiny_batch(), []
-    for packed in (False, True):
+    for packing in (False, True):
         model = tiny_model(family, *options)
-        features_MD = model(replace(batch, packed=packed))
+        features_MD = model(batch, packing=packing)
         features_MD.square().sum().backward()
         seen.append((features_MD, [parameter.grad for parameter in model.parameters()]))
     assert len(features_MD) == batch.target_tokens < batch.target_out_BT.numel(), "there is padding"
@@ -165,7 +165,7 @@ def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str]
     plain, prepared = (tiny_model(family, *options).to(precision) for _ in range(2))
     if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here, or none for this type of number")
-    assert any(isinstance(part, PreparedLinear) for part in prepared.prepare().modules())
+    assert any(isinstance(part, PreparedLinear) for part in optimize_for_cpu(prepared).modules())
     exact = {"rtol": 2e-2, "atol": 2e-2} if precision == torch.bfloat16 else {}
     torch.testing.assert_close(read(prepared, sentences, TARGET), read(plain, sentences, TARGET), **exact)
 

@@ -37,7 +37,7 @@ from seq2seq.training.optimizers import build_optimizer, optimizer_table
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, select_examples, validate
 from seq2seq.utils.console import hint
-from seq2seq.utils.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu
+from seq2seq.utils.device import choose_device, choose_precision, deterministic, peak_memory, tune_cpu, tune_cuda
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
 
@@ -68,6 +68,7 @@ def train(config: TrainConfig) -> Run:
         corpora = open_corpora(config.data, config.seed, logger.status)
         log_corpora(config, corpora, logger)
         tune_cpu()
+        tune_cuda()
         if config.deterministic:
             deterministic()
         state = prepare_state(run, config, corpora.train, device, process_group, logger)

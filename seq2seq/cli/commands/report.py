@@ -7,23 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from seq2seq import __version__
 from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
-from seq2seq.config.schema import ReportConfig, SearchConfig, TrainConfig
+from seq2seq.config.schema import ReportConfig, SearchConfig
 from seq2seq.evaluation.alignment import alignment_of
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups
 from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
 from seq2seq.evaluation.testsets import cached_translations, describe_search, find_test_sets, stored_config
+from seq2seq.inference.checkpoint import count_parameters
 from seq2seq.inference.translator import Translator
-from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.reporting import report as pages
 from seq2seq.training import environment
 from seq2seq.utils.console import hint, status
-from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.device import tune_cpu, tune_cuda
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
@@ -46,6 +45,7 @@ def report(config: ReportConfig) -> None:
     print(f"test set   {test.name}: {len(test):,} pairs")
     require_tokenizer(config.tokenize)
     tune_cpu()
+    tune_cuda()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
@@ -74,7 +74,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
             "checkpoint": run.checkpoint(config.checkpoint).name,
             "model": stored.model.name,
             "family": stored.model.family,
-            "parameters": parameters(stored, translator),
+            "parameters": count_parameters(run.checkpoint(config.checkpoint)),
             "corpus": stored.data.name,
             "languages": [stored.data.source, stored.data.target],
             "test": {"name": test.name, "pairs": len(test), "references": len(test.references)},
@@ -95,13 +95,6 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> dict[str, Any]:
         "repeat": repeat(run, config),
         "version": __version__,
     }
-
-
-def parameters(stored: TrainConfig, translator: Translator) -> int:
-    """Count the parameters of the model as trained; the translating model may hold them in another form."""
-    with torch.device("meta"):
-        model = build_model(stored.model, translator.tokenizer.vocabulary)
-    return sum(count for _, count in parameter_table(model))
 
 
 def progress(run: Run) -> dict[str, Any] | None:
