@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import (
     begin,
     padded,
     random_sentences,
+    saved_run,
     tiny_batch,
     tiny_config,
     tiny_model,
@@ -22,6 +24,7 @@ from conftest import (
 from seq2seq.cli import main as cli
 from seq2seq.config.paths import CONFIGS
 from seq2seq.data.tokenizer import Vocabulary
+from seq2seq.inference.checkpoint import count_parameters, load_checkpoint
 from seq2seq.model import layers
 from seq2seq.model.cpu_inference import PreparedLinear, optimize_for_cpu
 from seq2seq.model.factory import build_model, parameter_table
@@ -197,6 +200,15 @@ def test_every_model_preset_has_the_parameters_it_claims(preset: str) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert f"{count / 1e6:.1f}" == claim.group(1)
     assert count == sum(part for _, part in parameter_table(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tie", ["all", "none"])
+def test_a_checkpoint_has_the_parameters_of_its_model(family: str, tie: str, tmp_path: Path) -> None:
+    """Counted without building the model; a table that is shared counts once."""
+    folder = saved_run(tmp_path / "run", family, f"model.tie_embeddings={tie}").checkpoint("best")
+    _, _, model = load_checkpoint(folder)
+    assert count_parameters(folder) == sum(p.numel() for p in model.parameters())
 
 
 def test_transformer_parameters_are_the_papers() -> None:
