@@ -124,9 +124,8 @@ class Attention(nn.Module):
         B, _, S, _ = kv.key_RNSH.shape
         fused = self.score != "additive" and not weights and use_fused_kernel(query_RTD)
         # Where nothing but the future is masked, the kernel needs no mask and skips what it hides.
-        is_causal = (
-            fused and causal and kv.bias_R1QS is None and self.position != "alibi" and (R, T, start) == (B, S, 0)
-        )
+        unmasked = kv.bias_R1QS is None and self.position != "alibi"
+        is_causal = fused and causal and unmasked and R == B and T == S and start == 0
         query_RNTH = self._query(self._split(query_RTD), start)
         bias = self._bias(causal and not is_causal, T, S, start, query_RTD, position_S)
         if R != B:
