@@ -96,9 +96,10 @@ def training_speed(folder: Path, updates: int = 12) -> float:
     from seq2seq.data.tokenizer import Vocabulary
     from seq2seq.model.factory import build_model
     from seq2seq.training.loss import loss_sum
-    from seq2seq.utils.device import choose_device, choose_precision, tune_cpu
+    from seq2seq.utils.device import choose_device, choose_precision, tune_cpu, tune_cuda
 
     tune_cpu()
+    tune_cuda()
     device, _ = choose_device("auto")
     precision, _ = choose_precision("auto", device)
     model = build_model(config_of(folder).model, Vocabulary(8000, 8000, True)).to(device, precision)

@@ -37,7 +37,7 @@ from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ctranslate2 import save_ctranslate2
 from seq2seq.inference.translator import Translator
 from seq2seq.model.interface import Seq2Seq
-from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.device import tune_cpu, tune_cuda
 from seq2seq.utils.run import Run
 
 PEER = Path(__file__).with_name("peer_worker.py")
@@ -125,6 +125,7 @@ def measure_own(checkpoint: str, precision: str, processes: str, file: str, beam
 
 def own_translator(checkpoint: str, precision: str = "auto", processes: str = "auto") -> Translator:
     tune_cpu()
+    tune_cuda()
     return Translator.from_checkpoint(Path(checkpoint), "cpu", precision).use_processes(processes)
 
 

@@ -34,7 +34,7 @@ from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.prefetch import iterate
 from seq2seq.training.trainer import Trainer
-from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu
+from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu, tune_cuda
 from seq2seq.utils.errors import reason_of
 
 GPU = torch.cuda.is_available()
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the JSON")
     arguments = parser.parse_args()
     tune_cpu()
+    tune_cuda()
     if not GPU:
         torch.set_num_threads(1)  # for products so small
     deadline = time.perf_counter() + 60 * arguments.minutes

@@ -17,7 +17,7 @@ import benchmarks
 import torch
 
 from seq2seq.cli.main import load_config
-from seq2seq.utils.device import peak_memory, tune_cpu
+from seq2seq.utils.device import peak_memory, tune_cpu, tune_cuda
 
 USUAL = {"tokens": 4096, "length": 16, "vocabulary": 8000, "width": 256, "layers": 3}
 GROWTH = {
@@ -32,6 +32,7 @@ TITLES = {"tokens": "token budget", "length": "sentence length", "layers": "laye
 
 def measure(tokens: int, length: int, vocabulary: int, width: int, layers: int) -> dict[str, float]:
     tune_cpu()
+    tune_cuda()
     sizes = [f"model.width={width}", f"model.feed_forward={4 * width}", f"training.tokens={tokens}"]
     depth = [f"model.encoder_layers={layers}", f"model.decoder_layers={layers}"]
     config = load_config("train", "model=transformer", *sizes, *depth)

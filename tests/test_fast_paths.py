@@ -9,6 +9,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.inference import translator
 from seq2seq.training.loss import loss_sum
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import padded, random_sentences, tiny_batch
@@ -53,7 +54,7 @@ def test_the_plain_form_has_the_same_loss_and_gradients(
 @torch.inference_mode()
 def translations(family: str) -> list[tuple[list[int], float]]:
     """Two batches, so that sentences of the first may wait for the second."""
-    model = tiny_model(family).prepare()
+    model = vars(translator)["optimize_for_cpu"](tiny_model(family))
     batches = []
     for lengths, longest in (([2, 5, 3], [12, 4, 14]), ([6, 7, 9], [16, 5, 3])):
         zeros = torch.zeros(len(lengths), dtype=torch.int64)

@@ -35,7 +35,6 @@ class Batch:
     index_B: Tensor  # the pairs' indices in the corpus
     source_index_M: Tensor  # flat index of each real token: computed before a GPU would have to synchronise
     target_index_M: Tensor
-    packed: bool = False  # whether the model skips padding
 
     @classmethod
     def of(cls, source_BS: Tensor, target_BT: Tensor, index_B: Tensor) -> Batch:

@@ -5,13 +5,14 @@ Weights are safetensors; the training state goes through torch's restricted unpi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,6 +40,13 @@ def load_checkpoint(folder: Path) -> tuple[TrainConfig, Tokenizer, Seq2Seq]:
 
 def inference_weights(folder: Path) -> Path:
     return folder / AVERAGED if (folder / AVERAGED).exists() else folder / WEIGHTS
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the parameters of a checkpoint's model, in which tied tables are stored once."""
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        names = weights.keys()
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

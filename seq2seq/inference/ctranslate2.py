@@ -23,7 +23,7 @@ from seq2seq.decoding.scoring import Specials, Task
 from seq2seq.model import transformer
 from seq2seq.model.attention import Attention, Position
 from seq2seq.model.interface import Seq2Seq
-from seq2seq.model.layers import FeedForward, Residual
+from seq2seq.model.layers import FeedForward, Residual, SwiGLU
 from seq2seq.utils.errors import UserError
 
 SPECIAL_PIECES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
@@ -170,7 +170,7 @@ def projections(attention: Attention) -> list[tuple[Tensor, Tensor]]:
 
 
 def fill_feed_forward(spec: Any, layer: FeedForward, residual: Residual) -> None:
-    if layer.activation == "swiglu":
+    if isinstance(layer.activation, SwiGLU):
         (hidden, gate), (hidden_bias, gate_bias) = layer.inner.weight.chunk(2), layer.inner.bias.chunk(2)
         fill_linear(spec.linear_0, gate, gate_bias)
         fill_linear(spec.linear_0_noact, hidden, hidden_bias)

@@ -5,8 +5,8 @@ Shapes: B sentences, R rows (B × beam), S source and T target positions, V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,50 +15,52 @@ from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
 
 
+@dataclass(frozen=True)
+class EnsembleState(State):
+    states: tuple[State, ...]  # of each model
+
+    @classmethod
+    def of(cls, states: Iterable[State]) -> EnsembleState:
+        states = tuple(states)
+        return cls(states, length=states[0].length, beam=states[0].beam)
+
+    def select(self, rows_R: Tensor, beam: int) -> EnsembleState:
+        return self.of(state.select(rows_R, beam) for state in self.states)
+
+    def reorder(self, rows_R: Tensor) -> EnsembleState:
+        return self.of(state.reorder(rows_R) for state in self.states)
+
+    def join(self, other: EnsembleState) -> EnsembleState:
+        return self.of(a.join(b) for a, b in zip(self.states, other.states, strict=True))
+
+
 class Ensemble:
     """The mean of the models' probabilities; each model reads the source in its own subwords."""
 
     def __init__(self, models: Sequence[Seq2Seq]) -> None:
         self.models = tuple(models)
 
-    def start(self, sources: Sequence[tuple[Tensor, Tensor]]) -> State:
+    def start(self, sources: Sequence[tuple[Tensor, Tensor]]) -> EnsembleState:
         """Encode the sources, ids and mask for each model, into the state of all models before the first token."""
-        states = [model.start(*source) for model, source in zip(self.models, sources, strict=True)]
-        if len(states) == 1:
-            return states[0]
-        return State(tuple(state.memory for state in states), tuple(state.history for state in states))
+        return EnsembleState.of(model.start(*source) for model, source in zip(self.models, sources, strict=True))
 
-    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, EnsembleState]:
         """Return the logits that follow each target token, and the state after the last one."""
-        if len(self.models) == 1:
-            return self.models[0].step(target_RT, state)
-        results = [m.step(target_RT, part) for m, part in zip(self.models, self._split(state), strict=True)]
-        return self._mean([logits for logits, _ in results]), self._combine(state, [after for _, after in results])
+        results = [model.step(target_RT, part) for model, part in self._by_model(state)]
+        return self._mean([logits for logits, _ in results]), EnsembleState.of(after for _, after in results)
 
-    def step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+    def step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, EnsembleState, Tensor]:
         """Like `step`, and return the first model's attention weights at each token: R × L × N × T × S."""
-        first, *others = zip(self.models, self._split(state), strict=True)
+        first, *others = self._by_model(state)
         decoded = first[0].decode(target_RT, first[1], weights=True)
         results = [model.step(target_RT, part) for model, part in others]
         logits = [first[0].logits(decoded.features_RTD), *(logits for logits, _ in results)]
-        after = self._combine(state, [decoded.state, *(after for _, after in results)])
+        after = EnsembleState.of((decoded.state, *(after for _, after in results)))
         return self._mean(logits), after, torch.stack(decoded.weights, 1)
 
-    def _split(self, state: State) -> list[State]:
-        """Split the state by model."""
-        if len(self.models) == 1:
-            return [state]
-        return [
-            replace(state, memory=memory, history=history)
-            for memory, history in zip(state.memory, state.history, strict=True)
-        ]
-
-    def _combine(self, before: State, after: list[State]) -> State:
-        return (
-            after[0]
-            if len(after) == 1
-            else replace(after[0], memory=before.memory, history=tuple(s.history for s in after))
-        )
+    def _by_model(self, state: State) -> Iterable[tuple[Seq2Seq, State]]:
+        assert isinstance(state, EnsembleState)
+        return zip(self.models, state.states, strict=True)
 
     def _mean(self, logits: list[Tensor]) -> Tensor:
         """Return log probabilities, up to a constant, of the mean of the models' probabilities."""

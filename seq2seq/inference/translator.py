@@ -30,6 +30,7 @@ from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
+from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.utils.device import choose_device, choose_precision
@@ -113,7 +114,8 @@ class Translator:
         target_device, _ = choose_device(device)
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
-        return cls(model.to(target_device, dtype).eval().prepare(), tokenizer, target_device, config.model.max_length)
+        model = optimize_for_cpu(model.to(target_device, dtype).eval())
+        return cls(model, tokenizer, target_device, config.model.max_length)
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
@@ -358,9 +360,8 @@ class Translator:
         if self.device.type != "cpu":
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
-        return reduce(
-            State.join, (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
-        )
+        states = (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
+        return reduce(lambda a, b: a.join(b), states)
 
     def _start_batch(self, sources: list[EncodedSource]) -> State:
         padded = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]

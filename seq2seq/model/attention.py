@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq.model.layers import Packing, dropout, initialise
+from seq2seq.model.layers import dropout, initialise
+from seq2seq.model.layout import PADDED, Layout
 
 
 class KeyValue(NamedTuple):
@@ -23,14 +24,19 @@ class KeyValue(NamedTuple):
     value_RNSH: Tensor
     bias_R1QS: Tensor | None  # −∞ where masked, for all queries (Q = 1) or for each; None: no mask
 
+    def select(self, rows_R: Tensor) -> KeyValue:
+        key_RNSH, value_RNSH = (x.index_select(0, rows_R) for x in (self.key_RNSH, self.value_RNSH))
+        bias = None if self.bias_R1QS is None else aligned(self.bias_R1QS.index_select(0, rows_R))
+        return KeyValue(key_RNSH, value_RNSH, bias)
+
     def join(self, other: KeyValue) -> KeyValue:
         """Concatenate the rows of both; the bias masks the padding of the shorter one."""
-        key_RNHS = concatenate_padded(self.key_RNSH.mT, other.key_RNSH.mT)
+        key = concatenate_padded(as_stored(self.key_RNSH), as_stored(other.key_RNSH))
         value_RNSH = concatenate_padded(self.value_RNSH, other.value_RNSH)
         bias = None
         if self.bias_R1QS is not None and other.bias_R1QS is not None:
-            bias = concatenate_padded(self.bias_R1QS, other.bias_R1QS, -math.inf)
-        return KeyValue(key_RNHS.mT, value_RNSH, bias)
+            bias = aligned(concatenate_padded(self.bias_R1QS, other.bias_R1QS, -math.inf))
+        return KeyValue(as_stored(key), value_RNSH, bias)
 
 
 def concatenate_padded(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
@@ -87,16 +93,15 @@ class Attention(nn.Module):
             nn.init.zeros_(self.general_NHH).data.diagonal(dim1=1, dim2=2).fill_(1.0)
 
     def project(
-        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, *, start: int = 0, packing: Packing | None = None
+        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, *, start: int = 0, layout: Layout = PADDED
     ) -> KeyValue:
         """Project a memory whose first position is `start` to keys and values."""
-        key_RSD, value_RSD = self.key(memory_RSD), self.value(memory_RSD) if self.value else memory_RSD
-        if packing:
-            key_RSD, value_RSD = packing.unpack(key_RSD), packing.unpack(value_RSD)
+        key_RSD = layout.unpack(self.key(memory_RSD))
+        value_RSD = layout.unpack(self.value(memory_RSD) if self.value else memory_RSD)
         key_RNSH, value_RNSH = self._key(self._split(key_RSD), start), self._split(value_RSD)
         bias_R11S = None
         if mask_RS is not None:
-            bias_R11S = memory_RSD.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None]
+            bias_R11S = aligned(memory_RSD.new_zeros(mask_RS.shape).masked_fill(~mask_RS, -math.inf)[:, None, None])
         return KeyValue(key_RNSH, value_RNSH, bias_R11S)
 
     def forward(
@@ -108,33 +113,40 @@ class Attention(nn.Module):
         causal: bool = False,
         weights: bool = False,
         position_S: Tensor | None = None,
-        packing: Packing | None = None,
+        layout: Layout = PADDED,
     ) -> AttentionOutput:
         """Attend from queries whose first position is `start`; several rows may share one sentence's keys.
 
-        `position_S` holds each key's position (None: 0, 1, 2, …). With `packing`, input and output have no padding.
+        `position_S` holds each key's position (None: 0, 1, 2, …). Queries and contexts have the given layout.
         """
-        query_RTD = self.query(query_RTD)
-        if packing:
-            query_RTD = packing.unpack(query_RTD)
+        query_RTD = layout.unpack(self.query(query_RTD))
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
+        fused = self.score != "additive" and not weights and use_fused_kernel(query_RTD)
+        # Where nothing but the future is masked, the kernel needs no mask and skips what it hides.
+        unmasked = kv.bias_R1QS is None and self.position != "alibi"
+        is_causal = fused and causal and unmasked and R == B and T == S and start == 0
         query_RNTH = self._query(self._split(query_RTD), start)
-        bias = self._bias(causal, T, S, start, query_RTD, position_S)
+        bias = self._bias(causal and not is_causal, T, S, start, query_RTD, position_S)
         if R != B:
             # The rows of a sentence become extra queries, so its keys are never copied.
             query_RNTH = query_RNTH.unflatten(0, (B, R // B)).transpose(1, 2).flatten(2, 3)
             bias = None if bias is None else bias.repeat(1, 1, R // B if T > 1 else 1, 1)
         if kv.bias_R1QS is not None:
             bias = kv.bias_R1QS if bias is None else kv.bias_R1QS + bias
-        p = self.p if self.training else 0.0
-        context, attention_weights = self._attend(query_RNTH, kv, bias, p, weights)
+        p, attention_weights = self.p if self.training else 0.0, None
+        if fused:
+            context = F.scaled_dot_product_attention(
+                query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, is_causal, scale=1.0
+            )
+        else:
+            weights_RNTS = self._weights(query_RNTH, kv.key_RNSH, bias)
+            context = dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH
+            attention_weights = weights_RNTS if weights else None
         if R != B:
             context = _to_rows(context, T)
             attention_weights = None if attention_weights is None else _to_rows(attention_weights, T)
-        context_RTD = context.transpose(1, 2).flatten(2)
-        if packing:
-            context_RTD = packing.pack(context_RTD)
+        context_RTD = layout.pack(context.transpose(1, 2).flatten(2))
         return AttentionOutput(self.output(context_RTD) if self.output else context_RTD, attention_weights)
 
     def _split(self, x_RTD: Tensor) -> Tensor:
@@ -163,26 +175,34 @@ class Attention(nn.Module):
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
         return bias
 
-    def _attend(
-        self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, p: float, weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.score != "additive" and not weights and use_fused_kernel(query_RNTH):
-            out = F.scaled_dot_product_attention(query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, scale=1.0)
-            return out, None
+    def _weights(self, query_RNTH: Tensor, key_RNSH: Tensor, bias: Tensor | None) -> Tensor:
         if self.score == "additive":
-            pairs_RNTSH = query_RNTH.unsqueeze(3) + kv.key_RNSH.unsqueeze(2)
+            pairs_RNTSH = query_RNTH.unsqueeze(3) + key_RNSH.unsqueeze(2)
             scores_RNTS = (pairs_RNTSH.tanh() @ self.v_NH[:, None, :, None]).squeeze(-1)
         else:
-            scores_RNTS = query_RNTH @ kv.key_RNSH.transpose(2, 3)
+            scores_RNTS = query_RNTH @ key_RNSH.transpose(2, 3)
         if bias is not None:
             scores_RNTS = scores_RNTS + bias
-        weights_RNTS = scores_RNTS.softmax(-1)
-        return dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH, weights_RNTS if weights else None
+        return scores_RNTS.softmax(-1)
 
 
-def use_fused_kernel(query_RNTH: Tensor) -> bool:
+def use_fused_kernel(x: Tensor) -> bool:
     """Return whether torch's fused kernel is faster; on a CPU the plain form wins for many short sentences."""
-    return query_RNTH.is_cuda
+    return x.is_cuda
+
+
+def as_stored(key: Tensor) -> Tensor:
+    """View keys [.., slots, head width] as they lie in memory, or stored keys as keys: it is its own inverse.
+
+    The fused kernels need the head width last; on a CPU the plain product is three times as fast with slots last.
+    """
+    return key if use_fused_kernel(key) else key.mT
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """Let the rows of a bias start at multiples of 8, as the fused kernels require: else each call copies it."""
+    S = bias.shape[-1]
+    return F.pad(bias, (0, -S % 8))[..., :S] if S % 8 and use_fused_kernel(bias) else bias
 
 
 class Position(nn.Module):

@@ -14,7 +14,8 @@ from seq2seq.config.schema import ModelConfig
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model.decoder_state import State
-from seq2seq.model.layers import FeedForward, Packing, PreparedLinear, drop_rows, embedding, value_or
+from seq2seq.model.layers import drop_rows, embedding, value_or
+from seq2seq.model.layout import PADDED, Layout, Packed
 
 
 class Memory(NamedTuple):
@@ -31,7 +32,7 @@ class Decoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    def __call__(self, source_BSD: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory: ...
+    def __call__(self, source_BSD: Tensor, mask_BS: Tensor, layout: Layout = PADDED) -> Memory: ...
 
 
 class Decoder(Protocol):
@@ -42,9 +43,18 @@ class Decoder(Protocol):
 
     def start(self, memory: Memory) -> State: ...
 
-    def __call__(
-        self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
-    ) -> Decoded: ...
+    def __call__(self, target_RTD: Tensor, state: State, weights: bool = False, layout: Layout = PADDED) -> Decoded: ...
+
+
+class OutputTable(nn.Embedding):
+    """Target embeddings that score features: a logit for each word; its weights may be those of another table."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__(table.num_embeddings, table.embedding_dim, device="meta")
+        self.weight = table.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.weight)
 
 
 class Seq2Seq(nn.Module):
@@ -59,8 +69,7 @@ class Seq2Seq(nn.Module):
         self.encoder = encoder
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
         self.decoder = decoder
-        self.output = self.target_embedding if tie != "none" else embedding(vocabulary.target, width)
-        self.prepared_output: PreparedLinear | None = None
+        self.output = OutputTable(self.target_embedding if tie != "none" else embedding(vocabulary.target, width))
 
     def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
         """Encode the sources and return the initial decoder state."""
@@ -70,33 +79,23 @@ class Seq2Seq(nn.Module):
         return self.decoder(self.target_embedding(target_RT), state, weights)
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.prepared_output(features) if self.prepared_output else F.linear(features, self.output.weight)
-
-    def prepare(self) -> Seq2Seq:
-        """Prepare this model for inference only: on a CPU, reorder the weights of linear maps once."""
-        if PreparedLinear.is_supported(self.output.weight):
-            self.prepared_output = PreparedLinear(self.output.weight, None)
-            for part in [*self.modules()]:
-                if isinstance(part, FeedForward):
-                    part.prepare()
-                for name, child in part.named_children():
-                    if isinstance(child, nn.Linear):
-                        setattr(part, name, PreparedLinear(child.weight, child.bias))
-        return self
+        return self.output(features)
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
         """Decode more target tokens; return the logits after each, and the new state."""
         features_RTD, state, _ = self.decode(target_RT, state)
         return self.logits(features_RTD), state
 
-    def forward(self, batch: Batch, word_dropout: float | None = None) -> Tensor:
-        """Return features_MD at every real target token of a batch, for `logits` or the loss."""
+    def forward(self, batch: Batch, word_dropout: float | None = None, packing: bool = False) -> Tensor:
+        """Return features_MD at every real target token of a batch, for `logits` or the loss.
+
+        With `packing`, only attention computes padding.
+        """
         p = value_or(word_dropout, self.word_dropout)
-        source = Packing(batch.source_index_M, *batch.source_BS.shape)
-        target = Packing(batch.target_index_M, *batch.target_in_BT.shape)
+        source, target = Packed.source(batch), Packed.target(batch)
         source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
-        memory = self.encoder(source_BSD, batch.source_mask_BS, source if batch.packed else None)
+        memory = self.encoder(source_BSD, batch.source_mask_BS, source if packing else PADDED)
         target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)
-        packing = target if batch.packed else None
-        features = self.decoder(target_BTD, self.decoder.start(memory), packing=packing).features_RTD
-        return features if batch.packed else target.pack(features)
+        layout = target if packing else PADDED
+        features = self.decoder(target_BTD, self.decoder.start(memory), layout=layout).features_RTD
+        return features if packing else target.pack(features)

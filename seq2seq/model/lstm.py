@@ -5,6 +5,7 @@ Shapes: B sentences, R rows (B × beam), S source and T target positions, D widt
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,15 +15,36 @@ from seq2seq.config.schema import LSTMConfig
 from seq2seq.model.attention import Attention, KeyValue, Position
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded, Memory
-from seq2seq.model.layers import Packing, drop_rows, dropout, embedding, initialise, value_or
+from seq2seq.model.layers import drop_rows, dropout, embedding, initialise, value_or
+from seq2seq.model.layout import PADDED, Layout
 
 
-class LSTMState(NamedTuple):
-    """The recurrent state of every decoder layer."""
-
-    hidden_RD: Tensor  # of the first layer, which attends
+class LayerState(NamedTuple):
+    hidden_RD: Tensor
     cell_RD: Tensor
-    upper: tuple[tuple[Tensor, Tensor], ...]  # hidden state and cell of each further layer
+
+    def select(self, rows_R: Tensor) -> LayerState:
+        return LayerState(self.hidden_RD.index_select(0, rows_R), self.cell_RD.index_select(0, rows_R))
+
+    def join(self, other: LayerState) -> LayerState:
+        return LayerState(*map(torch.cat, zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class LSTMState(State):
+    memory: KeyValue  # per sentence
+    layers: tuple[LayerState, ...]  # per hypothesis; the first layer attends
+
+    def select(self, rows_R: Tensor, beam: int) -> LSTMState:
+        memory = self.memory.select(self.sentences(rows_R, beam))
+        return replace(self.reorder(rows_R), memory=memory, beam=beam)
+
+    def reorder(self, rows_R: Tensor) -> LSTMState:
+        return replace(self, layers=tuple(layer.select(rows_R) for layer in self.layers))
+
+    def join(self, other: LSTMState) -> LSTMState:
+        layers = tuple(a.join(b) for a, b in zip(self.layers, other.layers, strict=True))
+        return replace(self, memory=self.memory.join(other.memory), layers=layers)
 
 
 class Convolutions(nn.Module):
@@ -67,7 +89,7 @@ class Encoder(nn.Module):
         widths = [config.embedding] + [2 * config.width] * (config.encoder_layers - 1)
         self.layers = nn.ModuleList(BidirectionalLayer(width, config.width) for width in widths)
 
-    def forward(self, source_BSE: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory:
+    def forward(self, source_BSE: Tensor, mask_BS: Tensor, layout: Layout = PADDED) -> Memory:
         x_BSD = self.convolutions(self.position(_unit(source_BSE)), mask_BS)
         for i, layer in enumerate(self.layers):
             x_BSD = layer(dropout(x_BSD, self.p if i else self.embedding_p, self.training), mask_BS)
@@ -109,43 +131,39 @@ class Decoder(nn.Module):
             initialise(linear)
         _open_forget_gate(self.embedded_gates.bias)
 
-    def start(self, memory: Memory) -> State:
+    def start(self, memory: Memory) -> LSTMState:
         """Compute the first state from the backward encoder at the first word (§A.2.2), or by pooling."""
         summary_BD = memory.states_BSD[:, 0, self.width :] if self.pool is None else self.pool(memory)
         hidden_BD = self.bridge(summary_BD).tanh()
         cell_BD = torch.zeros_like(hidden_BD, dtype=torch.float32)
-        above = tuple((hidden_BD, torch.zeros_like(hidden_BD)) for _ in self.above)
-        return State(self.attention.project(*memory), LSTMState(hidden_BD, cell_BD, above))
+        above = (LayerState(hidden_BD, torch.zeros_like(hidden_BD)) for _ in self.above)
+        return LSTMState(self.attention.project(*memory), (LayerState(hidden_BD, cell_BD), *above))
 
-    def forward(
-        self, target_RTE: Tensor, state: State, weights: bool = False, packing: Packing | None = None
-    ) -> Decoded:
+    def forward(self, target_RTE: Tensor, state: LSTMState, weights: bool = False, layout: Layout = PADDED) -> Decoded:
         target_RTE = dropout(self.position(_unit(target_RTE), state.length), self.embedding_p, self.training)
-        hidden_RTD, context_RTD, recurrent, attention_weights = self._attend_and_recur(target_RTE, state, weights)
-        x_RTD, above = hidden_RTD, []
-        for lstm, (h_RD, c_RD) in zip(self.above, state.history.upper, strict=True):
+        hidden_RTD, context_RTD, first, attention_weights = self._attend_and_recur(target_RTE, state, weights)
+        x_RTD, layers = hidden_RTD, [first]
+        for lstm, (h_RD, c_RD) in zip(self.above, state.layers[1:], strict=True):
             input_RTD = torch.cat((dropout(x_RTD, self.p, self.training), context_RTD), -1)
             out_RTD, (h_1RD, c_1RD) = lstm(input_RTD, (h_RD[None].contiguous(), c_RD[None].contiguous()))
             x_RTD = x_RTD + drop_rows(out_RTD, self.layer_dropout, self.training, words=False)
-            above.append((h_1RD[0], c_1RD[0]))
+            layers.append(LayerState(h_1RD[0], c_1RD[0]))
         combined_RTD = torch.cat((x_RTD, context_RTD, target_RTE), -1)
-        readout = self.readout(packing.pack(combined_RTD) if packing else combined_RTD)
+        readout = self.readout(layout.pack(combined_RTD))
         features_RTE = readout.unflatten(-1, (-1, 2)).amax(-1)  # maxout (§A.2.2)
         features_RTE = dropout(features_RTE, self.p, self.training)
-        return Decoded(
-            features_RTE, state.advance(LSTMState(*recurrent, tuple(above)), target_RTE.shape[1]), attention_weights
-        )
+        state = replace(state, layers=tuple(layers), length=state.length + target_RTE.shape[1])
+        return Decoded(features_RTE, state, attention_weights)
 
     def _attend_and_recur(
-        self, target_RTE: Tensor, state: State, weights: bool
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        self, target_RTE: Tensor, state: LSTMState, weights: bool
+    ) -> tuple[Tensor, Tensor, LayerState, tuple[Tensor, ...]]:
         """Run the recurrence alone; everything that does not feed back is computed outside."""
         gates_RTD = self.embedded_gates(target_RTE)
-        h_RD, c_RD, _ = state.history
-        memory: KeyValue = state.memory
+        h_RD, c_RD = state.layers[0]
         hidden, contexts, attention_weights = [], [], []
         for t, gates_RD in enumerate(gates_RTD.unbind(1)):
-            attended = self.attention(h_RD[:, None], memory, start=state.length + t, weights=weights)
+            attended = self.attention(h_RD[:, None], state.memory, start=state.length + t, weights=weights)
             context_RD = attended.context_RTD[:, 0]
             gates_RD = gates_RD + self.fed_back_gates(torch.cat((context_RD, h_RD), -1))
             h_RD, c_RD = lstm_cell(gates_RD, c_RD)
@@ -153,7 +171,7 @@ class Decoder(nn.Module):
             contexts.append(context_RD)
             attention_weights.append(attended.weights_RNTS)
         all_weights = (torch.cat(attention_weights, 2),) if weights else ()
-        return torch.stack(hidden, 1), torch.stack(contexts, 1), (h_RD, c_RD), all_weights
+        return torch.stack(hidden, 1), torch.stack(contexts, 1), LayerState(h_RD, c_RD), all_weights
 
 
 class Pooling(nn.Module):

@@ -5,15 +5,36 @@ Shapes: B sentences, R rows (B × beam), S source and T target positions, D widt
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
-from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.decoder_state import CacheUpdate, KVCache, State
+from seq2seq.model.attention import Attention, KeyValue, Position, as_stored
+from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded, Memory
-from seq2seq.model.layers import FeedForward, Packing, Residual, build_norm, dropout, value_or
+from seq2seq.model.kv_cache import CacheUpdate, KVCache
+from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, value_or
+from seq2seq.model.layout import PADDED, Layout
+
+
+@dataclass(frozen=True)
+class TransformerState(State):
+    memory: tuple[KeyValue, ...]  # of each layer, per sentence
+    cache: KVCache  # per hypothesis
+
+    def select(self, rows_R: Tensor, beam: int) -> TransformerState:
+        sentences_B = self.sentences(rows_R, beam)
+        memory = tuple(kv.select(sentences_B) for kv in self.memory)
+        return replace(self, memory=memory, cache=self.cache.select(sentences_B, rows_R, beam), beam=beam)
+
+    def reorder(self, rows_R: Tensor) -> TransformerState:
+        return replace(self, cache=self.cache.reorder(rows_R))
+
+    def join(self, other: TransformerState) -> TransformerState:
+        memory = tuple(a.join(b) for a, b in zip(self.memory, other.memory, strict=True))
+        return replace(self, memory=memory, cache=self.cache.join(other.cache))
 
 
 class Input(nn.Module):
@@ -36,11 +57,11 @@ class EncoderLayer(nn.Module):
         self.feed_forward = _feed_forward(config)
         self.attention_residual, self.feed_forward_residual = _residual(config), _residual(config)
 
-    def forward(self, x_BSD: Tensor, mask_BS: Tensor, packing: Packing | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask_BS: Tensor, layout: Layout) -> Tensor:
         first, second = self.attention_residual, self.feed_forward_residual
         y_BSD = first.prepare_input(x_BSD)
-        kv = self.attention.project(y_BSD, mask_BS, packing=packing)
-        x_BSD = first.add_output(x_BSD, self.attention(y_BSD, kv, packing=packing).context_RTD)
+        kv = self.attention.project(y_BSD, mask_BS, layout=layout)
+        x_BSD = first.add_output(x_BSD, self.attention(y_BSD, kv, layout=layout).context_RTD)
         return second.add_output(x_BSD, self.feed_forward(second.prepare_input(x_BSD)))
 
 
@@ -51,13 +72,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.norm = _final_norm(config)
 
-    def forward(self, source_BSD: Tensor, mask_BS: Tensor, packing: Packing | None = None) -> Memory:
-        x_BSD = self.input(source_BSD)
-        x_BSD = packing.pack(x_BSD) if packing else x_BSD
+    def forward(self, source_BSD: Tensor, mask_BS: Tensor, layout: Layout = PADDED) -> Memory:
+        x_BSD = layout.pack(self.input(source_BSD))
         for layer in self.layers:
-            x_BSD = layer(x_BSD, mask_BS, packing)
-        x_BSD = self.norm(x_BSD)
-        return Memory(packing.unpack(x_BSD) if packing else x_BSD, mask_BS)
+            x_BSD = layer(x_BSD, mask_BS, layout)
+        return Memory(layout.unpack(self.norm(x_BSD)), mask_BS)
 
 
 class DecoderLayer(nn.Module):
@@ -71,22 +90,17 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = _residual(config)
 
     def forward(
-        self,
-        x_RTD: Tensor,
-        cache: CacheUpdate,
-        memory: KeyValue,
-        start: int,
-        weights: bool,
-        packing: Packing | None,
+        self, x_RTD: Tensor, memory: KeyValue, cache: CacheUpdate, layout: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         first, second, third = self.self_residual, self.cross_residual, self.feed_forward_residual
         y_RTD = first.prepare_input(x_RTD)
-        kv = cache.add(self.self_attention.project(y_RTD, start=start, packing=packing))
+        start, causal = cache.start, cache.single_hypothesis
+        kv = cache.add(self.self_attention.project(y_RTD, start=start, layout=layout))
         attended = self.self_attention(
-            y_RTD, kv, start=start, causal=cache.single_hypothesis, position_S=cache.position_P, packing=packing
+            y_RTD, kv, start=start, causal=causal, position_S=cache.position_P, layout=layout
         )
         x_RTD = first.add_output(x_RTD, attended.context_RTD)
-        attended = self.cross_attention(second.prepare_input(x_RTD), memory, weights=weights, packing=packing)
+        attended = self.cross_attention(second.prepare_input(x_RTD), memory, weights=weights, layout=layout)
         x_RTD = second.add_output(x_RTD, attended.context_RTD)
         x_RTD = third.add_output(x_RTD, self.feed_forward(third.prepare_input(x_RTD)))
         return x_RTD, attended.weights_RNTS
@@ -99,26 +113,25 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = _final_norm(config)
 
-    def start(self, memory: Memory) -> State:
+    def start(self, memory: Memory) -> TransformerState:
         """Return each layer's keys and values of the source, and an empty cache."""
         projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
         # Stored once as every step multiplies them; otherwise each step would copy them first.
         memories = (
-            kv._replace(key_RNSH=kv.key_RNSH.mT.contiguous().mT, value_RNSH=kv.value_RNSH.contiguous())
+            kv._replace(key_RNSH=as_stored(as_stored(kv.key_RNSH).contiguous()), value_RNSH=kv.value_RNSH.contiguous())
             for kv in projected
         )
-        return State(tuple(memories), KVCache())
+        return TransformerState(tuple(memories), KVCache())
 
     def forward(
-        self, target_RTD: Tensor, state: State, weights: bool = False, packing: Packing | None = None
+        self, target_RTD: Tensor, state: TransformerState, weights: bool = False, layout: Layout = PADDED
     ) -> Decoded:
-        x_RTD = self.input(target_RTD, state.length)
-        x_RTD = packing.pack(x_RTD) if packing else x_RTD
-        cache, attention_weights = CacheUpdate(state, target_RTD), []
+        x_RTD = layout.pack(self.input(target_RTD, state.length))
+        cache, attention_weights = CacheUpdate(state.cache, state.length, state.beam, target_RTD), []
         for layer, memory in zip(self.layers, state.memory, strict=True):
-            x_RTD, weights_RNTS = layer(x_RTD, cache, memory, state.length, weights, packing)
+            x_RTD, weights_RNTS = layer(x_RTD, memory, cache, layout, weights)
             attention_weights.append(weights_RNTS)
-        state = state.advance(cache.finish(), target_RTD.shape[1])
+        state = replace(state, cache=cache.finish(), length=state.length + target_RTD.shape[1])
         return Decoded(self.norm(x_RTD), state, tuple(attention_weights) if weights else ())
 
 

@@ -5,7 +5,6 @@ Shapes: M real target tokens, C tokens of a chunk, V vocabulary, D width.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,19 +27,19 @@ def loss_sum(model: Seq2Seq, batch: Batch, smoothing: float) -> Tensor:
 
 def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
     """Return the objective with the chosen regulariser, and the plain loss in it; both are sums."""
-    smoothing, batch = settings.label_smoothing, replace(batch, packed=settings.packing)
-    first_MD = model(batch)
+    smoothing, packing = settings.label_smoothing, settings.packing
+    first_MD = model(batch, packing=packing)
     plain = cross_entropy(model, first_MD, batch, smoothing)
     weight_VD = model.output.weight
     if settings.r_drop:
         # Liang et al. 2021, §2.1: two passes under different dropout, and their divergence in both directions.
-        second_MD = model(batch)
+        second_MD = model(batch, packing=packing)
         second = cross_entropy(model, second_MD, batch, smoothing)
         divergences = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
         return (plain + second + settings.r_drop * divergences / 2) / 2, plain.detach()
     if settings.simcut:
         # Gao et al. 2022, §3.2: divergence from a pass with words cut out; the gradient flows through both.
-        cut_MD = model(batch, settings.simcut_cutoff)
+        cut_MD = model(batch, settings.simcut_cutoff, packing=packing)
         return plain + settings.simcut * divergence(first_MD, cut_MD, weight_VD), plain.detach()
     return plain, plain.detach()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from seq2seq.model.decoder_state import CacheUpdate
+from seq2seq.model.kv_cache import CacheUpdate
 
 
 def recompute_layers(model: nn.Module) -> None:

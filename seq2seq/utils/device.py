@@ -75,6 +75,11 @@ def tune_cpu() -> None:
         mallopt(mmap_threshold, never)
 
 
+def tune_cuda() -> None:
+    """Keep cuDNN out of attention: it plans each new shape for half a second, and every decoding step has one."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def deterministic() -> None:
     """Use only algorithms with bit-identical results; on a CPU all are."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product runs

@@ -178,15 +178,14 @@ def test_a_batch_is_what_a_plain_loop_makes_of_its_pairs(lengths: list[tuple[int
     assert batch.target_tokens == sum(map(sum, expected.target_mask))
     assert batch.index_B.tolist() == [numbers[i] for i in rows]
     assert batch.index_B.dtype == batch.source_BS.dtype == batch.target_in_BT.dtype == torch.int64
-    assert not batch.packed
 
 
-def test_a_moved_batch_takes_all_its_tensors_and_its_packing_along() -> None:
+def test_a_moved_batch_takes_all_its_tensors_along() -> None:
     """A tensor that stays behind would fail on a GPU alone."""
-    batch = dataclasses.replace(corpus_of([2, 3]).batch(np.arange(2)), packed=True)
+    batch = corpus_of([2, 3]).batch(np.arange(2))
     moved = batch.to(torch.device("meta"))
     tensors = [name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 7 and moved.packed
+    assert len(tensors) == 7
     for name in tensors:
         assert getattr(moved, name).device.type == "meta", name
         assert getattr(moved, name).shape == getattr(batch, name).shape, name

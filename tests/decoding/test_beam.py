@@ -20,7 +20,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.scoring import Hypothesis, Specials, Task
 from seq2seq.model.decoder_state import State
-from tests.helpers.tables import BANNED, BEGIN, END, Table
+from tests.helpers.tables import BANNED, BEGIN, END, RowsState, Table
 from tests.reference import search as reference
 from tests.reference.constraints import PlainRules
 
@@ -189,7 +189,7 @@ def test_a_tie_with_what_is_hoped_for_ends_the_search(stop: Stop) -> None:
 
     options = dataclasses.replace(preset(), beam=2, n_best=1, length_penalty=0.0, stop=stop)
     asked = Task(torch.tensor([9]), torch.tensor([0]), torch.tensor([1]), [0])
-    found = beam_search(step, [(State(None, (torch.zeros(1, 1),)), asked)], options, SPECIALS)
+    found = beam_search(step, [(RowsState(torch.zeros(1)), asked)], options, SPECIALS)
     assert [h.ids for h in found[0]] == [[]]
     assert found[0][0].score == pytest.approx(-math.log(2))
     assert len(calls) == 1

@@ -22,12 +22,13 @@ from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import sample
 from seq2seq.decoding.scoring import Hypothesis, Specials, Task
-from seq2seq.inference.ensemble import Ensemble
+from seq2seq.inference.ensemble import Ensemble, EnsembleState
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import padded, random_sentences
 from tests.helpers.models import tiny_model
+from tests.helpers.tables import RowsState
 
 SPECIALS = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
 SMALL = Vocabulary(8, 8, joint=True)  # four words beside the specials
@@ -167,7 +168,7 @@ def test_every_sentence_keeps_its_own_limit() -> None:
     def step(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         return table.expand(len(tokens), 1, -1), state
 
-    found = beam_search(step, [(State(None, (torch.zeros(3, 1),)), task(limits))], search(2), SPECIALS)
+    found = beam_search(step, [(RowsState(torch.zeros(3)), task(limits))], search(2), SPECIALS)
     assert [len(hypotheses[0].ids) for hypotheses in found] == [0, 2, 5]
     end = float(table.log_softmax(-1)[END])
     word = float(table.log_softmax(-1)[4])
@@ -180,14 +181,14 @@ def test_finished_sentences_leave_the_batch() -> None:
     rows: list[int] = []
     stops = torch.tensor([2, 5, 3])
 
-    def step(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+    def step(tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, State]:
         rows.append(len(tokens))
         logits = torch.zeros(len(tokens), 1, 8)
         logits[:, 0, 4] = 5.0
-        logits[state.history[0][:, 0] == state.length + 1, 0, END] = 50.0
-        return logits, state.advance(state.history, 1)
+        logits[state.x_R == state.length + 1, 0, END] = 50.0
+        return logits, dataclasses.replace(state, length=state.length + 1)
 
-    found = beam_search(step, [(State(None, (stops[:, None],)), task([9, 9, 9]))], search(1), SPECIALS)
+    found = beam_search(step, [(RowsState(stops), task([9, 9, 9]))], search(1), SPECIALS)
     assert [len(h[0].ids) for h in found] == [1, 4, 2]
     assert rows == [3, 3, 2, 1, 1]
 
@@ -221,9 +222,9 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     """Batches of several widths; in each some sentences may become much longer than the others."""
     ensemble, config = Ensemble([tiny_model(family)]), search(beam, n_best=beam, stop="longest", **changes)
     lengths, limits = [2, 3, 3, 4, 6, 6, 7, 9, 9, 5, 3], [3, 12, 4, 4, 14, 5, 3, 4, 16, 2, 20]
-    sentences, join = random_sentences(lengths, seed=5), State.join
+    sentences, join = random_sentences(lengths, seed=5), EnsembleState.join
     joined: list[int] = []
-    monkeypatch.setattr(State, "join", lambda self, other: joined.append(other.length) or join(self, other))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(EnsembleState, "join", lambda self, other: joined.append(other.length) or join(self, other))  # type: ignore[func-returns-value]
 
     def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
         logits, state, weights = ensemble.step_with_attention(tokens, state)
@@ -375,7 +376,7 @@ def drawn(config: SearchConfig, table: torch.Tensor, seeds: list[int], longest: 
         return table.expand(len(tokens), 1, -1), state
 
     asked = task([longest] * len(seeds), seeds=seeds)
-    return sample(step, State(None, (torch.zeros(len(seeds), 1),)), asked, config, SPECIALS)
+    return sample(step, RowsState(torch.zeros(len(seeds))), asked, config, SPECIALS)
 
 
 def sampling(samples: int, **changes: object) -> SearchConfig:

@@ -137,10 +137,9 @@ def matrix(sentences: Sequence[Sequence[int]], extra: int = 0) -> Tensor:
     return torch.tensor([[*ids, *[PAD] * (width - len(ids))] for ids in sentences])
 
 
-def pairs(packed: bool = False, extra: int = 0) -> Batch:
+def pairs(extra: int = 0) -> Batch:
     """All small pairs in one batch."""
-    batch = Batch.of(matrix(SOURCES, extra), matrix(TARGETS, extra), torch.arange(len(SOURCES)))
-    return replace(batch, packed=packed)
+    return Batch.of(matrix(SOURCES, extra), matrix(TARGETS, extra), torch.arange(len(SOURCES)))
 
 
 def reference_batch(model: Seq2Seq, config: ModelConfig, sites: Sites = OFF, word_dropout: float = 0.0) -> Tensor:
@@ -223,13 +222,14 @@ def check_steps(config: ModelConfig) -> None:
                 state, at = after, at + size
 
 
-def check_gradients(config: ModelConfig, packed: bool = False) -> None:
+def check_gradients(config: ModelConfig, packing: bool = False) -> None:
     """The gradient of each parameter is that of the reference, for a loss that weighs every logit."""
     model = small_model(config)
     weights, parameters = weights_of(model), dict(model.named_parameters())
     expected_MV = reference_batch(model, config) @ weights["output.weight"].T
     weight_MV = torch.arange(expected_MV.numel(), dtype=torch.float64).sin().view_as(expected_MV)
     expected = torch.autograd.grad((expected_MV * weight_MV).sum(), [*parameters.values()])
-    found = torch.autograd.grad((model.logits(model(pairs(packed))) * weight_MV).sum(), [*parameters.values()])
+    found_MV = model.logits(model(pairs(), packing=packing))
+    found = torch.autograd.grad((found_MV * weight_MV).sum(), [*parameters.values()])
     for name, a, b in zip(parameters, found, expected, strict=True):
         torch.testing.assert_close(a, b, **tolerance(config), msg=partial("{}: {}".format, name))

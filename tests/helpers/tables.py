@@ -7,13 +7,13 @@ from the prefix. So hundreds of searches run in a second, and state that follows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seq2seq.model.attention import KeyValue
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded
 from tests.reference.search import Model, Numbers, Prefix
@@ -29,6 +29,45 @@ def hashed(ids: Sequence[int]) -> int:
     for id_ in ids:
         code = (code * FACTOR + id_ + 1) % PRIME
     return code
+
+
+@dataclass(frozen=True)
+class TableState(State):
+    sentence_B: Tensor
+    source_B: Tensor
+    width: int  # of the padded source, as that of keys in an attention
+    code_R: Tensor
+
+    def select(self, rows_R: Tensor, beam: int) -> TableState:
+        kept_B = self.sentences(rows_R, beam)
+        sentence_B, source_B = self.sentence_B[kept_B], self.source_B[kept_B]
+        return replace(self.reorder(rows_R), sentence_B=sentence_B, source_B=source_B, beam=beam)
+
+    def reorder(self, rows_R: Tensor) -> TableState:
+        return replace(self, code_R=self.code_R[rows_R])
+
+    def join(self, other: TableState) -> TableState:
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("sentence_B", "source_B", "code_R"))
+        sentence_B, source_B, code_R = map(torch.cat, pairs)
+        return replace(
+            self, sentence_B=sentence_B, source_B=source_B, width=max(self.width, other.width), code_R=code_R
+        )
+
+
+@dataclass(frozen=True)
+class RowsState(State):
+    """A number for each row: for step functions that need no model."""
+
+    x_R: Tensor
+
+    def select(self, rows_R: Tensor, beam: int) -> RowsState:
+        return RowsState(self.x_R[rows_R], length=self.length, beam=beam)
+
+    def reorder(self, rows_R: Tensor) -> RowsState:
+        return self.select(rows_R, self.beam)
+
+    def join(self, other: RowsState) -> RowsState:
+        return replace(self, x_R=torch.cat((self.x_R, other.x_R)))
 
 
 class Table:
@@ -66,11 +105,9 @@ class Table:
 
     # ------------------------------------------------------------------------------------------------ for the search
 
-    def begin(self, sentences: Sequence[int], sources: Sequence[int]) -> State:
-        """The width of the padded source is that of keys, as in an attention."""
-        padded = torch.zeros(len(sentences), 1, max(sources), 1)
-        memory = torch.tensor(list(sentences)), torch.tensor(list(sources)), KeyValue(padded, padded, None)
-        return State(memory, (torch.zeros(len(sentences), dtype=torch.int64),))
+    def begin(self, sentences: Sequence[int], sources: Sequence[int]) -> TableState:
+        zero_R = torch.zeros(len(sentences), dtype=torch.int64)
+        return TableState(torch.tensor(list(sentences)), torch.tensor(list(sources)), max(sources), zero_R)
 
     def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
         features_RTD, after, _ = self.decode(target_RT, state)
@@ -83,27 +120,27 @@ class Table:
 
     def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
         """Features are numbers of rows of the tables."""
-        sentence_B, source_B, keys = state.memory
-        self.calls.append(sentence_B.tolist())
-        sentence_R = sentence_B.repeat_interleave(state.beam)
-        code_R, rows = state.history[0], []
+        assert isinstance(state, TableState)
+        self.calls.append(state.sentence_B.tolist())
+        sentence_R = state.sentence_B.repeat_interleave(state.beam)
+        code_R, rows = state.code_R, []
         for token_R in target_RT.T:
             code_R = (code_R * FACTOR + token_R + 1) % PRIME
             rows.append((code_R + STRIDE * sentence_R) % ROWS)
         row_RT = torch.stack(rows, 1)
-        weights_RTLNS = self._weights_XLNS[row_RT][..., : keys.key_RNSH.shape[2]]
-        real_RS = torch.arange(weights_RTLNS.shape[-1]) < source_B.repeat_interleave(state.beam)[:, None]
+        weights_RTLNS = self._weights_XLNS[row_RT][..., : state.width]
+        real_RS = torch.arange(weights_RTLNS.shape[-1]) < state.source_B.repeat_interleave(state.beam)[:, None]
         weights_RTLNS = weights_RTLNS * real_RS[:, None, None, None]
         weights_RTLNS = weights_RTLNS / weights_RTLNS.sum(-1, keepdim=True)
         of_layers = tuple(weights_RTLNS.permute(2, 0, 3, 1, 4)) if weights else ()
-        return Decoded(row_RT, state.advance((code_R,), target_RT.shape[1]), of_layers)
+        return Decoded(row_RT, replace(state, code_R=code_R, length=state.length + target_RT.shape[1]), of_layers)
 
     def logits(self, features_RTD: Tensor) -> Tensor:
         return self._logits_XV[features_RTD]
 
     # --------------------------------------------------------------------------------- for a translator: real sentences
 
-    def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
+    def start(self, source_BS: Tensor, mask_BS: Tensor) -> TableState:
         """A sentence's number is a hash of its ids."""
         ids = [row[mask].tolist() for row, mask in zip(source_BS, mask_BS, strict=True)]
         self.reads.append(ids)

@@ -169,9 +169,11 @@ def test_dropout_falls_on_the_weights_after_the_softmax_in_training_only(
     monkeypatch.setattr(attention_module, "use_fused_kernel", lambda _: kernel == "fused")
 
     def scaled_dot_product_attention(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float, scale: float
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float, is_causal: bool, scale: float
     ) -> Tensor:
         scores = q @ k.mT * scale + (0 if bias is None else bias)
+        if is_causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
         return drop_numbers(scores.softmax(-1), p) @ v
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", scaled_dot_product_attention)

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from seq2seq.inference.ensemble import Ensemble
+from seq2seq.model.attention import KeyValue
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
+from seq2seq.model.lstm import LSTMState
+from seq2seq.model.transformer import TransformerState
 from tests.helpers.corpora import random_sentences
 from tests.helpers.small_models import FAMILIES, POSITIONS, matrix, small_model, variant
 
@@ -226,9 +229,14 @@ def test_selecting_repeats_what_belongs_to_a_sentence_once_for_each(family: str)
     """However many hypotheses there are, its memory has a row for each sentence."""
     now = Tracked.begin(small(family, "none"), [0, 1, 2])
     state = now.select([2, 2, 0, 0, 2, 2], 2).state
-    keys: Tensor = (state.memory if family == "lstm" else state.memory[1]).key_RNSH
-    before: Tensor = (now.state.memory if family == "lstm" else now.state.memory[1]).key_RNSH
+    keys, before = (memory_of(one).key_RNSH for one in (state, now.state))
     torch.testing.assert_close(keys, before[[2, 0, 2]], rtol=0, atol=0)
+
+
+def memory_of(state: State) -> KeyValue:
+    """Of the last layer."""
+    assert isinstance(state, (TransformerState, LSTMState))
+    return state.memory if isinstance(state, LSTMState) else state.memory[-1]
 
 
 # -------------------------------------------------------------------------------------------- ensembles

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.model import layers
+from seq2seq.model.cpu_inference import PreparedLinear, optimize_for_cpu, prepare_products
 from seq2seq.model.factory import parameter_table
-from seq2seq.model.interface import Seq2Seq
+from seq2seq.model.interface import OutputTable, Seq2Seq
 from seq2seq.model.layers import (
     FeedForward,
-    Packing,
-    PreparedLinear,
     Residual,
     build_norm,
     drop_rows,
@@ -29,6 +28,7 @@ from seq2seq.model.layers import (
     initialise,
     value_or,
 )
+from seq2seq.model.layout import Packed
 from tests.helpers.small_models import (
     APART,
     FAMILIES,
@@ -186,7 +186,7 @@ def test_packing_takes_real_tokens_row_by_row_and_back(lengths: list[int], extra
     """Forward and backward: padding gets zeros, and no gradient."""
     width = max(lengths) + extra
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    packing = Packing(mask.flatten().nonzero().squeeze(1), len(lengths), width)
+    packing = Packed(mask.flatten().nonzero().squeeze(1), len(lengths), width)
     x_RTD = torch.randn(len(lengths), width, 3, dtype=torch.float64, requires_grad=True)
     expected_MD = torch.cat([row[:length] for row, length in zip(x_RTD, lengths, strict=True)])
     torch.testing.assert_close(packing.pack(x_RTD), expected_MD, rtol=0, atol=0)
@@ -249,8 +249,8 @@ def test_feed_forward_is_its_formula_before_and_after_it_is_prepared(activation:
         pytest.skip("torch has no oneDNN here")
     with torch.inference_mode():
         if prepared:
-            module.prepare()
-            assert isinstance(module.inner, PreparedLinear) == (activation == "relu")
+            prepare_products(module)
+            assert not any(isinstance(part, (nn.Linear, nn.ReLU)) for part in module.modules())
         torch.testing.assert_close(module(x_RTD), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -328,7 +328,7 @@ def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.Mo
     assert not PreparedLinear.is_supported(weight)
     model = small_model(variant("transformer")).float()
     before = [*model.modules()]
-    assert model.prepare() is model and [*model.modules()] == before and model.prepared_output is None
+    assert optimize_for_cpu(model) is model and [*model.modules()] == before
 
 
 @pytest.mark.parametrize(
@@ -349,10 +349,10 @@ def test_a_prepared_model_is_the_papers(family: str, options: dict[str, Any]) ->
     plain = copy.deepcopy(exact).float()
     if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here")
-    prepared = copy.deepcopy(plain).prepare()
-    assert not any(isinstance(part, nn.Linear) for part in prepared.modules())
+    prepared = optimize_for_cpu(copy.deepcopy(plain))
+    assert not any(isinstance(part, (nn.Linear, OutputTable)) for part in prepared.modules())
     laid_out = [part for part in prepared.modules() if isinstance(part, PreparedLinear)]
-    assert prepared.prepared_output in laid_out
+    assert any(part is prepared.output for part in laid_out)
     fused = sum(part.activation == "relu" for part in laid_out)
     assert fused == (4 if options.get("activation") == "relu" else 0), "relu is part of the product before it"
     source_BS = matrix(SOURCES)
@@ -399,12 +399,12 @@ def test_tables_have_the_sizes_of_their_vocabularies(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("packed", [False, True])
-def test_features_are_of_real_targets_only_row_by_row(family: str, packed: bool) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_features_are_of_real_targets_only_row_by_row(family: str, packing: bool) -> None:
     """As many as target tokens; those of one sentence follow each other, whatever else is in the batch."""
-    model, batch = small_model(variant(family)), pairs(packed, extra=2)
+    model, batch = small_model(variant(family)), pairs(extra=2)
     with torch.inference_mode():
-        features_MD = model(batch)
+        features_MD = model(batch, packing=packing)
         assert len(features_MD) == sum(map(len, TARGETS)) == batch.target_tokens
         for i, part in enumerate(features_MD.split([*map(len, TARGETS)])):
             source_1S, target_1T = matrix(SOURCES[i : i + 1]), torch.tensor([shifted(TARGETS[i])])

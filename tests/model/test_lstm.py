@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seq2seq.model.factory import build_model
-from seq2seq.model.lstm import BidirectionalLayer, Convolutions, Encoder, lstm_cell
+from seq2seq.model.lstm import BidirectionalLayer, Convolutions, Encoder, LSTMState, lstm_cell
 from tests.helpers.small_models import (
     APART,
     JOINT,
@@ -85,7 +85,7 @@ def test_features_are_the_papers(options: dict[str, Any]) -> None:
     with torch.inference_mode():
         expected_MD = reference_batch(model, config)
         torch.testing.assert_close(model(pairs()), expected_MD, **tolerance(config))
-        torch.testing.assert_close(model(pairs(packed=True, extra=3)), expected_MD, **tolerance(config))
+        torch.testing.assert_close(model(pairs(extra=3), packing=True), expected_MD, **tolerance(config))
 
 
 @pytest.mark.parametrize("options", VARIANTS[::2], ids=lambda o: "-".join(map(str, o.values())))
@@ -97,8 +97,8 @@ def test_steps_of_any_size_continue_the_papers_decoder(options: dict[str, Any]) 
 @some_variants
 def test_gradients_are_those_of_the_papers_formulas(options: dict[str, Any]) -> None:
     """Every parameter's, tied tables included; every other time padding is not computed."""
-    packed = VARIANTS.index(options) % 12 == 0
-    check_gradients(variant("lstm", **options), packed)
+    packing = VARIANTS.index(options) % 12 == 0
+    check_gradients(variant("lstm", **options), packing)
 
 
 @pytest.mark.parametrize("rates", RATES.values(), ids=RATES.keys())
@@ -115,7 +115,7 @@ def test_dropout_is_at_its_sites_with_its_rates_in_training_only(
         model.train()
         expected_MD = reference_batch(model, config, ON, config.word_dropout)
         torch.testing.assert_close(model(pairs()), expected_MD, **tolerance(config))
-        torch.testing.assert_close(model(pairs(packed=True)), expected_MD, **tolerance(config))
+        torch.testing.assert_close(model(pairs(), packing=True), expected_MD, **tolerance(config))
         # A caller may ask for another rate of dropped words.
         for p in (0.0, 0.7) if "word_dropout" in rates else ():
             expected_MD = reference_batch(model, config, ON, p)
@@ -190,10 +190,13 @@ def test_the_cell_adds_up_in_float32_whatever_the_model_computes_in() -> None:
     model = small_model(variant("lstm", decoder_layers=1)).bfloat16()
     state = model.start(matrix(SOURCES), matrix(SOURCES).ne(0))
     for _ in range(2):
-        hidden_BD, cell_BD, _ = state.history
+        assert isinstance(state, LSTMState)
+        hidden_BD, cell_BD = state.layers[0]
         assert (hidden_BD.dtype, cell_BD.dtype) == (torch.bfloat16, torch.float32)
         _, state = model.step(torch.full((len(SOURCES), 1), 5), state)
-    assert not torch.equal(state.history[1], state.history[1].bfloat16().float()), "the cell has been rounded"
+    assert isinstance(state, LSTMState)
+    cell_BD = state.layers[0].cell_RD
+    assert not torch.equal(cell_BD, cell_BD.bfloat16().float()), "the cell has been rounded"
 
 
 @pytest.mark.parametrize("kernel,count", [(1, 1), (3, 1), (3, 3), (5, 2), (7, 1)])
@@ -289,7 +292,8 @@ def test_the_first_state_comes_from_the_first_word_of_the_backward_encoder() -> 
     config = replace(variant("lstm", decoder_layers=3), position="none")
     model, source_BS = small_model(config), matrix(SOURCES, extra=1)
     state = model.start(source_BS, source_BS.ne(0))
-    hidden_BD, cell_BD, above = state.history
+    assert isinstance(state, LSTMState)
+    (hidden_BD, cell_BD), *above = state.layers
     expected_BD = torch.stack(
         [
             reference.first_state(weights_of(model), config, reference.encode(weights_of(model), config, s))

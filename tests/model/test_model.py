@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +11,16 @@ import torch
 from seq2seq.cli import main as cli
 from seq2seq.config.paths import CONFIGS
 from seq2seq.data.tokenizer import Vocabulary
+from seq2seq.inference.checkpoint import count_parameters, load_checkpoint
 from seq2seq.model import layers
+from seq2seq.model.cpu_inference import PreparedLinear, optimize_for_cpu
 from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.model.interface import Seq2Seq
-from seq2seq.model.layers import PreparedLinear, dropout
+from seq2seq.model.layers import dropout
 from tests.helpers.configs import FAMILIES, STILL, TINY, tiny_config
 from tests.helpers.corpora import padded, random_sentences, tiny_batch
 from tests.helpers.models import VOCABULARY, begin, tiny_model
+from tests.helpers.runs import saved_run
 
 OPTIONS = [
     ("transformer", []),
@@ -141,9 +144,9 @@ def test_weights_on_request_are_distributions(family: str, options: list[str]) -
 def test_packing_changes_no_number(family: str, options: list[str]) -> None:
     """Features and gradients, whether padding is computed or not."""
     batch, seen = tiny_batch(), []
-    for packed in (False, True):
+    for packing in (False, True):
         model = tiny_model(family, *options)
-        features_MD = model(replace(batch, packed=packed))
+        features_MD = model(batch, packing=packing)
         features_MD.square().sum().backward()
         seen.append((features_MD, [parameter.grad for parameter in model.parameters()]))
     assert len(features_MD) == batch.target_tokens < batch.target_out_BT.numel(), "there is padding"
@@ -157,7 +160,7 @@ def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str]
     plain, prepared = (tiny_model(family, *options).to(precision) for _ in range(2))
     if not PreparedLinear.is_supported(plain.output.weight):
         pytest.skip("torch has no oneDNN here, or none for this type of number")
-    assert any(isinstance(part, PreparedLinear) for part in prepared.prepare().modules())
+    assert any(isinstance(part, PreparedLinear) for part in optimize_for_cpu(prepared).modules())
     tolerance = 2e-2 if precision == torch.bfloat16 else None
     found, expected = (read(model, sentences, TARGET) for model in (prepared, plain))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -190,6 +193,15 @@ def test_every_model_preset_has_the_parameters_it_claims(preset: str) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert f"{count / 1e6:.1f}" == claim.group(1)
     assert count == sum(part for _, part in parameter_table(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tie", ["all", "none"])
+def test_a_checkpoint_has_the_parameters_of_its_model(family: str, tie: str, tmp_path: Path) -> None:
+    """Counted without building the model; a table that is shared counts once."""
+    folder = saved_run(tmp_path / "run", family, f"model.tie_embeddings={tie}").checkpoint("best")
+    _, _, model = load_checkpoint(folder)
+    assert count_parameters(folder) == sum(p.numel() for p in model.parameters())
 
 
 def test_transformer_parameters_are_the_papers() -> None:

@@ -76,7 +76,7 @@ def test_features_are_the_papers(options: dict[str, Any]) -> None:
     with torch.inference_mode():
         expected_MD = reference_batch(model, config)
         torch.testing.assert_close(model(pairs()), expected_MD, **tolerance(config))
-        torch.testing.assert_close(model(pairs(packed=True, extra=1)), expected_MD, **tolerance(config))
+        torch.testing.assert_close(model(pairs(extra=1), packing=True), expected_MD, **tolerance(config))
 
 
 @pytest.mark.parametrize("options", VARIANTS[::2], ids=lambda o: "-".join(map(str, o.values())))
@@ -88,8 +88,8 @@ def test_steps_of_any_size_continue_the_papers_decoder(options: dict[str, Any]) 
 @some_variants
 def test_gradients_are_those_of_the_papers_formulas(options: dict[str, Any]) -> None:
     """Every parameter's, tied tables included; every other time padding is not computed."""
-    packed = VARIANTS.index(options) % 12 == 0
-    check_gradients(variant("transformer", **options), packed)
+    packing = VARIANTS.index(options) % 12 == 0
+    check_gradients(variant("transformer", **options), packing)
 
 
 @pytest.mark.parametrize("rates", RATES.values(), ids=RATES.keys())
@@ -107,7 +107,7 @@ def test_dropout_is_at_its_sites_with_its_rates_in_training_only(
         expected_MD = reference_batch(model, config, ON, config.word_dropout)
         torch.testing.assert_close(model(pairs()), expected_MD, **tolerance(config))
         if not config.layer_dropout:
-            torch.testing.assert_close(model(pairs(packed=True)), expected_MD, **tolerance(config))
+            torch.testing.assert_close(model(pairs(), packing=True), expected_MD, **tolerance(config))
         # A caller may ask for another rate of dropped words.
         for p in (0.0, 0.7) if "word_dropout" in rates else ():
             expected_MD = reference_batch(model, config, ON, p)

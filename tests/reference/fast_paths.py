@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from seq2seq.data.encoding import Batch
 from seq2seq.decoding import beam, scoring
-from seq2seq.model import attention, layers, lstm
+from seq2seq.inference import translator
+from seq2seq.model import attention, layers, layout, lstm
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded, Seq2Seq
 from seq2seq.training import loss, pipeline
@@ -30,24 +31,37 @@ def all_logits(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: flo
     return F.cross_entropy(logits_MV, targets_M, reduction="sum", label_smoothing=smoothing)
 
 
-def indexed(self: layers.Packing, x_RTD: Tensor) -> Tensor:
+def indexed(self: layout.Packed, x_RTD: Tensor) -> Tensor:
     return x_RTD.flatten(0, 1)[self.index_M]
+
+
+@dataclass(frozen=True)
+class PrefixState(State):
+    first: State  # before the first token
+    prefix_RT: Tensor
+
+    def select(self, rows_R: Tensor, beam: int) -> PrefixState:
+        first, prefix_RT = self.first.select(rows_R, beam), self.prefix_RT[rows_R]
+        return replace(self, first=first, prefix_RT=prefix_RT, beam=beam)
+
+    def reorder(self, rows_R: Tensor) -> PrefixState:
+        return replace(self, first=self.first.reorder(rows_R), prefix_RT=self.prefix_RT[rows_R])
+
+    def join(self, other: PrefixState) -> PrefixState:
+        prefix_RT = torch.cat((self.prefix_RT, other.prefix_RT))
+        return replace(self, first=self.first.join(other.first), prefix_RT=prefix_RT)
 
 
 def read_again(fast_start: Callable[..., State], fast_decode: Callable[..., Decoded]) -> tuple[Any, Any]:
     """A decoder without a cache: each step decodes the whole prefix again."""
 
-    def start(self: Seq2Seq, source_BS: Tensor, mask_BS: Tensor) -> State:
-        state = fast_start(self, source_BS, mask_BS)
-        return replace(state, history=(state.history, source_BS.new_empty(len(source_BS), 0)))
+    def start(self: Seq2Seq, source_BS: Tensor, mask_BS: Tensor) -> PrefixState:
+        return PrefixState(fast_start(self, source_BS, mask_BS), source_BS.new_empty(len(source_BS), 0))
 
-    def decode(self: Seq2Seq, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
-        inner, prefix_RT = state.history
-        prefix_RT, T = torch.cat((prefix_RT, target_RT), 1), target_RT.shape[1]
-        features_RTD, _, attention_weights = fast_decode(
-            self, prefix_RT, replace(state, history=inner, length=0), weights
-        )
-        after = state.advance((inner, prefix_RT), T)
+    def decode(self: Seq2Seq, target_RT: Tensor, state: PrefixState, weights: bool = False) -> Decoded:
+        prefix_RT, T = torch.cat((state.prefix_RT, target_RT), 1), target_RT.shape[1]
+        features_RTD, _, attention_weights = fast_decode(self, prefix_RT, state.first, weights)
+        after = replace(state, prefix_RT=prefix_RT, length=state.length + T)
         return Decoded(features_RTD[:, -T:], after, tuple(w_RNTS[:, :, -T:] for w_RNTS in attention_weights))
 
     return start, decode
@@ -83,18 +97,18 @@ def cell_by_cell(self: Any, x_BSD: Tensor, start: tuple[Tensor, Tensor] | None =
 def word_by_word(fast: Callable[..., Any]) -> Any:
     """The recurrence of a decoder with all of its work inside."""
 
-    def recur(self: lstm.Decoder, target_RTE: Tensor, state: State, weights: bool) -> Any:
+    def recur(self: lstm.Decoder, target_RTE: Tensor, state: lstm.LSTMState, weights: bool) -> Any:
         hidden, contexts, attention_weights = [], [], []
         for target_R1E in target_RTE.split(1, 1):
-            hidden_R1D, context_R1D, (h_RD, c_RD), weights_RN1S = fast(self, target_R1E, state, weights)
-            state = state.advance(state.history._replace(hidden_RD=h_RD, cell_RD=c_RD), 1)
+            hidden_R1D, context_R1D, first, weights_RN1S = fast(self, target_R1E, state, weights)
+            state = replace(state, layers=(first, *state.layers[1:]), length=state.length + 1)
             hidden.append(hidden_R1D)
             contexts.append(context_R1D)
             attention_weights += weights_RN1S
         return (
             torch.cat(hidden, 1),
             torch.cat(contexts, 1),
-            (h_RD, c_RD),
+            first,
             (torch.cat(attention_weights, 2),) if weights else (),
         )
 
@@ -115,13 +129,13 @@ PATHS = {
     "bfloat16, weights cast once an update": FastPath(overrides=("precision=float32",)),
     "cross-entropy in one pass, in chunks": FastPath(((loss, "cross_entropy", all_logits),)),
     "dropout masks from one table": FastPath(((layers, "_dropout_mask", drawn_mask),)),
-    "real tokens selected by index": FastPath(((layers.Packing, "pack", indexed),)),
+    "real tokens selected by index": FastPath(((layout.Packed, "pack", indexed),)),
     "freed memory kept": FastPath(((pipeline, "tune_cpu", lambda: None),)),
     "the encoder's recurrence as one kernel": FastPath(((nn.LSTM, "forward", cell_by_cell),), family="lstm"),
     "work taken out of the decoder's recurrence": FastPath(
         ((lstm.Decoder, "_attend_and_recur", word_by_word(lstm.Decoder._attend_and_recur)),), family="lstm"
     ),
-    "search: weights reordered once": FastPath(((Seq2Seq, "prepare", lambda self: self),)),
+    "search: weights reordered once": FastPath(((translator, "optimize_for_cpu", lambda model: model),)),
     "search: key-value cache": FastPath(((Seq2Seq, "start", READ_AGAIN[0]), (Seq2Seq, "decode", READ_AGAIN[1]))),
     "search: top candidates without sorting": FastPath(
         (
@@ -135,9 +149,7 @@ PATHS = {
 # Off unless asked for, or on a GPU: here they are put on.
 OTHER_WAY = {
     "packing": FastPath(overrides=("training.packing=true",)),
-    "torch's fused attention": FastPath(
-        ((attention, "use_fused_kernel", lambda query_RNTH: True),), family="transformer"
-    ),
+    "torch's fused attention": FastPath(((attention, "use_fused_kernel", lambda query_RNTH: True),)),
 }
 EVERY = {**PATHS, **OTHER_WAY}
 

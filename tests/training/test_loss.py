@@ -34,10 +34,10 @@ class Given(nn.Module):
         super().__init__()
         self.features = nn.ParameterList([nn.Parameter(x) for x in features])
         self.output = nn.Embedding(vocabulary, features[0].shape[1]).double()
-        self.calls: list[tuple[Batch, float | None]] = []
+        self.calls: list[tuple[Batch, float | None, bool]] = []
 
-    def forward(self, batch: Batch, word_dropout: float | None = None) -> Any:
-        self.calls.append((batch, word_dropout))
+    def forward(self, batch: Batch, word_dropout: float | None = None, packing: bool = False) -> Any:
+        self.calls.append((batch, word_dropout, packing))
         return self.features[len(self.calls) - 1] * 1.0
 
     def logits(self, which: int) -> Any:
@@ -131,7 +131,7 @@ def test_r_drop_is_the_papers(
     first = smoothed_cross_entropy(model.logits(0), words, smoothing)
     torch.testing.assert_close(plain.double(), first, **CLOSE, msg="the plain loss is the first pass's")
     assert not plain.requires_grad
-    assert [p for _, p in model.calls] == [None, None], "both passes drop words as the model does"
+    assert [p for _, p, _ in model.calls] == [None, None], "both passes drop words as the model does"
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -158,7 +158,7 @@ def test_simcut_is_the_papers(
     first = smoothed_cross_entropy(model.logits(0), words, smoothing)
     torch.testing.assert_close(plain.double(), first, **CLOSE)
     assert not plain.requires_grad
-    assert [p for _, p in model.calls] == [None, cutoff], "words are cut out of the second pass only"
+    assert [p for _, p, _ in model.calls] == [None, cutoff], "words are cut out of the second pass only"
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -169,8 +169,8 @@ def test_every_pass_sees_the_whole_batch_packed_as_configured(method: dict[str, 
     chosen = settings_with(packing=packing, label_smoothing=0.1, **method)
     objective, plain = training_loss(model, batch, chosen)  # type: ignore[arg-type]
     assert len(model.calls) == (2 if method else 1)
-    for seen, _ in model.calls:
-        assert seen.packed is packing and torch.equal(seen.target_out_BT, batch.target_out_BT)
+    for seen, _, packed in model.calls:
+        assert packed is packing and torch.equal(seen.target_out_BT, batch.target_out_BT)
     if not method:
         expected = smoothed_cross_entropy(model.logits(0), words, 0.1)
         torch.testing.assert_close(objective.double(), expected, **CLOSE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from seq2seq import __version__
@@ -16,12 +15,12 @@ from seq2seq.evaluation.alignment import alignment_of
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups, subset
 from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
 from seq2seq.evaluation.testsets import cached_translations, describe_search, find_test_sets, stored_config
+from seq2seq.inference.checkpoint import count_parameters
 from seq2seq.inference.translator import Translator
-from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.reporting import report as pages
 from seq2seq.training import environment
 from seq2seq.utils.console import hint, status
-from seq2seq.utils.device import tune_cpu
+from seq2seq.utils.device import tune_cpu, tune_cuda
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
@@ -44,6 +43,7 @@ def report(config: ReportConfig) -> None:
     print(f"test set   {test.name}: {len(test):,} pairs")
     require_tokenizer(config.tokenize)
     tune_cpu()
+    tune_cuda()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
@@ -66,7 +66,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> pages.Report:
     sentences = pages.sentences(hypotheses, test, config.sentences)
     status("reading attention …")
     return pages.Report(
-        run=run_facts(run, test, config, stored, parameters(stored, translator)),
+        run=run_facts(run, test, config, stored, count_parameters(run.checkpoint(config.checkpoint))),
         totals=pages.training_totals(run),
         scores=[measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS],
         lengths=grouped_score("bleu", hypotheses, test, groups, config.tokenize),
@@ -96,13 +96,6 @@ def run_facts(run: Run, test: TestSet, config: ReportConfig, stored: TrainConfig
         pairs=len(test),
         search=describe_search(config.search),
     )
-
-
-def parameters(stored: TrainConfig, translator: Translator) -> int:
-    """Count the parameters of the model as trained; the translating model may hold them in another form."""
-    with torch.device("meta"):
-        model = build_model(stored.model, translator.tokenizer.vocabulary)
-    return sum(count for _, count in parameter_table(model))
 
 
 def attention_plots(
