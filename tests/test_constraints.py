@@ -207,10 +207,7 @@ def test_a_beam_is_shared_among_degrees_of_progress(seed: int) -> None:
     chosen_BK, filler_BK = rules.allocate(scores_BC, ids_BC, origin_BC, states_BKX, remaining_B)
     assert chosen_BK.shape == filler_BK.shape == (B, K)
     for b in range(B):
-        whole = [
-            (*prefixes[b][k], id_)
-            for k, id_ in zip(origin_BC[b].tolist(), ids_BC[b].tolist(), strict=True)
-        ]
+        whole = [(*prefixes[b][k], id_) for k, id_ in zip(origin_BC[b].tolist(), ids_BC[b].tolist(), strict=True)]
         order = sorted(range(C), key=lambda c: -float(scores_BC[b, c]))
         possible = [c for c in order if scores_BC[b, c] > NEG_INF and whole[c][-1] != END]
         first = {whole[c]: c for c in reversed(possible)}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding import processors
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.processors import (
     EndIfStuck,
@@ -140,6 +141,21 @@ def test_the_leaders_of_any_number_of_rows_are_those_of_a_full_sort(B: int, K: i
         total_BKV[b, :, END] = NEG_INF if shortest[b] > length else end_K
     assert_are_the_best(found, total_BKV, count)
     assert torch.equal(logits_RV, kept), "the model's logits stay as they are"
+
+
+@pytest.mark.parametrize("device,rows", [("cpu", [126, 126, 48]), ("meta", [300])])
+def test_only_a_cpu_works_in_chunks(device: str, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many whole sentences as fit; other devices take all rows together."""
+    found, process_rows = [], processors.process
+    monkeypatch.setattr(processors, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(
+        processors, "process", lambda step, used: found.append(len(step.raw_RV)) or process_rows(step, used)
+    )
+    asked = Task(torch.full((100,), 9, device=device), None, torch.zeros(100, device=device), [0] * 100)
+    step = StepInput(torch.zeros(300, 65, device=device), 1, asked, False, None, None)
+    best = next_candidates(step, step_processors(asked, SPECIALS), step.raw_RV[:, :1].view(100, 3), 6)
+    assert best.ids_BC.shape == (100, 6)
+    assert found == rows
 
 
 def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
