@@ -54,7 +54,9 @@ class Rules:
         next_ZV = np.vstack([table + start for table, start in zip(tables, start_X, strict=True)])
         banned_2ZV = np.concatenate([one.banned_2SV for one in automata], 1)
         complete_Z = np.concatenate([one.complete_S for one in automata])
-        ids_QT = Ragged.of(self.required_ids).padded(np.arange(len(required)), 0) if required else np.zeros((0, 1))
+        ids_QT = (
+            Ragged.of(self.required_ids).padded(np.arange(len(required)), 0) if required else np.zeros((0, 1), np.int64)
+        )
         length_Q = np.array([len(ids) for ids in self.required_ids], np.int64)
         self.start_X, self.next_ZV, self.banned_2ZV, self.complete_Z, self.ids_QT, self.length_Q = (
             torch.from_numpy(table).to(device)
