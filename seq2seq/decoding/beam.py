@@ -6,16 +6,25 @@ C candidates, G groups. With G > 1 a sentence occupies G entries of B, one per g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.backtrack import Trellis
 from seq2seq.decoding.constraints import NEG_INF, Rules
+from seq2seq.decoding.processors import (
+    Processor,
+    StepInput,
+    next_candidates,
+    next_log_probabilities,
+    step_processors,
+)
 from seq2seq.decoding.scoring import (
     Beams,
     Candidates,
@@ -24,9 +33,7 @@ from seq2seq.decoding.scoring import (
     Task,
     coverage_penalty,
     length_penalty,
-    masked_log_probabilities,
     top_candidates,
-    top_candidates_unconstrained,
 )
 from seq2seq.model.decoder_state import State
 
@@ -44,30 +51,31 @@ class LiveBatch:
     state: State
     beams: Beams
     task: Task
-    finished_B: Tensor  # decided, and only fills the batch
+    decided_B: Tensor
     length: int
+    processors: Sequence[Processor]
 
     def __len__(self) -> int:
-        return self.count
+        return int(np.count_nonzero(self.remaining_B))
 
     @cached_property
-    def count(self) -> int:  # cached: used several times a step, and each count waits for the GPU
-        return int((~self.finished_B).sum())
+    def remaining_B(self) -> NDArray[np.int64]:
+        return self.task.remaining(self.length, self.decided_B)
 
     def join(self, other: LiveBatch) -> LiveBatch:
         """Concatenate two batches of the same length."""
         state, task = self.state.join(other.state), self.task.join(other.task)
-        finished_B = torch.cat((self.finished_B, other.finished_B))
-        return LiveBatch(state, self.beams.join(other.beams), task, finished_B, self.length)
+        decided_B = torch.cat((self.decided_B, other.decided_B))
+        return replace(self, state=state, beams=self.beams.join(other.beams), task=task, decided_B=decided_B)
 
     def shrink(self, groups: int) -> LiveBatch:
         """Drop decided sentences, down to one of a few sizes: a CPU builds new kernels for each new shape."""
-        finished_S, count = self.finished_B[::groups], len(self) // groups
+        decided_S, count = self.decided_B[::groups], len(self) // groups
         step = 1 << max(0, (count // SIZES_PER_DOUBLING).bit_length() - 1)
         size = -(-count // step) * step
-        if size >= len(finished_S):
+        if size >= len(decided_S):
             return self
-        kept_S = finished_S.int().argsort(stable=True)[:size]
+        kept_S = decided_S.int().argsort(stable=True)[:size]
 
         def indices_of(per_sentence: int) -> Tensor:
             """Return the indices of kept entries if a sentence has `per_sentence` of them."""
@@ -75,9 +83,8 @@ class LiveBatch:
 
         kept_B, beam = indices_of(groups), self.state.beam
         state = self.state.select(indices_of(beam), beam) if size else self.state
-        return LiveBatch(
-            state, self.beams.select(kept_B), self.task.select(kept_B), self.finished_B[kept_B], self.length
-        )
+        beams, task, decided_B = self.beams.select(kept_B), self.task.select(kept_B), self.decided_B[kept_B]
+        return replace(self, state=state, beams=beams, task=task, decided_B=decided_B)
 
 
 @torch.inference_mode()
@@ -107,24 +114,24 @@ def beam_search(
 
 def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Specials, trellis: Trellis) -> LiveBatch:
     """Extend every hypothesis by one token, and drop the sentences that this decides."""
-    state, beams, task, length = live.state, live.beams, live.task, live.length + 1
-    K = beams.last_BK.shape[1]
-    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), state)
+    beams, task, length = live.beams, live.task, live.length + 1
+    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), live.state)
     if attention:
         beams = add_coverage(beams, attention[0], task)
-    candidates = expand(logits_R1V[:, -1], beams, config, specials, task, length)
+    candidates = expand(logits_R1V[:, -1], beams, live, config, specials.end)
     beams = finish(beams, candidates, config, specials.end, length)
     beams, origin_BK = extend(beams, candidates, specials.end, task, length)
     trellis.add(length, beams, origin_BK)
-    row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
-    decided_B = decided(beams, config, task, length) & ~live.finished_B
+    decided_B = decided(beams, config, task, length)
     if config.beam > 1:
+        K = beams.last_BK.shape[1]
+        row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
         state = state.reorder(row_BK.flatten())
-    live = LiveBatch(state, beams, task, live.finished_B | decided_B, length)
-    if not decided_B.any():
-        return live
-    trellis.finish(beams.select(decided_B))
-    return live.shrink(config.groups)
+    after = LiveBatch(state, beams, task, live.decided_B | decided_B, length, live.processors)
+    if len(after) == len(live):
+        return after
+    trellis.finish(beams, decided_B & ~live.decided_B)
+    return after.shrink(config.groups)
 
 
 def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
@@ -145,13 +152,15 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
         finished_score_BK=impossible_BK,
         finished_log_probability_BK=impossible_BK,
         finished_node_BK=torch.zeros_like(last_BK),
-        prefix_BKT=last_BK[:, :, None] if task.rules else None,
+        prefix_BKT=last_BK[:, :, None] if task.rules and task.rules.no_repeat else None,
+        words_BKX=task.rules.start(B, K) if task.rules else None,
         coverage_BKS=None,
     )
     if config.beam > 1:
         rows_R = torch.arange(B // G, device=device).repeat_interleave(config.beam)
         state = state.select(rows_R, config.beam)
-    return LiveBatch(state, beams, task.repeat(G), torch.zeros(B, dtype=torch.bool, device=device), 0)
+    decided_B = torch.zeros(B, dtype=torch.bool, device=device)
+    return LiveBatch(state, beams, task.repeat(G), decided_B, 0, step_processors(task, specials))
 
 
 def add_coverage(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
@@ -163,23 +172,19 @@ def add_coverage(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
     return replace(beams, coverage_BKS=beams.coverage_BKS + attention_BKS)
 
 
-def expand(
-    logits_RV: Tensor, beams: Beams, config: SearchConfig, specials: Specials, task: Task, length: int
-) -> Candidates:
+def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfig, end: int) -> Candidates:
     """Return the best continuations of each sentence, best first."""
-    K = beams.last_BK.shape[1]
+    K, rules = beams.last_BK.shape[1], live.task.rules
     # K of them may end, and K must go on; in greedy search the first hypothesis to end is the result.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
-    if task.rules is None and config.groups == 1:
-        return top_candidates_unconstrained(logits_RV, beams.log_probability_BK, count, length, task, specials)
-    prefix_RT = None if beams.prefix_BKT is None else beams.prefix_BKT.flatten(0, 1)
-    sentence_R = (beams.index_B // config.groups).repeat_interleave(K)
-    log_probability_RV = masked_log_probabilities(logits_RV, length, task, specials, prefix_RT, sentence_R)
+    prefix_RT, words_RX = (None if x is None else x.flatten(0, 1) for x in (beams.prefix_BKT, beams.words_BKX))
+    at_limit = bool((live.remaining_B == 1).any())
+    inputs = StepInput(logits_RV, live.length + 1, live.task, at_limit, prefix_RT, words_RX)
     if config.groups > 1:
-        return diverse_candidates(log_probability_RV, beams, config, specials.end, count)
-    if task.rules and task.rules.required and prefix_RT is not None:
-        return candidates_with_required(log_probability_RV, beams, task.rules, prefix_RT)
-    return top_candidates(log_probability_RV, beams.log_probability_BK, count)
+        return diverse_candidates(next_log_probabilities(inputs, live.processors), beams, config, end, count)
+    if rules and rules.required_ids and words_RX is not None:
+        return candidates_with_required(next_log_probabilities(inputs, live.processors), beams, rules, words_RX)
+    return next_candidates(inputs, live.processors, beams.log_probability_BK, count)
 
 
 def diverse_candidates(
@@ -200,23 +205,20 @@ def diverse_candidates(
     return Candidates.combine(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
 
 
-def candidates_with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, prefix_RT: Tensor) -> Candidates:
+def candidates_with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, words_RX: Tensor) -> Candidates:
     """Return the best and the required continuations; those of complete hypotheses, which may end, come first."""
-    (B, K), device = beams.last_BK.shape, prefix_RT.device
+    (B, K), device = beams.last_BK.shape, words_RX.device
     # Per hypothesis, not per sentence: hypotheses with more of the required words are less likely.
     likeliest = top_candidates(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
     rows_BX = torch.arange(K, device=device).repeat_interleave(likeliest.ids_BC.shape[1]).expand(B, -1)
-    required_R = rules.next_required_ids(prefix_RT)
-    width = max(map(len, required_R))
-    ids_RX = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in required_R], dtype=torch.int64, device=device)
-    count_R1 = torch.tensor([[len(ids)] for ids in required_R], device=device)
+    ids_RX, counts_RX = rules.wanted(words_RX)
     log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
-    log_RX = log_RX.masked_fill(torch.arange(width, device=device) >= count_R1, NEG_INF)
-    origin_BX = torch.arange(K, device=device).repeat_interleave(width).expand(B, -1)
+    log_RX = log_RX.masked_fill(~counts_RX, NEG_INF)
+    origin_BX = torch.arange(K, device=device).repeat_interleave(ids_RX.shape[1]).expand(B, -1)
     rank_BC = torch.cat((likeliest.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
     ids_BC = torch.cat((likeliest.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
     origin_BC = torch.cat((rows_BX, origin_BX), 1)
-    incomplete_BC = (count_R1.view(B, K) > 0).gather(1, origin_BC)
+    incomplete_BC = counts_RX.any(1).view(B, K).gather(1, origin_BC)
     by_rank_BC = rank_BC.argsort(1, descending=True)
     order_BC = by_rank_BC.gather(1, incomplete_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
     rank_BC = rank_BC.gather(1, order_BC)
@@ -227,8 +229,6 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
     """Merge the ending candidates among the K best into the K best finished hypotheses."""
     K = beams.last_BK.shape[1]
     ends_BC = candidates.ids_BC[:, :K] == end
-    if not ends_BC.any():
-        return beams
     origin_BC = candidates.origin_BC[:, :K]
     log_probability_BC = candidates.log_probability_BC[:, :K].masked_fill(~ends_BC, NEG_INF)
     score_BC = log_probability_BC / length_penalty(length, config)
@@ -250,24 +250,32 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
     rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
-    if task.rules and task.rules.required and beams.prefix_BKT is not None:
+    if task.rules and task.rules.required_ids and beams.words_BKX is not None:
         chosen_BK, filler_BK = task.rules.allocate(
-            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.prefix_BKT, task.max_length_B - length
+            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.words_BKX, task.max_length_B - length
         )
     else:
         chosen_BK, filler_BK = rank_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
-    prefix_BKT, coverage_BKS = beams.prefix_BKT, beams.coverage_BKS
+    prefix_BKT, words_BKX, coverage_BKS = (
+        None if x is None else x.take_along_dim(origin_BK[:, :, None], 1)
+        for x in (beams.prefix_BKT, beams.words_BKX, beams.coverage_BKS)
+    )
     if prefix_BKT is not None:
-        prefix_BKT = torch.cat((prefix_BKT.take_along_dim(origin_BK[:, :, None], 1), last_BK[:, :, None]), 2)
-    if coverage_BKS is not None:
-        coverage_BKS = coverage_BKS.take_along_dim(origin_BK[:, :, None], 1)
+        prefix_BKT = torch.cat((prefix_BKT, last_BK[:, :, None]), 2)
+    if task.rules and words_BKX is not None:
+        words_BKX = task.rules.advance(words_BKX, last_BK)
     # An ended hypothesis never continues, even if nothing else is left.
     filler_BK = last_BK == end if filler_BK is None else filler_BK
     log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(filler_BK, NEG_INF)
     beams = replace(
-        beams, last_BK=last_BK, log_probability_BK=log_probability_BK, prefix_BKT=prefix_BKT, coverage_BKS=coverage_BKS
+        beams,
+        last_BK=last_BK,
+        log_probability_BK=log_probability_BK,
+        prefix_BKT=prefix_BKT,
+        words_BKX=words_BKX,
+        coverage_BKS=coverage_BKS,
     )
     return beams, origin_BK
 

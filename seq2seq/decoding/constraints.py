@@ -1,18 +1,20 @@
-"""Lexical constraints: required words, forbidden words and given prefixes.
+"""Lexical constraints: required words, forbidden words and repetition, as tables on the device of the search.
 
-Shapes: B sentences, K hypotheses of each, R rows, T target positions, V vocabulary, C candidates.
+Shapes: B sentences, K hypotheses of each, R rows, T target positions, V vocabulary, C candidates, F forbidden and
+Q required phrases, X = F + 2Q automata, Z states of all automata together. The automata are those of the texts of
+forbidden and required phrases, and last those of the ids of required phrases.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from copy import copy
-from functools import lru_cache
-from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from seq2seq.data.store import Ragged
+from seq2seq.decoding.phrases import Phrase, Vocabulary, partial_matches
 
 NEG_INF = float("-inf")
 SPACE = "▁"  # sentencepiece's word boundary
@@ -25,165 +27,119 @@ class Rules:
         self,
         pieces: Sequence[str],
         end: int,
-        required: Sequence[tuple[str, list[int]]] = (),
+        required: Sequence[tuple[str, Sequence[int]]] = (),
         forbidden: Sequence[str] = (),
         no_repeat: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         # The end of a sentence ends a word as a space does.
         self.texts = [" " if id_ == end else piece.replace(SPACE, " ") for id_, piece in enumerate(pieces)]
-        self.end, self.no_repeat = end, no_repeat
-        self.prefixes: Sequence[list[int]] = ()
-        self.required = [(Phrase(text), ids) for text, ids in required]
-        self.forbidden = [Phrase(text) for text in forbidden]
-        self.inside_word = [id_ for id_, text in enumerate(self.texts) if re.match(r"\w", text)]
-        self._completing = lru_cache(maxsize=4096)(self._completing_after)
+        self.end, self.no_repeat, self.has_words = end, no_repeat, bool(required or forbidden)
+        self.required_ids = [list(ids) for _, ids in required]
+        self.required_length = sum(map(len, self.required_ids))
+        if self.has_words:
+            self._build_tables([text for text, _ in required], forbidden, device)
 
-    def for_prefixes(self, prefixes: Sequence[list[int]]) -> Rules:
-        """Return the same rules for a batch whose sentences begin with these prefixes."""
-        rules = copy(self)
-        rules.prefixes = prefixes
-        return rules
+    def _build_tables(self, required: Sequence[str], forbidden: Sequence[str], device: torch.device | None) -> None:
+        """Number the states of all automata together."""
+        vocabulary = Vocabulary(self.texts)
+        automata = [
+            *(Phrase(text).forbidden(vocabulary) for text in forbidden),
+            *(Phrase(text).required(vocabulary, self.end) for text in required),
+        ]
+        tables = [one.next_SV for one in automata] + [
+            partial_matches(ids, len(self.texts)) for ids in self.required_ids
+        ]
+        start_X = np.cumsum([0, *map(len, tables)])[:-1]
+        next_ZV = np.vstack([table + start for table, start in zip(tables, start_X, strict=True)])
+        banned_2ZV = np.concatenate([one.banned_2SV for one in automata], 1)
+        complete_Z = np.concatenate([one.complete_S for one in automata])
+        ids_QT = (
+            Ragged.of(self.required_ids).padded(np.arange(len(required)), 0) if required else np.zeros((0, 1), np.int64)
+        )
+        length_Q = np.array([len(ids) for ids in self.required_ids], np.int64)
+        self.start_X, self.next_ZV, self.banned_2ZV, self.complete_Z, self.ids_QT, self.length_Q = (
+            torch.from_numpy(table).to(device)
+            for table in (start_X, next_ZV.astype(np.int32), banned_2ZV, complete_Z, ids_QT, length_Q)
+        )
 
-    def min_lengths(self) -> list[int]:
-        """Return the minimum number of ids that each sentence of the batch needs."""
-        required = sum(len(ids) for _, ids in self.required)
-        return [len(prefix) + required for prefix in self.prefixes]
+    # -------------------------------------------------------------------------------- words, id by id
 
-    # ------------------------------------------------------------------------------ allowed next ids
+    def start(self, B: int, K: int) -> Tensor | None:
+        """Return the states of all automata before the first id."""
+        return self.start_X.expand(B, K, -1) if self.has_words else None
 
-    def ban(self, logits_RV: Tensor, raw_RV: Tensor, prefix_RT: Tensor, sentence_R: Tensor, final_R: Tensor) -> None:
-        """Set ids that may not follow `prefix_RT`, which starts with BEGIN, to −∞; after `final_R` only END can."""
-        if self.no_repeat:
-            ban_repeats(logits_RV, prefix_RT[:, 1:], self.no_repeat)
-        if self.forbidden or self.required:
-            for row, (ids, final) in enumerate(zip(prefix_RT[:, 1:].tolist(), final_R.tolist(), strict=True)):
-                logits_RV[row, self._banned_after(self._text(ids), final)] = NEG_INF
-        no_choice_R = logits_RV.amax(-1) == NEG_INF
-        logits_RV[no_choice_R, self.end] = raw_RV[no_choice_R, self.end].float()
-        if any(self.prefixes):
-            self._force_prefixes(logits_RV, raw_RV, prefix_RT.shape[1] - 1, sentence_R.tolist())
+    def advance(self, states_BKX: Tensor, ids_BK: Tensor) -> Tensor:
+        return self.next_ZV[states_BKX, ids_BK[..., None]].long()
 
-    def _force_prefixes(self, logits_RV: Tensor, raw_RV: Tensor, position: int, sentence_R: list[int]) -> None:
-        """Allow only the next id of each incomplete prefix."""
-        prefixes = [(row, self.prefixes[s]) for row, s in enumerate(sentence_R)]
-        forced = [(row, prefix[position]) for row, prefix in prefixes if position < len(prefix)]
-        if forced:
-            rows, ids = (torch.tensor(column) for column in zip(*forced, strict=True))
-            logits_RV[rows] = NEG_INF
-            logits_RV[rows, ids] = raw_RV[rows, ids].float()
-
-    def _banned_after(self, text: str, final: bool) -> list[int]:
-        banned: list[int] = []
-        for phrase, _ in self.required:
-            if not phrase.complete_pattern.search(text):
-                banned.append(self.end)
-            elif not phrase.closed_pattern.search(text):
-                # It is just complete: the next piece must not make it the beginning of another word.
-                banned += self.inside_word
-        for phrase in self.forbidden:
-            banned += self._completing(phrase, phrase.tail(text), final)
-        return banned
-
-    def _completing_after(self, phrase: Phrase, tail: str, final: bool) -> list[int]:
-        """Return the pieces that complete the phrase after a text with this tail."""
-        pattern = phrase.complete_pattern if final else phrase.closed_pattern
-        return [id_ for id_, piece in enumerate(self.texts) if pattern.search(tail + piece)]
-
-    def _text(self, ids: list[int]) -> str:
-        return "".join(self.texts[id_] for id_ in ids)
+    def banned(self, states_RX: Tensor, final_R: Tensor) -> Tensor:
+        """Return the ids that may not follow; after `final_R` only END can."""
+        Q, final_R = len(self.required_ids), final_R.long()
+        first_R, *others = states_RX[:, : states_RX.shape[1] - Q].unbind(1)
+        banned_RV = self.banned_2ZV[final_R, first_R]
+        for state_R in others:
+            banned_RV |= self.banned_2ZV[final_R, state_R]
+        return banned_RV
 
     # --------------------------------------------- required words: dynamic beam allocation (Post & Vilar 2018)
 
-    def next_required_ids(self, prefix_RT: Tensor) -> list[list[int]]:
-        """Return for each row the ids that begin or continue a required phrase it still lacks."""
-        return [self._next_required_ids(ids) for ids in prefix_RT[:, 1:].tolist()]
+    def missing(self, states_BKX: Tensor) -> Tensor:
+        """Return which required phrases each hypothesis still lacks."""
+        Q = len(self.required_ids)
+        return ~self.complete_Z[states_BKX[..., -2 * Q : -Q]]
 
-    def _next_required_ids(self, ids: list[int]) -> list[int]:
-        missing = [phrase for known, phrase in self.required if not known.complete_pattern.search(self._text(ids))]
-        return sorted({id_ for phrase in missing for id_ in (phrase[0], phrase[partial_match(ids, phrase)])})
+    def matched(self, states_BKX: Tensor) -> Tensor:
+        """Return how many ids of each required phrase end each hypothesis."""
+        Q = len(self.required_ids)
+        return states_BKX[..., -Q:] - self.start_X[-Q:]
 
-    def progress(self, ids: list[int]) -> int:
+    def wanted(self, states_RX: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids that begin or continue a required phrase, and which of them count: of a missing one, once."""
+        matched_RQ, phrase_Q = self.matched(states_RX), torch.arange(len(self.ids_QT), device=states_RX.device)
+        ids_RY = torch.cat((self.ids_QT[:, 0].expand_as(matched_RQ), self.ids_QT[phrase_Q, matched_RQ]), 1)
+        counts_RY = self.missing(states_RX).repeat(1, 2)
+        earlier_RYY = (_equal_pairs(ids_RY) & counts_RY[:, None]).tril(-1)
+        return ids_RY, counts_RY & ~earlier_RYY.any(-1)
+
+    def progress(self, states_BCX: Tensor) -> Tensor:
         """Count the ids of required phrases generated so far: complete phrases, and the one in progress."""
-        text = self._text(ids)
-        completed = [bool(known.complete_pattern.search(text)) for known, _ in self.required]
-        finished = sum(len(phrase) for (_, phrase), complete in zip(self.required, completed, strict=True) if complete)
-        return finished + max(
-            (
-                partial_match(ids, phrase)
-                for (_, phrase), complete in zip(self.required, completed, strict=True)
-                if not complete
-            ),
-            default=0,
-        )
+        missing_BCQ = self.missing(states_BCX)
+        return (self.length_Q * ~missing_BCQ).sum(-1) + (self.matched(states_BCX) * missing_BCQ).amax(-1)
 
     def allocate(
-        self, scores: Tensor, ids: Tensor, origin: Tensor, prefix_BKT: Tensor, remaining_B: Tensor
+        self, score_BC: Tensor, ids_BC: Tensor, origin_BC: Tensor, states_BKX: Tensor, remaining_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Choose the K candidates of each sentence that continue: the best of every degree of progress.
 
         Also return which of them are mere fillers.
         """
-        K = prefix_BKT.shape[1]
-        columns = (x.tolist() for x in (scores, ids, origin, prefix_BKT[:, :, 1:], remaining_B))
-        pairs = [
-            self._allocate([(s, prefix[k], i) for s, i, k in zip(*candidates, strict=True)], remaining, K)
-            for *candidates, prefix, remaining in zip(*columns, strict=True)
-        ]
-        chosen_BK, filler_BK = (torch.tensor(part, device=scores.device) for part in zip(*pairs, strict=True))
-        return chosen_BK, filler_BK
-
-    def _allocate(
-        self, candidates: list[tuple[float, list[int], int]], remaining: int, K: int
-    ) -> tuple[list[int], list[bool]]:
-        total = sum(len(phrase) for _, phrase in self.required)
-        banks: dict[int, list[int]] = {}
-        seen: set[tuple[int, ...]] = set()
-        too_late: list[int] = []
-        fillers: list[int] = []
-        for index in sorted(range(len(candidates)), key=lambda c: -candidates[c][0]):
-            score, prefix, id_ = candidates[index]
-            generated_ids = (*prefix, id_)
-            if id_ == self.end or generated_ids in seen or score == NEG_INF:
-                fillers.append(index)
-                continue
-            seen.add(generated_ids)
-            progress = self.progress(list(generated_ids))
-            # A last resort: candidates that cannot add all that is missing, and end, within the length limit.
-            (banks.setdefault(progress, []) if total - progress < remaining else too_late).append(index)
-        quota = K // (total + 1)
-        chosen = [index for bank in banks.values() for index in bank[:quota]]
-        # The rest goes to the candidates with the most progress.
-        chosen += chain(*(banks[progress][quota:] for progress in sorted(banks, reverse=True)))
-        chosen = sorted((chosen or too_late)[:K], key=lambda c: -candidates[c][0])
-        empty = K - len(chosen)
-        return chosen + fillers[:1] * empty, [False] * len(chosen) + [True] * empty
+        K, C, total = states_BKX.shape[1], ids_BC.shape[1], self.required_length
+        score_BC, order_BC = score_BC.sort(stable=True, dim=1, descending=True)
+        ids_BC, origin_BC = ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC)
+        # Possible hypotheses of a sentence differ, so candidates are equal if origin and id are.
+        same_BCC = _equal_pairs(origin_BC) & _equal_pairs(ids_BC)
+        possible_BC = (ids_BC != self.end) & (score_BC > NEG_INF) & ~same_BCC.tril(-1).any(-1)
+        missing_BC = total - self.progress(self.advance(states_BKX.take_along_dim(origin_BC[:, :, None], 1), ids_BC))
+        in_time_BC = possible_BC & (missing_BC < remaining_B[:, None])
+        # A last resort: candidates that cannot add all that is missing, and end, within the length limit.
+        any_in_time_B1 = in_time_BC.any(1, keepdim=True)
+        pool_BC = in_time_BC.where(any_in_time_B1, possible_BC)
+        rank_BC = (_equal_pairs(missing_BC) & pool_BC[:, None]).tril(-1).sum(-1)
+        # The best of every degree come first; the rest goes to the candidates with the most progress.
+        reserved_BC = (rank_BC < K // (total + 1)) | ~any_in_time_B1
+        tier_BC = (1 + missing_BC).masked_fill(reserved_BC, 0).masked_fill(~pool_BC, total + 2)
+        position_C = torch.arange(C, device=ids_BC.device)
+        chosen_BK = (tier_BC * C + position_C).topk(K, dim=1, largest=False).indices
+        # Best first, and last the fillers: the best of what cannot continue.
+        filler_BK = ~pool_BC.gather(1, chosen_BK)
+        chosen_BK, index_BK = chosen_BK.masked_fill(filler_BK, C).sort(1)
+        first_B1 = possible_BC.int().argmin(1, keepdim=True)
+        filler_BK = filler_BK.gather(1, index_BK)
+        return order_BC.gather(1, first_B1.where(filler_BK, chosen_BK)), filler_BK
 
 
-class Phrase:
-    """One or more words as written; a match inside another word does not count."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        body = (r"(?<!\w)" if re.match(r"\w", text) else "") + re.escape(text)
-        self.at_word = bool(re.search(r"\w$", text))
-        self.complete_pattern = re.compile(body + (r"(?!\w)" if self.at_word else ""))
-        self.closed_pattern = re.compile(body + (r"(?=\W)" if self.at_word else ""))  # whatever follows
-
-    def tail(self, text: str) -> str:
-        """Return the end of a text that decides what completes the phrase, and the character before it."""
-        longest = len(self.text) if self.at_word else len(self.text) - 1
-        # The preceding character counts only if the phrase begins with a word; "!" must not match again.
-        before = 1 if re.match(r"\w", self.text) else 0
-        for n in range(min(longest, len(text)), 0, -1):
-            if self.text.startswith(text[-n:]):
-                return text[max(0, len(text) - n - before) :]
-        return text[-1:] if before else ""
-
-
-def partial_match(ids: Sequence[int], phrase: Sequence[int]) -> int:
-    """Return the length of the longest proper prefix of a phrase that ends the ids."""
-    lengths = range(min(len(ids), len(phrase) - 1), 0, -1)
-    return next((n for n in lengths if list(ids[-n:]) == list(phrase[:n])), 0)
+def _equal_pairs(x_BC: Tensor) -> Tensor:
+    return x_BC[:, :, None] == x_BC[:, None]
 
 
 def ban_repeats(logits_RV: Tensor, prefix_RT: Tensor, n: int) -> None:
@@ -192,5 +148,6 @@ def ban_repeats(logits_RV: Tensor, prefix_RT: Tensor, n: int) -> None:
         return
     seen_RXn = prefix_RT.unfold(1, n, 1)
     tail_R1n = prefix_RT[:, None, prefix_RT.shape[1] - n + 1 :]
-    row_R, position_R = (seen_RXn[:, :, : n - 1] == tail_R1n).all(-1).nonzero(as_tuple=True)
-    logits_RV[row_R, seen_RXn[row_R, position_R, n - 1]] = NEG_INF
+    repeats_RX = (seen_RXn[:, :, : n - 1] == tail_R1n).all(-1)
+    bound_RX = torch.full_like(repeats_RX, -NEG_INF, dtype=logits_RV.dtype).masked_fill(repeats_RX, NEG_INF)
+    logits_RV.scatter_reduce_(1, seen_RXn[:, :, n - 1], bound_RX, "amin")

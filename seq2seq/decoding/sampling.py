@@ -1,11 +1,13 @@
 """Random sampling of translations, independent of the model.
 
-Shapes: B sentences, R unfinished rows (one per sample), T target positions, V vocabulary.
+Shapes: R unfinished rows (one per sample), T target positions, V vocabulary, N ids of all samples, X automata of words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,10 +17,45 @@ from torch import Tensor
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.beam import Step
 from seq2seq.decoding.constraints import NEG_INF
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty, masked_log_probabilities
+from seq2seq.decoding.processors import StepInput, next_log_probabilities, step_processors
+from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty
 from seq2seq.model.decoder_state import State
 
 Seeds = NDArray[np.uint64]
+
+
+Shaper = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LiveSamples:
+    """Unfinished samples, all after the same number of steps."""
+
+    row_R: Tensor  # sentence index × samples + number of the sample
+    state: State
+    task: Task
+    last_R1: Tensor
+    prefix_RT: Tensor | None  # all tokens, if rules need them
+    words_R1X: Tensor | None  # states of the automata of words
+
+    @classmethod
+    def start(cls, state: State, task: Task, samples: int, begin: int) -> LiveSamples:
+        task = task.repeat(samples)
+        row_R = torch.arange(len(task.max_length_B), device=task.max_length_B.device)
+        last_R1 = torch.full_like(row_R, begin)[:, None]
+        prefix_RT, words_R1X = (last_R1, task.rules.start(len(row_R), 1)) if task.rules else (None, None)
+        return cls(row_R, state.select(row_R // samples, 1), task, last_R1, prefix_RT, words_R1X)
+
+    def extend(self, ids_R1: Tensor, state: State) -> LiveSamples:
+        prefix_RT = None if self.prefix_RT is None else torch.cat((self.prefix_RT, ids_R1), 1)
+        rules, words_R1X = self.task.rules, self.words_R1X
+        words_R1X = rules.advance(words_R1X, ids_R1) if rules and words_R1X is not None else None
+        return replace(self, state=state, last_R1=ids_R1, prefix_RT=prefix_RT, words_R1X=words_R1X)
+
+    def select(self, kept_R: Tensor) -> LiveSamples:
+        prefix_RT, words_R1X = (None if x is None else x[kept_R] for x in (self.prefix_RT, self.words_R1X))
+        state, task = self.state.select(kept_R, 1), self.task.select(kept_R)
+        return LiveSamples(self.row_R[kept_R], state, task, self.last_R1[kept_R], prefix_RT, words_R1X)
 
 
 @torch.inference_mode()
@@ -27,63 +64,124 @@ def sample(step: Step, state: State, task: Task, config: SearchConfig, specials:
 
     The draws of a sentence depend only on its seed, not on the rest of the batch.
     """
-    B, n = len(task.max_length_B), config.samples
-    task = task.repeat(n)
-    row_R = torch.arange(B * n, device=task.max_length_B.device)
-    seed_R = seeds(task.seeds, n, config.seed)
-    state = state.select(row_R // n, 1)
-    last_R1 = torch.full((B * n, 1), specials.begin, device=row_R.device)
-    prefix_RT = last_R1 if task.rules else None
-    generated_ids: list[list[int]] = [[] for _ in range(B * n)]
-    log_probabilities: list[list[float]] = [[] for _ in range(B * n)]
-    for length in range(1, int(task.max_length_B.max()) + 1):
-        logits_R1V, state, *_ = step(last_R1, state)
-        next_RV = masked_log_probabilities(logits_R1V[:, -1], length, task, specials, prefix_RT, row_R // n)
-        uniform_R = torch.from_numpy(uniform(seed_R[row_R.cpu().numpy()], length)).to(next_RV.device)
-        last_R1 = draw(sampling_probabilities(next_RV, config), uniform_R)[:, None]
-        log_R1 = next_RV.gather(1, last_R1)
-        for row, id_, log in zip(row_R.tolist(), last_R1[:, 0].tolist(), log_R1[:, 0].tolist(), strict=True):
-            generated_ids[row].append(id_)
-            log_probabilities[row].append(log)
-        prefix_RT = None if prefix_RT is None else torch.cat((prefix_RT, last_R1), 1)
-        live_R = last_R1[:, 0] != specials.end
-        if not live_R.all():
-            kept_R = live_R.nonzero()[:, 0]
-            if len(kept_R) == 0:
-                break
-            row_R, last_R1, task, state = row_R[kept_R], last_R1[kept_R], task.select(kept_R), state.select(kept_R, 1)
-            prefix_RT = None if prefix_RT is None else prefix_RT[kept_R]
-    drawn = [
-        Hypothesis(ids[:-1], sum(log), sum(log) / length_penalty(len(ids), config), tuple(log))
-        for ids, log in zip(generated_ids, log_probabilities, strict=True)
-    ]
-    per_sentence = (drawn[b * n : (b + 1) * n] for b in range(B))
+    processors, shapers = step_processors(task, specials), sampling_shapers(config)
+    live = LiveSamples.start(state, task, config.samples, specials.begin)
+    remaining_R = live.task.remaining(0, live.row_R < 0)
+    uniform_TR = uniforms(seeds(task.seeds, config.samples, config.seed), int(remaining_R.max())).to(live.row_R.device)
+    drawn = []
+    for length, uniform_R in enumerate(uniform_TR, 1):
+        logits_R1V, state, *_ = step(live.last_R1, live.state)
+        words_RX = None if live.words_R1X is None else live.words_R1X[:, 0]
+        at_limit = bool((remaining_R == 1).any())
+        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, words_RX)
+        next_RV = next_log_probabilities(inputs, processors)
+        ids_R1 = draw(sampling_probabilities(next_RV, shapers), uniform_R[live.row_R])[:, None]
+        drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, ids_R1)[:, 0]))
+        ended_R = ids_R1[:, 0] == specials.end
+        live, remaining_R = live.extend(ids_R1, state), live.task.remaining(length, ended_R)
+        if not remaining_R.any():
+            break
+        if not remaining_R.all():
+            remaining_R = remaining_R[remaining_R > 0]
+            live = live.select(ended_R.int().argsort(stable=True)[: len(remaining_R)])
+    drawn_samples = _hypotheses(drawn, config)
+    per_sentence = (drawn_samples[i : i + config.samples] for i in range(0, len(drawn_samples), config.samples))
     return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in per_sentence]
 
 
-def sampling_probabilities(logits_RV: Tensor, config: SearchConfig) -> Tensor:
-    """Return the probabilities to draw from, after temperature and truncation.
+def _hypotheses(drawn: Sequence[tuple[Tensor, ...]], config: SearchConfig) -> list[Hypothesis]:
+    """Assemble the samples, in the order of their rows, from what each step drew: rows, ids and log probabilities."""
+    row_N, ids_N, log_N = (torch.cat(column).cpu().numpy() for column in zip(*drawn, strict=True))
+    order_N = row_N.argsort(kind="stable")
+    ends = np.bincount(row_N).cumsum()[:-1]
+    return [
+        Hypothesis(ids[:-1], sum(log), sum(log) / length_penalty(len(ids), config), tuple(log))
+        for ids, log in zip(
+            (part.tolist() for part in np.split(ids_N[order_N], ends)),
+            (part.tolist() for part in np.split(log_N[order_N], ends)),
+            strict=True,
+        )
+    ]
+
+
+def sampling_shapers(config: SearchConfig) -> list[Shaper]:
+    """Return the steps from log probabilities to the probabilities to draw from; those that are off are left out.
 
     Each truncation applies to the result of the one before it.
     """
-    logits_RV = logits_RV / config.temperature
-    if 0 < config.top_k < logits_RV.shape[1]:
-        threshold_R1 = logits_RV.topk(config.top_k).values[:, -1:]
-        logits_RV = logits_RV.masked_fill(logits_RV < threshold_R1, NEG_INF)
-    probability_RV = logits_RV.softmax(-1)
-    if config.top_p < 1:
+    steps: list[tuple[bool, Shaper]] = [
+        (config.temperature != 1, Temperature(config.temperature)),
+        (config.top_k > 0, TopK(config.top_k)),
+        (True, partial(torch.softmax, dim=-1)),
+        (config.top_p < 1, TopP(config.top_p)),
+        (config.min_p > 0, MinP(config.min_p)),
+        (config.epsilon_cutoff > 0, EpsilonCutoff(config.epsilon_cutoff)),
+    ]
+    return [shaper for used, shaper in steps if used]
+
+
+def sampling_probabilities(x_RV: Tensor, shapers: Sequence[Shaper]) -> Tensor:
+    """Return the probabilities to draw from, after temperature and truncation."""
+    for shaper in shapers:
+        x_RV = shaper(x_RV)
+    return x_RV
+
+
+@dataclass(frozen=True)
+class Temperature:
+    temperature: float
+
+    def __call__(self, logits_RV: Tensor) -> Tensor:
+        return logits_RV / self.temperature
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k likeliest ids, and those as likely as the last of them."""
+
+    k: int
+
+    def __call__(self, logits_RV: Tensor) -> Tensor:
+        if self.k >= logits_RV.shape[1]:
+            return logits_RV
+        threshold_R1 = logits_RV.topk(self.k).values[:, -1:]
+        return logits_RV.masked_fill(logits_RV < threshold_R1, NEG_INF)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The smallest set of ids with this total probability."""
+
+    p: float
+
+    def __call__(self, probability_RV: Tensor) -> Tensor:
         sorted_RV, index_RV = probability_RV.sort(-1, descending=True)
-        # Keep an id while the likelier ones sum to less than top_p.
-        excluded_RV = cumulative(sorted_RV) - sorted_RV >= config.top_p
-        probability_RV = probability_RV.masked_fill(excluded_RV.gather(1, index_RV.argsort(-1)), 0)
-    if config.min_p > 0:
-        threshold_R1 = config.min_p * probability_RV.amax(-1, keepdim=True)
-        probability_RV = probability_RV.masked_fill(probability_RV < threshold_R1, 0)
-    if config.epsilon_cutoff > 0:
+        # Keep an id while the likelier ones sum to less than p.
+        excluded_RV = cumulative(sorted_RV) - sorted_RV >= self.p
+        return probability_RV.masked_fill(excluded_RV.gather(1, index_RV.argsort(-1)), 0)
+
+
+@dataclass(frozen=True)
+class MinP:
+    """Ids with at least this fraction of the highest probability."""
+
+    fraction: float
+
+    def __call__(self, probability_RV: Tensor) -> Tensor:
+        threshold_R1 = self.fraction * probability_RV.amax(-1, keepdim=True)
+        return probability_RV.masked_fill(probability_RV < threshold_R1, 0)
+
+
+@dataclass(frozen=True)
+class EpsilonCutoff:
+    """Ids with at least this probability, and always the likeliest."""
+
+    epsilon: float
+
+    def __call__(self, probability_RV: Tensor) -> Tensor:
         normalized_RV = probability_RV / probability_RV.sum(-1, keepdim=True)
-        small_RV = (normalized_RV < config.epsilon_cutoff) & (normalized_RV < normalized_RV.amax(-1, keepdim=True))
-        probability_RV = probability_RV.masked_fill(small_RV, 0)
-    return probability_RV
+        small_RV = (normalized_RV < self.epsilon) & (normalized_RV < normalized_RV.amax(-1, keepdim=True))
+        return probability_RV.masked_fill(small_RV, 0)
 
 
 def draw(probability_RV: Tensor, uniform_R: Tensor) -> Tensor:
@@ -109,6 +207,11 @@ def seeds(sentences: Sequence[int], samples: int, seed: int) -> Seeds:
 def uniform(seed_R: Seeds, step: int) -> NDArray[np.float64]:
     """Return numbers in [0, 1) for these seeds at this step."""
     return (hash_splitmix64(seed_R + strides(np.array([step]))) >> np.uint64(32)) / 2.0**32
+
+
+def uniforms(seed_R: Seeds, steps: int) -> Tensor:
+    """Return the random numbers of all steps together: a search moves them to its device once."""
+    return torch.from_numpy(np.stack([uniform(seed_R, step) for step in range(1, steps + 1)]))
 
 
 def strides(counts: NDArray[np.int64]) -> Seeds:

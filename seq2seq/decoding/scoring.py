@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -32,6 +33,7 @@ class Beams:
     finished_log_probability_BK: Tensor
     finished_node_BK: Tensor  # final step × K + hypothesis index
     prefix_BKT: Tensor | None  # all tokens, if rules need them
+    words_BKX: Tensor | None  # states of the automata of words
     coverage_BKS: Tensor | None  # attention to each source position, if penalised
 
     def select(self, kept_B: Tensor) -> Beams:
@@ -49,7 +51,7 @@ class Beams:
 
 Length = TypeVar("Length", float, Tensor)
 CHUNK_WIDTH = 64  # vocabulary columns per chunk in `top_candidates`
-CHUNK_ROWS = 128  # rows of logits per chunk in `top_candidates_unconstrained`
+NO_ID = -1  # padding of prefixes
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,17 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Task:
-    """Length limits, seeds and rules of a batch; lengths include END."""
+    """Length limits, prefixes, seeds and rules of a batch; lengths include END.
+
+    Optional columns are the same ones in all batches of a search.
+    """
 
     max_length_B: Tensor
-    min_length_B: Tensor
+    min_length_B: Tensor | None
     source_length_B: Tensor  # source positions of each sentence without padding, for its coverage
     seeds: Sequence[int]  # sampling seed of each sentence, the same in every batch
     rules: Rules | None = None
+    prefix_BP: Tensor | None = None  # ids that each sentence begins with, padded with NO_ID
 
     def repeat(self, times: int) -> Task:
         """Repeat each sentence `times` times in a row."""
@@ -90,21 +96,21 @@ class Task:
 
     def join(self, other: Task) -> Task:
         """Concatenate two batches with the same rules; seeds serve only sampling, which joins nothing."""
-        return replace(
-            self,
-            max_length_B=torch.cat((self.max_length_B, other.max_length_B)),
-            min_length_B=torch.cat((self.min_length_B, other.min_length_B)),
-            source_length_B=torch.cat((self.source_length_B, other.source_length_B)),
-        )
+        columns, others = self._columns(), other._columns()
+        joined: dict[str, Any] = {name: concatenate_padded(x, others[name], NO_ID) for name, x in columns.items()}
+        return replace(self, **joined)
 
-    def select(self, kept_B: Tensor) -> Task:
-        """Keep some of the sentences; seeds and rules are indexed by the whole batch."""
-        return replace(
-            self,
-            max_length_B=self.max_length_B[kept_B],
-            min_length_B=self.min_length_B[kept_B],
-            source_length_B=self.source_length_B[kept_B],
-        )
+    def select(self, kept_B: Tensor | slice) -> Task:
+        """Keep some of the sentences; seeds are indexed by the whole batch."""
+        return replace(self, **{name: column[kept_B] for name, column in self._columns().items()})
+
+    def _columns(self) -> dict[str, Any]:
+        return {field.name: x for field in fields(self) if isinstance(x := getattr(self, field.name), Tensor)}
+
+    def remaining(self, length: int, decided_B: Tensor) -> NDArray[np.int64]:
+        """Return how many more tokens each sentence may have, 0 if it is decided: the one transfer of a step."""
+        remaining_B: NDArray[np.int64] = (self.max_length_B - length).masked_fill(decided_B, 0).cpu().numpy()
+        return remaining_B
 
 
 @dataclass(frozen=True)
@@ -130,72 +136,6 @@ def length_penalty(length: Length, config: SearchConfig) -> Length:
 def coverage_penalty(coverage_XS: Tensor, beta: float) -> Tensor:
     """Return beta · Σ over source positions of log(min(total attention, 1)) (Wu et al. 2016, §7)."""
     return beta * coverage_XS.clamp(1e-9, 1.0).log().sum(-1)
-
-
-def top_candidates_unconstrained(
-    logits_RV: Tensor, log_probability_BK: Tensor, count: int, length: int, task: Task, specials: Specials
-) -> Candidates:
-    """Return the `count` likeliest continuations of each sentence, without rules.
-
-    Sentences are processed in chunks: their float logits stay in the cache, and never fill fresh memory.
-    """
-    B, K = log_probability_BK.shape
-    too_short_B, at_limit_B = length_limits(length, task)
-    parts = []
-    for start in range(0, B, max(1, CHUNK_ROWS // K)):
-        rows = slice(start, start + max(1, CHUNK_ROWS // K))
-        too_short_R, at_limit_R = (
-            None if x is None else x[rows].repeat_interleave(K) for x in (too_short_B, at_limit_B)
-        )
-        part_RV, normalizer_R1 = mask_logits(
-            logits_RV[rows.start * K : rows.stop * K], specials, too_short_R, at_limit_R
-        )
-        parts.append(top_candidates(part_RV, log_probability_BK[rows], count, normalizer_R1))
-    return parts[0] if len(parts) == 1 else Candidates.combine(parts, torch.cat)
-
-
-def masked_log_probabilities(
-    logits_RV: Tensor, length: int, task: Task, specials: Specials, prefix_RT: Tensor | None, sentence_R: Tensor
-) -> Tensor:
-    """Return log probabilities of all next ids, −∞ where lengths, specials or rules forbid them."""
-    rows = len(logits_RV) // len(task.max_length_B)
-    too_short_R, at_limit_R = (None if x is None else x.repeat_interleave(rows) for x in length_limits(length, task))
-    ban = None
-    if task.rules is not None and prefix_RT is not None:
-        final_R = (task.max_length_B == length + 1).repeat_interleave(rows)
-        ban = partial(task.rules.ban, raw_RV=logits_RV, prefix_RT=prefix_RT, sentence_R=sentence_R, final_R=final_R)
-    log_probability_RV, normalizer_R1 = mask_logits(logits_RV, specials, too_short_R, at_limit_R, ban)
-    return log_probability_RV.sub_(normalizer_R1)
-
-
-def length_limits(length: int, task: Task) -> tuple[Tensor | None, Tensor | None]:
-    """Return which sentences may not end yet, and which must end now; None for none."""
-    too_short_B, at_limit_B = task.min_length_B > length, task.max_length_B <= length
-    return too_short_B if too_short_B.any() else None, at_limit_B if at_limit_B.any() else None
-
-
-def mask_logits(
-    raw_RV: Tensor,
-    specials: Specials,
-    too_short_R: Tensor | None,
-    at_limit_R: Tensor | None,
-    ban: Callable[[Tensor], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return float logits, −∞ for forbidden ids, and the log-sum-exp of the unmasked logits."""
-    logits_RV = raw_RV.to(torch.float32, copy=True)
-    normalizer_R1 = log_sum_exp(logits_RV)
-    for id_ in specials.banned:
-        logits_RV[:, id_] = NEG_INF
-    if too_short_R is not None:
-        logits_RV[too_short_R, specials.end] = NEG_INF
-    if ban is not None:
-        ban(logits_RV)
-    if at_limit_R is not None:
-        # At its maximum length a sentence can only end.
-        end_R = logits_RV[at_limit_R, specials.end]
-        logits_RV[at_limit_R] = NEG_INF
-        logits_RV[at_limit_R, specials.end] = end_R
-    return logits_RV, normalizer_R1
 
 
 def log_sum_exp(x_RV: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty
+from seq2seq.decoding.scoring import NO_ID, Hypothesis, Specials, Task, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
@@ -39,7 +39,7 @@ from seq2seq.utils.run import Run
 
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
 ENCODER_TOKENS = 2048  # source subwords that a CPU encodes together
-SCORING_TOKENS = 2048  # target subwords scored together: their logits are float32 and as wide as the vocabulary
+SCORING_TOKENS = 2048  # target subwords that a CPU scores together: their float32 logits are as wide as the vocabulary
 MIN_PER_PROCESS = 16  # fewest sentences that justify another process
 
 
@@ -191,7 +191,7 @@ class Translator:
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
         for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search), strict=True):
             n_best[i] = self._select(hypotheses, search)
-        weights = self._attention(sources, n_best) if attention else {}
+        weights = self._attention(sources, n_best, search) if attention else {}
         return [
             [self._translation(source, hypothesis, weights.get(id(hypothesis))) for hypothesis in ranked] or [EMPTY]
             for source, ranked in zip(sources, n_best, strict=True)
@@ -201,11 +201,13 @@ class Translator:
         self, order: list[int], sources: list[EncodedSource], prefix_ids: list[list[int]], search: SearchConfig
     ) -> list[list[Hypothesis]]:
         """Search batch by batch; return each sentence's hypotheses in this order."""
-        rules = self._rules(search, prefix_ids)
+        rules = self._rules(search)
+        # All batches have prefixes, or none: sentences may move between them.
+        prefixes = prefix_ids if any(prefix_ids) else None
         widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
         parts = (order[cut] for cut in split_by_token_budget(widths * search.rows, search.tokens))
         batches = (
-            self._batch([sources[i] for i in part], search, rules and rules.for_prefixes([prefix_ids[i] for i in part]))
+            self._batch([sources[i] for i in part], prefixes and [prefixes[i] for i in part], search, rules)
             for part in parts
         )
         with torch.inference_mode():
@@ -213,22 +215,26 @@ class Translator:
                 drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
-            # Sentences may move between batches, so the rules cover all of them.
-            all_rules = rules and rules.for_prefixes([prefix_ids[i] for i in order])
-            return beam_search(
-                step, ((state, replace(task, rules=all_rules)) for state, task in batches), search, SPECIALS
-            )
+            return beam_search(step, batches, search, SPECIALS)
 
-    def _batch(self, sources: list[EncodedSource], search: SearchConfig, rules: Rules | None) -> tuple[State, Task]:
+    def _batch(
+        self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
+    ) -> tuple[State, Task]:
         """Return the state before the first token, and the search task."""
         length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
         max_length_B = (length_B * search.length_factor).long() + search.length_extra
-        min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
         max_length_B = max_length_B.clamp(1, self.max_length)
-        if rules:
-            max_length_B = max_length_B.maximum(torch.tensor(rules.min_lengths(), device=self.device) + 1)
+        min_length_B, prefix_BP = None, None
+        required_B = torch.full_like(length_B, rules.required_length if rules else 0)
+        if prefixes is not None:
+            prefix_BP = self._padded(prefixes, NO_ID)
+            required_B += (prefix_BP != NO_ID).sum(1)
+        max_length_B = max_length_B.maximum(required_B + 1)
+        if search.min_length_factor or search.min_length_extra:
+            min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
+            min_length_B = min_length_B.minimum(max_length_B)
         seeds = [seed(source.ids[0]) for source in sources]
-        return self._start(sources), Task(max_length_B, min_length_B.minimum(max_length_B), length_B, seeds, rules)
+        return self._start(sources), Task(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP)
 
     def _step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return attention weights averaged over layers and heads."""
@@ -245,15 +251,15 @@ class Translator:
             hypotheses = [replace(by_text[text], score=similarity[text]) for text in ranked]
         return hypotheses[: search.n_best]
 
-    def _rules(self, search: SearchConfig, prefixes: list[list[int]]) -> Rules | None:
-        """Return the constraints of the search and the prefixes, or None."""
-        if not (search.require or search.forbid or search.no_repeat_ngram or any(prefixes)):
+    def _rules(self, search: SearchConfig) -> Rules | None:
+        """Return the constraints of the search, or None."""
+        if not (search.require or search.forbid or search.no_repeat_ngram):
             return None
         required = list(zip(search.require, self._target_ids(search.require), strict=True))
         for text, ids in required:
             if UNKNOWN in ids:
                 raise UserError(f"search.require: {text!r} cannot be written in this model's subwords", code=2)
-        return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat_ngram)
+        return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat_ngram, self.device)
 
     def _translation(self, source: EncodedSource, hypothesis: Hypothesis, weights_LNTS: Tensor | None) -> Translation:
         return Translation(
@@ -267,10 +273,13 @@ class Translator:
             weights_LNTS,
         )
 
-    def _attention(self, sources: list[EncodedSource], n_best: list[list[Hypothesis]]) -> dict[int, Tensor | None]:
+    def _attention(
+        self, sources: list[EncodedSource], n_best: list[list[Hypothesis]], search: SearchConfig
+    ) -> dict[int, Tensor | None]:
         """Return the attention weights of every hypothesis, from a pass under teacher forcing."""
         pairs = [(source, hypothesis) for source, ranked in zip(sources, n_best, strict=True) for hypothesis in ranked]
-        forced = self._teacher_force([source for source, _ in pairs], [hypothesis.ids for _, hypothesis in pairs], True)
+        ids = [hypothesis.ids for _, hypothesis in pairs]
+        forced = self._teacher_force([source for source, _ in pairs], ids, search, attention=True)
         return {id(hypothesis): result.weights_LNTS for (_, hypothesis), result in zip(pairs, forced, strict=True)}
 
     # ----------------------------------------------------------------------------------------- score
@@ -292,7 +301,8 @@ class Translator:
         search = search or search_preset("beam")
         encoded, ids = self._encode_sources(sources), self._target_ids(targets)
         scored = []
-        for source, target, result in zip(encoded, ids, self._teacher_force(encoded, ids, attention), strict=True):
+        forced = self._teacher_force(encoded, ids, search, attention)
+        for source, target, result in zip(encoded, ids, forced, strict=True):
             log_probability = sum(result.log_probabilities)
             score = log_probability / length_penalty(len(target) + 1, search)
             hypothesis = Hypothesis(target, log_probability, score, result.log_probabilities)
@@ -308,12 +318,13 @@ class Translator:
         return list(zip(self.tokenizer.pieces(top.indices.tolist()), top.values.tolist(), strict=True))
 
     def _teacher_force(
-        self, sources: list[EncodedSource], targets: list[list[int]], attention: bool
+        self, sources: list[EncodedSource], targets: list[list[int]], search: SearchConfig, attention: bool
     ) -> list[TeacherForced]:
-        """Run the model on targets (without END) under teacher forcing."""
+        """Run the model on targets (without END) under teacher forcing; a CPU is faster in small batches."""
+        tokens = SCORING_TOKENS if self.device.type == "cpu" else search.tokens
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
         forced = [TeacherForced((), None)] * len(targets)
-        for batch in split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), SCORING_TOKENS):
+        for batch in split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), tokens):
             chosen = order[batch]
             result = self._teacher_force_batch([sources[i] for i in chosen], [targets[i] for i in chosen], attention)
             for i, one in zip(chosen, result, strict=True):
@@ -367,8 +378,8 @@ class Translator:
         padded = [self._padded(list(ids)) for ids in zip(*(source.ids for source in sources), strict=True)]
         return self.models.start([(source_BS, source_BS != PAD) for source_BS in padded])
 
-    def _padded(self, rows: list[list[int]]) -> Tensor:
-        return torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), PAD)).to(self.device)
+    def _padded(self, rows: list[list[int]], padding: int = PAD) -> Tensor:
+        return torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), padding)).to(self.device)
 
 
 def seed(ids: list[int]) -> int:

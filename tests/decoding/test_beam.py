@@ -20,7 +20,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.scoring import Hypothesis, Specials, Task
 from seq2seq.model.decoder_state import State
-from tests.helpers.tables import BANNED, BEGIN, END, RowsState, Table
+from tests.helpers.tables import BANNED, BEGIN, END, RowsState, Table, padded_prefixes
 from tests.reference import search as reference
 from tests.reference.constraints import PlainRules
 
@@ -54,7 +54,7 @@ class Case:
 def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
     """The search's own answer, batch after batch."""
     pieces = LETTERS if case.rules.get("required") or case.rules.get("forbidden") else [""] * case.vocabulary
-    rules = Rules(pieces, END, **case.rules).for_prefixes(case.prefixes) if case.rules or any(case.prefixes) else None
+    rules, prefix_BP = Rules(pieces, END, **case.rules) if case.rules else None, padded_prefixes(case.prefixes)
     batches: list[tuple[State, Task]] = []
     first = 0
     for size in case.batches:
@@ -62,7 +62,8 @@ def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
         first += size
         shortest, longest = zip(*(case.lengths[i] for i in rows), strict=True)
         sources = [case.sources[i] for i in rows]
-        asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.tensor(sources), rows, rules)
+        begun_BP = None if prefix_BP is None else prefix_BP[rows]
+        asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.tensor(sources), rows, rules, begun_BP)
         batches.append((table.begin(rows, sources), asked))
     step = table.step_with_attention if case.options.coverage_penalty else table.step
     return beam_search(step, iter(batches), case.options, SPECIALS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from random import Random
 
@@ -10,8 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq.decoding.constraints import Phrase, Rules, ban_repeats, partial_match
-from tests.helpers.tables import BEGIN, END
+from seq2seq.decoding.constraints import Rules, ban_repeats
+from seq2seq.decoding.phrases import Phrase, partial_match
+from seq2seq.decoding.processors import StepInput, step_processors
+from seq2seq.decoding.scoring import Specials, Task
+from tests.helpers.tables import BEGIN, END, padded_prefixes
 from tests.reference.constraints import PlainRules, occurrences
 
 NEG_INF = float("-inf")
@@ -44,6 +48,25 @@ def random_text(random: Random, phrases: list[str]) -> str:
     return "".join(parts)
 
 
+def words_of(rules: Rules, ids: Sequence[Sequence[int]]) -> torch.Tensor | None:
+    """The states of the automata after these ids, R × 1 × X."""
+    states_R1X = rules.start(len(ids), 1)
+    for id_R in torch.tensor([list(row) for row in ids], dtype=torch.int64).T:
+        states_R1X = None if states_R1X is None else rules.advance(states_R1X, id_R[:, None])
+    return states_R1X
+
+
+def exclude(logits_RV: torch.Tensor, raw_RV: torch.Tensor, ids: Sequence[Sequence[int]], task: Task) -> None:
+    """What the rules of a task write into logits after these ids."""
+    assert task.rules
+    words_R1X = words_of(task.rules, ids)
+    words_RX = None if words_R1X is None else words_R1X[:, 0]
+    prefix_RT = torch.tensor([[BEGIN, *row] for row in ids])
+    step = StepInput(raw_RV, prefix_RT.shape[1], task, False, prefix_RT, words_RX)
+    for processor in step_processors(task, Specials(BEGIN, END, ())):
+        processor(logits_RV, step)
+
+
 def banned(rules: Rules, ids: list[int], final: bool, early: bool = False) -> set[int]:
     """Which ids may not follow, by what is written into logits."""
     raw_RV = torch.arange(float(len(PIECES)))[None].repeat(2, 1)
@@ -51,8 +74,8 @@ def banned(rules: Rules, ids: list[int], final: bool, early: bool = False) -> se
     logits_RV = raw_RV.clone()
     if early:
         logits_RV[:, END] = NEG_INF
-    prefix_RT = torch.tensor([[BEGIN, *ids], [BEGIN, *reversed(ids)]])
-    rules.ban(logits_RV, raw_RV, prefix_RT, torch.tensor([0, 0]), torch.tensor([final, not final]))
+    longest_B = torch.tensor([len(ids) + 3 - final, len(ids) + 2 + final])
+    exclude(logits_RV, raw_RV, [ids, ids[::-1]], Task(longest_B, None, longest_B, [0, 0], rules))
     possible_RV = logits_RV > NEG_INF
     assert torch.equal(logits_RV[possible_RV], raw_RV[possible_RV]), "what is possible keeps its value"
     return set((~possible_RV[0]).nonzero()[:, 0].tolist())
@@ -124,31 +147,20 @@ def test_where_nothing_is_possible_a_sentence_may_end() -> None:
 def test_a_prefix_is_said_id_by_id_whatever_is_forbidden() -> None:
     """Each row follows the prefix of its sentence; after it everything is free again."""
     prefixes = [letters("a.a"), [], [ID["a"], 1], letters("é")]
-    general = Rules(PIECES, END, forbidden=["a", "."], no_repeat=1)
-    rules = general.for_prefixes(prefixes)
-    assert (
-        list(general.prefixes) == []
-        and list(rules.for_prefixes([[]]).prefixes) == [[]]
-        and list(rules.prefixes) == prefixes
-    )
     sentence_R = torch.tensor([3, 0, 0, 2, 1])
+    longest_B = torch.full((len(prefixes),), 9)
+    rules = Rules(PIECES, END, forbidden=["a", "."], no_repeat=1)
+    task = Task(longest_B, None, longest_B, [0] * 4, rules, padded_prefixes(prefixes)).select(sentence_R)
     raw_RV = torch.randn(5, len(PIECES))
     for position in range(4):
         others = letters("-é1_")
-        said = [[BEGIN, *[*prefixes[s][:position], *others][:position]] for s in sentence_R]
+        said = [[*prefixes[s][:position], *others][:position] for s in sentence_R]
         logits_RV = torch.full_like(raw_RV, NEG_INF)
-        rules.ban(logits_RV, raw_RV, torch.tensor(said), sentence_R, torch.zeros(5, dtype=torch.bool))
+        exclude(logits_RV, raw_RV, said, task)
         for row, s in enumerate(sentence_R.tolist()):
             only = prefixes[s][position] if position < len(prefixes[s]) else END
             assert (logits_RV[row] > NEG_INF).nonzero()[:, 0].tolist() == [only]
             assert logits_RV[row, only] == raw_RV[row, only]
-
-
-def test_a_sentence_must_have_room_for_its_prefix_and_all_that_is_required() -> None:
-    """The ids of every required phrase together, and those of the sentence's own prefix."""
-    rules = Rules(PIECES, END, [("a a", [4, 5]), ("é", [6])])
-    assert rules.for_prefixes([[], [7, 8]]).min_lengths() == [3, 5]
-    assert Rules(PIECES, END).for_prefixes([[], [7, 8]]).min_lengths() == [0, 2]
 
 
 @FAST
@@ -160,8 +172,11 @@ def test_progress_and_what_is_wanted_next(seed: int) -> None:
     required = [(text, letters(text)) for text in phrases]
     rules, plain = Rules(PIECES, END, required), PlainRules(PIECES, END, required)
     said = [letters(random_text(random, phrases)[-6:].rjust(6, ".")) for _ in range(3)]
-    assert [rules.progress(ids) for ids in said] == [plain.progress(tuple(ids)) for ids in said]
-    wanted = rules.next_required_ids(torch.tensor([[BEGIN, *ids] for ids in said]))
+    states_R1X = words_of(rules, said)
+    assert states_R1X is not None
+    assert rules.progress(states_R1X)[:, 0].tolist() == [plain.progress(tuple(ids)) for ids in said]
+    ids_RY, counts_RY = rules.wanted(states_R1X[:, 0])
+    wanted = [ids_Y[counts_Y].tolist() for ids_Y, counts_Y in zip(ids_RY, counts_RY, strict=True)]
     assert [set(ids) for ids in wanted] == [plain.wanted(tuple(ids)) for ids in said]
     assert all(len(set(ids)) == len(ids) for ids in wanted)
     for ids in said:
@@ -177,22 +192,22 @@ def test_a_beam_is_shared_among_degrees_of_progress(seed: int) -> None:
     required = random.choice([[("a", letters("a"))], [("a a", letters("a a")), ("é", letters("é"))]])
     rules, plain = Rules(PIECES, END, required), PlainRules(PIECES, END, required)
     B, K, C, T = random.choice([1, 3]), random.choice([1, 2, 4, 5, 7]), random.choice([8, 15]), random.randint(1, 3)
-    prefix_BKT = torch.tensor(
-        [[[BEGIN, *letters("".join(random.choices("aé ", k=T)))] for _ in range(K)] for _ in range(B)]
-    )
+    # Hypotheses of a sentence differ.
+    begun = [letters("".join(text)) for text in product("aé -", repeat=T + 1)]
+    prefixes = [random.sample(begun, K) for _ in range(B)]
+    states_BKX = words_of(rules, [ids for sentence in prefixes for ids in sentence])
+    assert states_BKX is not None
+    states_BKX = states_BKX.view(B, K, -1)
     ids_BC = torch.tensor([[random.choice([END, *letters("aaéé -. ")]) for _ in range(C)] for _ in range(B)])
     origin_BC = torch.tensor([[random.randrange(K) for _ in range(C)] for _ in range(B)])
     scores_BC = torch.tensor(
         [[random.choice([NEG_INF, *([random.gauss(0, 1)] * 4)]) for _ in range(C)] for _ in range(B)]
     )
     remaining_B = torch.tensor([random.randint(0, 5) for _ in range(B)])
-    chosen_BK, filler_BK = rules.allocate(scores_BC, ids_BC, origin_BC, prefix_BKT, remaining_B)
+    chosen_BK, filler_BK = rules.allocate(scores_BC, ids_BC, origin_BC, states_BKX, remaining_B)
     assert chosen_BK.shape == filler_BK.shape == (B, K)
     for b in range(B):
-        whole = [
-            (*prefix_BKT[b, k, 1:].tolist(), id_)
-            for k, id_ in zip(origin_BC[b].tolist(), ids_BC[b].tolist(), strict=True)
-        ]
+        whole = [(*prefixes[b][k], id_) for k, id_ in zip(origin_BC[b].tolist(), ids_BC[b].tolist(), strict=True)]
         order = sorted(range(C), key=lambda c: -float(scores_BC[b, c]))
         possible = [c for c in order if scores_BC[b, c] > NEG_INF and whole[c][-1] != END]
         first = {whole[c]: c for c in reversed(possible)}

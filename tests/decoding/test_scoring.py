@@ -17,19 +17,27 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding import processors
 from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.processors import (
+    EndIfStuck,
+    MaxLength,
+    MinLength,
+    StepInput,
+    next_candidates,
+    next_log_probabilities,
+    process,
+    step_processors,
+)
 from seq2seq.decoding.scoring import (
+    NO_ID,
     Candidates,
     Specials,
     Task,
     coverage_penalty,
-    length_limits,
     length_penalty,
     log_sum_exp,
-    mask_logits,
-    masked_log_probabilities,
     top_candidates,
-    top_candidates_unconstrained,
 )
 from tests.helpers.tables import BANNED, BEGIN, END
 
@@ -52,6 +60,11 @@ def task(shortest: list[int], longest: list[int], **changes: Any) -> Task:
     count = len(longest)
     asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.arange(count), list(range(count)))
     return dataclasses.replace(asked, **changes)
+
+
+def step_of(logits_RV: Tensor, length: int, asked: Task, **changes: Any) -> StepInput:
+    at_limit = bool((asked.max_length_B <= length).any())
+    return StepInput(logits_RV, length, asked, at_limit, None, None)._replace(**changes)
 
 
 def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> None:
@@ -117,9 +130,8 @@ def test_the_leaders_of_any_number_of_rows_are_those_of_a_full_sort(B: int, K: i
     shortest = torch.randint(0, 6, (B,), generator=generator)
     longest = torch.maximum(shortest, torch.randint(1, 7, (B,), generator=generator))
     kept = logits_RV.clone()
-    found = top_candidates_unconstrained(
-        logits_RV, before_BK, count, length, task(shortest.tolist(), longest.tolist()), SPECIALS
-    )
+    asked = task(shortest.tolist(), longest.tolist())
+    found = next_candidates(step_of(logits_RV, length, asked), step_processors(asked, SPECIALS), before_BK, count)
     total_BKV = logits_RV.double().log_softmax(-1).view(B, K, V) + before_BK[:, :, None]
     total_BKV[:, :, list(BANNED)] = NEG_INF
     for b in range(B):
@@ -129,6 +141,25 @@ def test_the_leaders_of_any_number_of_rows_are_those_of_a_full_sort(B: int, K: i
         total_BKV[b, :, END] = NEG_INF if shortest[b] > length else end_K
     assert_are_the_best(found, total_BKV, count)
     assert torch.equal(logits_RV, kept), "the model's logits stay as they are"
+
+
+@pytest.mark.parametrize("device,rows", [("cpu", [126, 126, 48]), ("meta", [300])])
+def test_only_a_cpu_works_in_chunks(device: str, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many whole sentences as fit; other devices take all rows together."""
+    found: list[int] = []
+    process_rows = processors.process
+
+    def watched(step: StepInput, *rest: Any) -> Any:
+        found.append(len(step.raw_RV))
+        return process_rows(step, *rest)
+
+    monkeypatch.setattr(processors, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(processors, "process", watched)
+    asked = Task(torch.full((100,), 9, device=device), None, torch.zeros(100, device=device), [0] * 100)
+    step = StepInput(torch.zeros(300, 65, device=device), 1, asked, False, None, None)
+    best = next_candidates(step, step_processors(asked, SPECIALS), step.raw_RV[:, :1].view(100, 3), 6)
+    assert best.ids_BC.shape == (100, 6)
+    assert found == rows
 
 
 def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
@@ -156,8 +187,8 @@ def test_permitted_log_probabilities_are_normalised_before_anything_is_forbidden
     shortest = [random.randint(0, 6) for _ in range(B)]
     longest = [max(1, s, random.randint(1, 7)) for s in shortest]
     logits_RV = torch.randn(B * rows, V, generator=torch.Generator().manual_seed(random.getrandbits(30))) * 4
-    sentence_R = torch.arange(B).repeat_interleave(rows)
-    found_RV = masked_log_probabilities(logits_RV, length, task(shortest, longest), SPECIALS, None, sentence_R)
+    asked = task(shortest, longest)
+    found_RV = next_log_probabilities(step_of(logits_RV, length, asked), step_processors(asked, SPECIALS))
     wanted_RV = logits_RV.double().log_softmax(-1)
     for r, row_V in enumerate(wanted_RV):
         b, end = r // rows, float(row_V[END])
@@ -172,17 +203,23 @@ def test_a_sentence_may_end_at_its_shortest_length_and_must_at_its_longest() -> 
     """Lengths count END: END as id number `length` is too early below the shortest one, and due at the longest."""
     asked = task([3, 1, 0], [5, 2, 4])
     for length in range(1, 7):
-        early_B, last_B = length_limits(length, asked)
-        early, last = (None if x is None else x.tolist() for x in (early_B, last_B))
-        assert early == ([length < n for n in (3, 1, 0)] if length < 3 else None)
-        assert last == ([length >= n for n in (5, 2, 4)] if length >= 2 else None)
+        early_RV, last_RV = torch.zeros(6, 5), torch.zeros(6, 5)
+        MinLength(END)(early_RV, step_of(early_RV, length, asked))
+        MaxLength(END)(last_RV, step_of(last_RV, length, asked))
+        for row, (shortest, longest) in enumerate(((3, 5), (3, 5), (1, 2), (1, 2), (0, 4), (0, 4))):
+            assert (early_RV[row] == NEG_INF).tolist() == [id_ == END and length < shortest for id_ in range(5)]
+            assert (last_RV[row] == NEG_INF).tolist() == [id_ != END and length >= longest for id_ in range(5)]
+        assert asked.remaining(length, torch.tensor([False, False, True])).tolist() == [5 - length, 2 - length, 0]
+        unlimited_RV = torch.zeros(6, 5)
+        MaxLength(END)(unlimited_RV, step_of(unlimited_RV, length, asked, at_limit=False))
+        assert not unlimited_RV.any()
 
 
 def test_only_end_is_left_where_a_sentence_must_end_and_keeps_its_value() -> None:
     """The limits of some rows leave the others alone; the normaliser counts all that the model gave."""
     raw_RV = torch.randn(3, 9, generator=torch.Generator().manual_seed(1)).half()
-    too_short_R, at_limit_R = torch.tensor([True, False, False]), torch.tensor([False, True, False])
-    found_RV, normalizer_R1 = mask_logits(raw_RV, SPECIALS, too_short_R, at_limit_R)
+    asked = task([4, 0, 0], [5, 3, 5])
+    found_RV, normalizer_R1 = process(step_of(raw_RV, 3, asked), step_processors(asked, SPECIALS))
     assert found_RV.dtype == torch.float32
     assert_close(normalizer_R1, raw_RV.float().logsumexp(-1, keepdim=True))
     words = [i for i in range(9) if i not in BANNED]
@@ -195,18 +232,35 @@ def test_only_end_is_left_where_a_sentence_must_end_and_keeps_its_value() -> Non
     assert torch.equal(found_RV[possible_RV], raw_RV.float()[possible_RV])
 
 
-def test_what_rules_write_comes_after_the_shortest_and_before_the_longest_length() -> None:
-    """Rules may open END where it is too early, and are not asked where a sentence must end."""
-    raw_RV = torch.zeros(2, 6)
+def test_what_is_off_is_not_in_the_list_and_the_rest_is_in_order() -> None:
+    """Rules may open END where it is too early, a prefix overrides them, and the longest length overrides all."""
 
-    def ban(logits_RV: Tensor) -> None:
-        assert logits_RV[0, END] == NEG_INF and (logits_RV[:, list(BANNED)] == NEG_INF).all()
-        logits_RV[0, END] = 7.0
-        logits_RV[1, END] = 5.0
+    def names(asked: Task) -> list[str]:
+        return [type(processor).__name__ for processor in step_processors(asked, SPECIALS)]
 
-    found_RV, _ = mask_logits(raw_RV, SPECIALS, torch.tensor([True, False]), torch.tensor([False, True]), ban)
-    assert found_RV[0, 3:].tolist() == [7.0, 0.0, 0.0]
-    assert found_RV[1].tolist() == [NEG_INF] * 3 + [5.0, NEG_INF, NEG_INF]
+    everything = task([1], [2], prefix_BP=torch.tensor([[4]]))
+    nothing = dataclasses.replace(everything, min_length_B=None, prefix_BP=None)
+    assert names(nothing) == ["BanSpecials", "MaxLength"]
+    assert names(everything) == ["BanSpecials", "MinLength", "ForcedPrefix", "MaxLength"]
+    rules = Rules(["", "", "", "", "▁a"], END, forbidden=["a"], no_repeat=1)
+    assert names(dataclasses.replace(nothing, rules=rules)) == [
+        *("BanSpecials", "NoRepeat", "Words", "EndIfStuck", "MaxLength")
+    ]
+    assert "Words" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, no_repeat=1)))
+    assert "NoRepeat" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, forbidden=["a"])))
+
+
+def test_a_stuck_hypothesis_ends_with_the_value_that_the_model_gave() -> None:
+    """Even where it is too early; rows that may go on keep what they have."""
+    raw_RV = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]] * 2).bfloat16()
+    logits_RV = raw_RV.float()
+    logits_RV[0] = NEG_INF
+    logits_RV[1, END] = NEG_INF
+    EndIfStuck(END)(logits_RV, step_of(raw_RV, 1, task([3, 3], [9, 9])))
+    assert logits_RV.tolist() == [
+        [NEG_INF, NEG_INF, NEG_INF, 4.0, NEG_INF],
+        [1.0, 2.0, 3.0, NEG_INF, 5.0],
+    ]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
@@ -231,14 +285,22 @@ def test_the_coverage_penalty_is_its_formula() -> None:
 def test_a_task_keeps_its_columns_together() -> None:
     """Repeated, selected and joined: every limit follows its sentence, rules and seeds belong to the whole batch."""
     rules = Rules([""] * 9, END, no_repeat=2)
-    asked = task([1, 2, 3], [4, 5, 6], source_length_B=torch.tensor([7, 8, 9]), seeds=[10, 11, 12], rules=rules)
+    limits = {"source_length_B": torch.tensor([7, 8, 9]), "prefix_BP": torch.tensor([[1, 2], [3, NO_ID], [4, 5]])}
+    asked = task([1, 2, 3], [4, 5, 6], seeds=[10, 11, 12], rules=rules, **limits)
 
     def columns(one: Task) -> list[list[int]]:
         assert one.rules is rules and list(one.seeds) == [10, 11, 12]
-        return [one.min_length_B.tolist(), one.max_length_B.tolist(), one.source_length_B.tolist()]
+        assert one.min_length_B is not None and one.prefix_BP is not None
+        return [x.tolist() for x in (one.min_length_B, one.max_length_B, one.source_length_B, one.prefix_BP)]
 
-    assert columns(asked.repeat(1)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert columns(asked.repeat(2)) == [[1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6], [7, 7, 8, 8, 9, 9]]
-    assert columns(asked.select(torch.tensor([2, 0]))) == [[3, 1], [6, 4], [9, 7]]
-    other = task([20], [21], source_length_B=torch.tensor([22]))
-    assert columns(asked.join(other)) == [[1, 2, 3, 20], [4, 5, 6, 21], [7, 8, 9, 22]]
+    twice = [[1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6], [7, 7, 8, 8, 9, 9]]
+    begun = [[1, 2], [3, NO_ID], [4, 5]]
+    assert columns(asked.repeat(1)) == [[1, 2, 3], [4, 5, 6], [7, 8, 9], begun]
+    assert columns(asked.repeat(2)) == [*twice, [one for one in begun for _ in range(2)]]
+    assert columns(asked.select(torch.tensor([2, 0]))) == [[3, 1], [6, 4], [9, 7], [[4, 5], [1, 2]]]
+    assert columns(asked.select(slice(1, 3))) == [[2, 3], [5, 6], [8, 9], begun[1:]]
+    other = task([20], [21], source_length_B=torch.tensor([22]), prefix_BP=torch.tensor([[6, 7, 8]]))
+    wide = [[*one, NO_ID] for one in begun]
+    assert columns(asked.join(other)) == [[1, 2, 3, 20], [4, 5, 6, 21], [7, 8, 9, 22], [*wide, [6, 7, 8]]]
+    bare = task([1], [2], min_length_B=None)
+    assert bare.join(bare).min_length_B is None and bare.select(slice(0, 1)).prefix_BP is None

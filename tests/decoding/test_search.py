@@ -21,7 +21,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task
+from seq2seq.decoding.scoring import NO_ID, Hypothesis, Specials, Task
 from seq2seq.inference.ensemble import Ensemble, EnsembleState
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
@@ -231,21 +231,20 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
     rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat_ngram)
-    prefixes = [[10 + i] if i % 2 else [] for i in range(11)]
+    prefix_BP = torch.tensor([[10 + i] if i % 2 else [NO_ID] for i in range(11)])
 
-    def batch(rows: slice, asked_of: slice) -> tuple[State, Task]:
+    def batch(rows: slice) -> tuple[State, Task]:
         asked = task(limits[rows], source_length_B=torch.tensor(lengths[rows]))
-        asked = dataclasses.replace(
-            asked, rules=rules.for_prefixes(prefixes[asked_of]) if config.no_repeat_ngram else None
-        )
+        if config.no_repeat_ngram:
+            asked = dataclasses.replace(asked, rules=rules, prefix_BP=prefix_BP[rows])
         return ensemble.start([padded(sentences[rows])]), asked
 
     step = look if config.coverage_penalty else ensemble.step
     with torch.inference_mode():
         cuts = [slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 11)]
-        found = beam_search(step, (batch(rows, slice(None)) for rows in cuts), config, SPECIALS)
+        found = beam_search(step, (batch(rows) for rows in cuts), config, SPECIALS)
         each = [slice(i, i + 1) for i in range(11)]
-        alone = [beam_search(step, [batch(row, row)], config, SPECIALS)[0] for row in each]
+        alone = [beam_search(step, [batch(row)], config, SPECIALS)[0] for row in each]
     assert joined == [4, 14]
     for together, one in zip(found, alone, strict=True):
         assert [h.ids for h in together] == [h.ids for h in one]
@@ -321,7 +320,7 @@ def constrained(beam: int, rules: Rules, prefix: list[int], longest: int, **chan
     model, source = tiny_model("transformer", vocabulary=SMALL), random_sentences([4], seed=3, vocabulary=8)
     config = search(beam, n_best=beam, **changes)
     with torch.inference_mode():
-        asked = task([longest], rules=rules.for_prefixes([prefix]))
+        asked = task([longest], rules=rules, prefix_BP=torch.tensor([prefix]) if prefix else None)
         return beam_search(model.step, [(model.start(*padded(source)), asked)], config, SPECIALS)[0]
 
 

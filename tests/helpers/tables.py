@@ -13,7 +13,9 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from seq2seq.decoding.scoring import NO_ID
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded
 from tests.reference.search import Model, Numbers, Prefix
@@ -145,6 +147,14 @@ class Table:
         ids = [row[mask].tolist() for row, mask in zip(source_BS, mask_BS, strict=True)]
         self.reads.append(ids)
         return self.begin([hashed(one) % PRIME for one in ids], [len(one) for one in ids])
+
+
+def padded_prefixes(prefixes: Sequence[Sequence[int]]) -> Tensor | None:
+    """The column of a search task, None where no sentence has a prefix."""
+    if not any(prefixes):
+        return None
+    rows = [torch.tensor(list(prefix), dtype=torch.int64) for prefix in prefixes]
+    return pad_sequence(rows, batch_first=True, padding_value=NO_ID)
 
 
 def mean_of(models: Sequence[Model]) -> Model:

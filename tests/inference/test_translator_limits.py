@@ -411,6 +411,23 @@ def test_forced_targets_are_read_in_batches_that_fit(budget: int, monkeypatch: p
     assert table.reads == wanted
 
 
+def test_other_devices_score_as_much_as_they_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of a CPU does not bind them."""
+    monkeypatch.setattr(translator_module, "SCORING_TOKENS", 1)
+    model, together = translator([Table(6, len(TARGET), 64)]), list[int]()
+
+    def batch(sources: Any, ids: list[list[int]], _: bool) -> list[tuple[tuple[float], None]]:
+        together.append(len(ids))
+        return [((0.0,), None)] * len(ids)
+
+    monkeypatch.setattr(model, "device", torch.device("meta"))
+    monkeypatch.setattr(model, "_teacher_force_batch", batch)
+    search = dataclasses.replace(search_preset("beam"), tokens=6)
+    sources, ids = model._encode_sources(["a"] * 5), [[4]] * 5
+    model._teacher_force(sources, ids, search, False)
+    assert together == [3, 2]
+
+
 # ----------------------------------------------------------------------------------------------------------- processes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.data.encoding import Batch
-from seq2seq.decoding import beam, scoring
+from seq2seq.decoding import beam, processors, scoring
 from seq2seq.inference import translator
 from seq2seq.model import attention, layers, layout, lstm
 from seq2seq.model.decoder_state import State
@@ -139,9 +139,9 @@ PATHS = {
     "search: key-value cache": FastPath(((Seq2Seq, "start", READ_AGAIN[0]), (Seq2Seq, "decode", READ_AGAIN[1]))),
     "search: top candidates without sorting": FastPath(
         (
-            (scoring, "top_candidates", best_of_all),
+            (processors, "top_candidates", best_of_all),
             (beam, "top_candidates", best_of_all),
-            (scoring, "log_sum_exp", lambda x_RV: x_RV.logsumexp(-1, keepdim=True)),
+            (processors, "log_sum_exp", lambda x_RV: x_RV.logsumexp(-1, keepdim=True)),
         )
     ),
     "search: sentences together": FastPath(((beam, "WAIT_FRACTION", 0.0),), ("search.tokens=1",)),
