@@ -190,15 +190,15 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
-def readme_commands() -> list[str]:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def documented_commands() -> list[str]:
+    text = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md"))
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("seq2seq ")]
 
 
-def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> None:
-    """In the order of the page; trainings are shortened, and the hub is replaced by a folder in its layout."""
+def test_every_documented_command_runs(program: Program, tmp_path: Path) -> None:
+    """In the order of the pages; trainings are shortened, and the hub is replaced by a folder in its layout."""
     quick = [
         "training.updates=2",
         "training.validate_every=2",
@@ -213,8 +213,8 @@ def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> N
         ]
         rows = [json.dumps({"en": en, "de": de}) for en, de in zip(*pair, strict=True)]
         (tmp_path / "FOLDER" / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    commands = readme_commands()
-    assert len(commands) >= 10
+    commands = documented_commands()
+    assert len(commands) >= 25
     for command in commands:
         arguments = shlex.split(re.sub(r"training\.updates=\d+", "training.updates=4", command))[1:]
         if arguments[0] == "train":
@@ -229,8 +229,8 @@ def test_every_command_of_the_readme_runs(program: Program, tmp_path: Path) -> N
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
-def test_the_readme_names_every_choice() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_guide_names_every_choice() -> None:
+    text = (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8")
     for group in (REPOSITORY / "configs").iterdir():
         for choice in group.glob("*.yaml") if group.is_dir() else ():
             assert f"`{choice.stem}`" in text, f"{group.name}={choice.stem}"
