@@ -3,6 +3,7 @@
     python scripts/mutate.py                        # all planted bugs and a fixed sample of operator mutants
     python scripts/mutate.py --only model/lstm      # those of some files
     python scripts/mutate.py --tests-from 64b281c   # the same bugs against the tests of another commit
+    python scripts/mutate.py --gpu                  # those that only a GPU meets, under the tests' pretend GPU
     python scripts/mutate.py --check                # only whether every planted bug still applies
 
 Bugs come from two sources. `scripts/mutants/*.yaml` lists hand-written ones under `bugs`: a piece of a file, what
@@ -84,10 +85,10 @@ class Outcome:
 # ------------------------------------------------------------------------------------------ planted bugs
 
 
-def planted(root: Path) -> list[Mutant]:
-    """The hand-written bugs; each must apply at exactly one position of its file."""
+def planted(root: Path, files: str = "*") -> list[Mutant]:
+    """The hand-written bugs of some files of the catalogue; each must apply at exactly one position of its file."""
     found = []
-    for entry in catalogue("bugs"):
+    for entry in catalogue("bugs", files):
         text = (root / entry["file"]).read_bytes()
         old, new = entry["old"].rstrip("\n"), entry["new"].rstrip("\n")
         count = text.count(old.encode())
@@ -100,9 +101,9 @@ def planted(root: Path) -> list[Mutant]:
     return found
 
 
-def catalogue(kind: str) -> Iterator[dict[str, str]]:
-    """The entries of one kind, `bugs` or `equivalent`, in all files of the catalogue."""
-    for path in sorted(CATALOGUE.glob("*.yaml")):
+def catalogue(kind: str, files: str = "*") -> Iterator[dict[str, str]]:
+    """The entries of one kind, `bugs` or `equivalent`, in some files of the catalogue."""
+    for path in sorted(CATALOGUE.glob(f"{files}.yaml")):
         yield from (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(kind) or []
 
 
@@ -533,10 +534,16 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="only check that every planted bug applies")
     parser.add_argument("--output", type=Path, help="write every outcome to this JSON file")
+    parser.add_argument("--gpu", action="store_true", help="the bugs of mutants/gpu.yaml, with the tests of tests/gpu")
     options = parser.parse_args()
 
-    files = target_files(REPOSITORY, options.only)
-    mutants = [m for m in planted(REPOSITORY) if m.file in files and re.search(options.bugs, m.bug)][:: options.every]
+    files, bugs = target_files(REPOSITORY, options.only), planted(REPOSITORY)
+    if options.gpu:
+        options.planted, options.select, options.tests = True, "slow", ["tests/gpu"]
+    if not options.check:
+        on_gpu = planted(REPOSITORY, "gpu")
+        bugs = on_gpu if options.gpu else [bug for bug in bugs if bug not in on_gpu]
+    mutants = [m for m in bugs if m.file in files and re.search(options.bugs, m.bug)][:: options.every]
     if options.check:
         for mutant in mutants:
             _parses(mutant)
