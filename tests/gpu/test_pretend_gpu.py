@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, STILL, TINY, saved_run
-from helpers.pretend_gpu import AttentionCall, Count, PretendGPU, pretend_gpu
+from tests.helpers.pretend_gpu import AttentionCall, Count, PretendGPU, pretend_gpu
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +25,8 @@ from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import meter
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.errors import UserError
+from tests.helpers.configs import FAMILIES, STILL, TINY
+from tests.helpers.runs import saved_run
 
 pytestmark = pytest.mark.slow
 families = pytest.mark.parametrize("family", FAMILIES)
