@@ -57,7 +57,7 @@ def use_fused_kernel(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
 
 def search(model: Seq2Seq, steps: int = 20) -> list[Tensor]:
     """The logits of two beams that are joined, lose a sentence and go on; sources are not a multiple of 8 long."""
-    source_BS, generator = matrix(SOURCES), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     logits: list[Tensor] = []
 
     def advance(state: State, count: int) -> State:
@@ -70,7 +70,7 @@ def search(model: Seq2Seq, steps: int = 20) -> list[Tensor]:
         return state
 
     sentences, parts = 2, []
-    for part_BS in (source_BS[:2], source_BS[2:]):
+    for part_BS in (matrix(SOURCES[:2]), matrix(SOURCES[2:])):
         part = model.start(part_BS, part_BS.ne(0)).select(torch.arange(2).repeat_interleave(3), 3)
         parts.append(advance(part, 2))
     joined, sentences = parts[0].join(parts[1]), 4
