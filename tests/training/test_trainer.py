@@ -630,6 +630,7 @@ def test_a_compiler_that_fails_is_left_out(broken: bool, tmp_path: Path, monkeyp
     told = made.compile(try_batch)
     assert seen[0] == ("compiled", True) and "run" in seen
     assert ("failed (no compiler here)" in told) == broken
+    assert ("recurrences stay uncompiled" in told) != broken
     assert (made.forward_model is made.working.model) == broken
     seen.clear()
     [rank_batches] = updates_of(made, 1)
@@ -960,6 +961,21 @@ def test_only_the_backward_pass_of_training_recomputes(recompute: bool, tmp_path
     calls.clear()
     loss_sum(model, batch, 0.1).backward()
     assert calls == layers + (layers[::-1] if recompute else [])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_that_recomputes_decodes_step_by_step_as_at_once(recompute: bool, tmp_path: Path) -> None:
+    """The cache of a search is that of the layers, and no copy of it."""
+    made = make_trainer(varied("transformer", training__recompute=recompute), tmp_path)
+    model = made.working.model.eval()
+    [rank_batches] = updates_of(made, 1)
+    [batch] = rank_batches.micro_batches
+    with torch.no_grad():
+        state = model.start(batch.source_BS, batch.source_mask_BS)
+        whole_BTV, _ = model.step(batch.target_in_BT[:, :3], state)
+        for t in range(3):
+            step_B1V, state = model.step(batch.target_in_BT[:, t : t + 1], state)
+            torch.testing.assert_close(step_B1V[:, 0], whole_BTV[:, t], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
