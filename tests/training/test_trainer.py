@@ -553,9 +553,9 @@ class Watched:
     def __init__(self, model: nn.Module, before: Callable[[Batch], None]) -> None:
         self.model, self.before = model, before
 
-    def __call__(self, batch: Batch, *rest: Any) -> Any:
+    def __call__(self, batch: Batch, *rest: Any, **options: Any) -> Any:
         self.before(batch)
-        return self.model(batch, *rest)
+        return self.model(batch, *rest, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -689,7 +689,7 @@ def test_trying_a_batch_leaves_no_trace(
     steps: list[float] = []
     step = optimizer.step
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **options: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
     def noting(lr: float) -> None:
@@ -727,7 +727,7 @@ def test_only_a_lack_of_memory_is_a_reason_for_a_smaller_batch(tmp_path: Path, m
         (RuntimeError("x"), True),
     ):
 
-        def failing(*_: Any, error: Exception = error) -> None:
+        def failing(*_: Any, error: Exception = error, **options: Any) -> None:
             raise error
 
         monkeypatch.setattr(made, "forward_model", failing)
