@@ -33,7 +33,7 @@ from seq2seq.inference.workers import Workers, choose_processes
 from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
-from seq2seq.utils.device import choose_device, choose_precision
+from seq2seq.utils.device import choose_device, choose_precision, to_device
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
@@ -221,7 +221,7 @@ class Translator:
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
     ) -> tuple[State, Task]:
         """Return the state before the first token, and the search task."""
-        length_B = torch.tensor([len(source.ids[0]) for source in sources], device=self.device)
+        length_B = to_device(torch.tensor([len(source.ids[0]) for source in sources]), self.device)
         max_length_B = (length_B * search.length_factor).long() + search.length_extra
         max_length_B = max_length_B.clamp(1, self.max_length)
         min_length_B, prefix_BP = None, None
@@ -379,7 +379,7 @@ class Translator:
         return self.models.start([(source_BS, source_BS != PAD) for source_BS in padded])
 
     def _padded(self, rows: list[list[int]], padding: int = PAD) -> Tensor:
-        return torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), padding)).to(self.device)
+        return to_device(torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), padding)), self.device)
 
 
 def seed(ids: list[int]) -> int:

@@ -138,10 +138,11 @@ class CacheUpdate:
 
     def _bias(self, B: int, like: Tensor) -> Tensor:
         """Return −∞ for each new token at the slots of other hypotheses and of later tokens."""
-        causal_TT = torch.ones(self.positions, self.positions, dtype=torch.bool, device=like.device).tril()
-        visible_QQ = (
-            torch.block_diag(*[causal_TT] * self.beam).bool() if len(causal_TT) > 1 else torch.eye(self.beam, device=like.device) > 0
-        )
+        if self.positions == 1:  # as in every step of a search
+            visible_QQ = torch.eye(self.beam, device=like.device) > 0
+        else:
+            causal_TT = torch.ones(self.positions, self.positions, dtype=torch.bool, device=like.device).tril()
+            visible_QQ = torch.block_diag(*[causal_TT] * self.beam)
         visible_QQ = like.new_zeros(visible_QQ.shape).masked_fill(~visible_QQ, -math.inf)
         bias_BQQ = visible_QQ.expand(B, -1, -1)
         if self.cache.bias_BKP is None:

@@ -107,6 +107,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device; from pinned memory, a GPU copies it while the host goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of tensors on a GPU, of the whole process elsewhere."""
     if device.type == "cuda":
