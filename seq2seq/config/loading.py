@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
+from copy import deepcopy
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from seq2seq.config.paths import CONFIGS
@@ -13,6 +16,7 @@ from seq2seq.config.schema import SearchConfig, comma_separated
 from seq2seq.utils.errors import UserError, nearest
 
 T = TypeVar("T")
+SELF = "_self_"  # Hydra's name for the file itself in its list of defaults
 
 
 def build_config(cls: type[T], values: dict[str, Any]) -> T:
@@ -26,26 +30,42 @@ def build_config(cls: type[T], values: dict[str, Any]) -> T:
 
 def search_preset(choice: str) -> SearchConfig:
     """Load configs/search/<choice>.yaml, for translating from Python."""
-    return build_config(SearchConfig, _preset("search", choice))
+    return build_config(SearchConfig, _preset(f"search/{choice}"))
 
 
-def _preset(group: str, choice: str) -> dict[str, Any]:
+def default_choices(command: str) -> dict[str, str | None]:
+    """Return the config groups of a command with their default choices, from the head of its YAML file."""
+    entries = _read_yaml(command).get("defaults", [])
+    return {group: choice for entry in entries if entry != SELF for group, choice in entry.items()}
+
+
+def base_choices(preset: str) -> list[str]:
+    """Return the choices that a preset such as "model/lstm_large" extends."""
+    return [entry for entry in _read_yaml(preset).get("defaults", []) if isinstance(entry, str) and entry != SELF]
+
+
+@cache
+def _read_yaml(name: str) -> dict[str, Any]:
     import yaml
 
-    values = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8"))
-    parents = [name for name in values.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
-    for parent in parents:
-        values = _merge(_preset(group, parent), values)
+    return dict(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """Read a file of configs/, merged into the choices that it extends."""
+    values = {key: value for key, value in _read_yaml(name).items() if key != "defaults"}
+    for base in base_choices(name):
+        values = _merge(_preset(f"{name.partition('/')[0]}/{base}"), values)
     return values
 
 
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of configs/ for keys that are newer than a stored train config."""
     stored = rename_old_keys(stored)
-    family = stored.get("model", {}).get("family", "transformer")
-    groups = {"data": "toy", "tokenizer": "unigram", "optimizer": "adamw", "training": "default", "search": "greedy"}
-    defaults = {**_preset("", "train"), "model": _preset("model", family)}
-    return _merge({**defaults, **{group: _preset(group, choice) for group, choice in groups.items()}}, stored)
+    choices = default_choices("train")
+    choices["model"] = stored.get("model", {}).get("family", choices["model"])
+    groups = {group: _preset(f"{group}/{choice}") for group, choice in choices.items() if choice}
+    return deepcopy(_merge({**_preset("train"), **groups}, stored))
 
 
 def _merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +79,11 @@ def _merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the values of a config object, as written to config.yaml."""
     return dataclasses.asdict(config)
+
+
+def not_a_choice(key: str, value: Any, possible: Iterable[str]) -> str:
+    """Return the error for a value that is none of the possible ones."""
+    return f"{key}: {value!r} is not a choice; possible: {comma_separated(possible)}{nearest(str(value), possible)}"
 
 
 def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
@@ -76,9 +101,7 @@ def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     elif origin is Literal:
         if value in arguments:
             return value
-        problems.append(
-            f"{key}: {value!r} is not a choice; possible: {comma_separated(arguments)}{nearest(str(value), arguments)}"
-        )
+        problems.append(not_a_choice(key, value, arguments))
     elif origin in (Union, types.UnionType):
         return _build_union(arguments, value, key, problems)
     elif origin is list:
@@ -97,14 +120,11 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
     if len(choices) == 1:
         return _build(choices[0], value, key, problems)
     if all(dataclasses.is_dataclass(choice) for choice in choices):
-        by_family = {typing.get_args(typing.get_type_hints(c)["family"])[0]: c for c in choices}
+        by_family = {typing.get_args(_hints(c)["family"])[0]: c for c in choices}
         family = value.get("family") if isinstance(value, dict) else value
         if family in by_family:
             return _build_dataclass(by_family[family], value, key, problems)
-        problems.append(
-            f"{key}.family: {family!r} is not a choice; possible: {comma_separated(by_family)}"
-            f"{nearest(str(family), by_family)}"
-        )
+        problems.append(not_a_choice(f"{key}.family", family, by_family))
         return None
     words = [word for choice in choices if typing.get_origin(choice) is Literal for word in typing.get_args(choice)]
     if value in words:
@@ -122,7 +142,7 @@ def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> A
     if not isinstance(values, dict):
         problems.append(f"{key}: expected a group of values, got {values!r}")
         return None
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     prefix = f"{key}." if key else ""
     before = len(problems)
     optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
@@ -141,6 +161,11 @@ def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> A
     if hasattr(result, "problems"):
         problems.extend(f"{prefix}{name}: {problem}" for name, problem in result.problems())
     return result
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:

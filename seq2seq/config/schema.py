@@ -170,7 +170,7 @@ class TokenizerConfig:
     type: Literal["unigram", "bpe", "char", "word"]
     vocabulary: Annotated[int, Range(8)]
     joint: bool
-    character_coverage: Annotated[float, Range(0.9, 1)]
+    character_coverage: Annotated[float, Range(0.98, 1)]  # what sentencepiece accepts
     byte_fallback: bool
     normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
     user_symbols: list[str]

@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
-from seq2seq.cli import main as cli
+from seq2seq.cli.commands import COMMANDS
+from seq2seq.cli.compose import _compose_groups, compose_job, hydra_session
+from seq2seq.cli.help import choices, command_help, examples
+from seq2seq.cli.main import load_config
+from seq2seq.cli.overrides import parse_overrides
+from seq2seq.cli.sweep import check_sweep
 from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.paths import CONFIGS
 from seq2seq.utils.errors import UserError, nearest
 from tests.helpers.program import Program
-
-COMMANDS = list(cli.COMMANDS)
 
 
 def refused(program: Program, *arguments: str) -> list[str]:
@@ -43,12 +48,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_groups_choices_keys_and_five_examples(command: str) -> None:
-    text = cli.command_help(command, [])
-    config = cli.load_config(command)
+    text = command_help(command, [])
+    config = load_config(command)
     for field in dataclasses.fields(config):
         assert f" {field.name}" in text, field.name
     for group in (f.name for f in dataclasses.fields(config) if (CONFIGS / f.name).is_dir()):
-        assert ", ".join(cli.choices(group)) in text
+        assert ", ".join(choices(group)) in text
     examples = text.partition("Examples\n")[2].partition("\nMore")[0].split("\n  ")
     assert sum("seq2seq" in example for example in examples) == 5
 
@@ -57,54 +62,53 @@ def test_help_explains_every_key_of_every_choice() -> None:
     for path in CONFIGS.rglob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert lines[0].startswith("# "), f"{path} says in its first line what it is"
-    text = cli.command_help("train", ["model=transformer", "training"])
+    text = command_help("train", ["model=transformer", "training"])
     assert "width: 256" in text and "# of embeddings" in text and "validate_every" in text
     with pytest.raises(UserError, match="did you mean lstm"):
-        cli.command_help("train", ["model=lstn"])
+        command_help("train", ["model=lstn"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_example_of_the_help_is_a_valid_command_line(command: str) -> None:
-    for line in cli.EXAMPLES[command].splitlines():
+    for line in examples(command):
         words = line.split("  ")[0].partition(f"seq2seq {command}")[2].split()
         words = words[: next((i for i, word in enumerate(words) if word in "<>|"), None)]
-        cli.check(command, [word for word in words if word != "-m"], "-m" in words, None)
+        texts = [word for word in words if word != "-m"]
+        with hydra_session():
+            check_sweep(command, parse_overrides(command, texts, multirun="-m" in words))
 
 
 # ------------------------------------------------------------------------------------------- configs
 
 
 def every_choice() -> list[str]:
-    return [
-        f"{group.name}={choice}" for group in CONFIGS.iterdir() if group.is_dir() for choice in cli.choices(group.name)
-    ]
+    return [f"{group.name}={choice}" for group in CONFIGS.iterdir() if group.is_dir() for choice in choices(group.name)]
 
 
 @pytest.mark.parametrize("choice", every_choice())
 def test_every_config_composes(choice: str) -> None:
     files = ["data.train=[a,b]"] if choice in ("data=files", "data=flores") else []
-    cli.load_config("train", choice, *files)
+    load_config("train", choice, *files)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_default_stands_in_yaml(command: str) -> None:
     """Typed objects have no defaults of their own: take away any value, and the config is refused by its name."""
-    plain = dataclasses.asdict(cli.load_config(command))
+    plain = dataclasses.asdict(load_config(command))
     for name in plain:
         with pytest.raises(UserError, match=f"{name}: missing"):
-            build_config(cli.COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
+            build_config(COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
 
 
 def test_a_preset_for_python_is_the_command_lines() -> None:
-    assert search_preset("beam") == cli.load_config("evaluate").search
-    assert search_preset("greedy") == cli.load_config("train").search
+    assert search_preset("beam") == load_config("evaluate").search
+    assert search_preset("greedy") == load_config("train").search
 
 
 @pytest.mark.parametrize("given", ["[a.en,a.de]", "a.en,a.de", "c.tsv", "dir/c.jsonl.gz"])
 def test_naming_training_files_leaves_the_default_corpus(given: str) -> None:
-    overrides, _ = cli.check("train", [f"data.train={given}"], False, None)
-    data = cli.load_config("train", *overrides).data
+    data = load_config("train", f"data.train={given}").data
     assert (data.path, data.validation, data.test) == (None, None, None)
     assert data.train == (["a.en", "a.de"] if "," in given else given)
 
@@ -161,7 +165,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("message", CONTRADICTIONS)
 def test_contradictions_name_key_value_and_way_out(message: str) -> None:
     with pytest.raises(UserError) as error:
-        cli.check("train", CONTRADICTIONS[message], False, None)
+        load_config("train", *CONTRADICTIONS[message])
     assert message in str(error.value) and error.value.code == 2
 
 
@@ -194,3 +198,59 @@ def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:
 )
 def test_the_nearest_spelling(word: str, hint: str) -> None:
     assert nearest(word, ["lstm", "attention.heads", "width"]) == hint
+
+
+# -------------------------------------------------------------------------------------------- Hydra
+
+
+def test_each_job_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a sweep composes its groups once for each choice, however many values it tries."""
+    composed: list[list[str]] = []
+    compose = hydra.compose
+
+    def noted(name: str, texts: list[str]) -> Any:
+        composed.append(texts)
+        return compose(name, texts)
+
+    monkeypatch.setattr("hydra.compose", noted)
+    _compose_groups.cache_clear()
+    load_config("train", "model=lstm", "seed=3")
+    assert composed == [["model=lstm"]]
+    with hydra_session():
+        check_sweep("train", parse_overrides("train", ["model=lstm,transformer", "seed=1,2,3"], multirun=True))
+    assert composed == [["model=lstm"], ["model=transformer"]]
+
+
+def test_hydra_composes_the_same_values() -> None:
+    """Values are set in the composed groups as Hydra sets them, whatever their type."""
+    texts = ["model=lstm", "seed=3", "name=${data.name}-${seed}", "data.train=[a.en,a.de]", "init_from=null"]
+    texts += ["model.attention={heads: 2, dropout: 0.5}", "data.extra=[{train: x}]", "++training.updates=7"]
+    with hydra_session():
+        expected = OmegaConf.to_container(hydra.compose("train", ["data=files", *texts]), resolve=True)
+        assert compose_job("train", parse_overrides("train", texts)) == (expected, [])
+
+
+def test_a_choice_of_ones_own_goes_before_the_built_in_one(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "lstm_large.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
+    result = program("train", "--config-dir", "mine", "model=lstm_large", "--cfg", "job")
+    assert result.returncode == 0 and "width: 48" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("texts", "multirun", "message"),
+    [
+        (["hydra.verbose=true"], False, "hydra.verbose=true: a setting of Hydra, which applies to sweeps; add -m"),
+        (["seed=interval(1,2)"], True, "seed=interval(1,2): an interval cannot be enumerated; write seed=A,B"),
+        (["seed@x=1"], False, "seed@x: no such key; did you mean seed?"),
+        (
+            ["model.attention={hedas: 3}"],
+            False,
+            "model.attention.hedas: no such key; did you mean model.attention.heads?",
+        ),
+    ],
+)
+def test_overrides_without_effect_are_refused(texts: list[str], multirun: bool, message: str) -> None:
+    with pytest.raises(UserError) as error, hydra_session():
+        check_sweep("train", parse_overrides("train", texts, multirun=multirun))
+    assert error.value.problems == (message,)

@@ -182,8 +182,8 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("data.extra", [{"train": "x", "weight": 0}], None, "data.extra[0].weight: 0 is out of range"),
     ("search.top_p", 1, 1.0, None),
     ("search.top_p", 0, None, "search.top_p: 0 is out of range; it must be between 0 and 1"),
-    ("tokenizer.character_coverage", 0.9, 0.9, None),
-    ("tokenizer.character_coverage", 0.89, None, "coverage: 0.89 is out of range; it must be between 0.9 and 1"),
+    ("tokenizer.character_coverage", 0.98, 0.98, None),
+    ("tokenizer.character_coverage", 0.97, None, "coverage: 0.97 is out of range; it must be between 0.98 and 1"),
 ]  # fmt: skip
 
 

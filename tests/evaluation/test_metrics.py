@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from seq2seq.cli import main as cli
+from seq2seq.cli.main import load_config
+from seq2seq.cli.overrides import with_runs
 from seq2seq.config.schema import EvaluateConfig
 from seq2seq.evaluation import diagnostics, significance
 from seq2seq.evaluation import metrics as evaluation
@@ -214,21 +215,21 @@ def test_training_watches_the_same_scores() -> None:
 )
 def test_contradictions_of_test_sets(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        cli.check("evaluate", overrides, False, None)
+        load_config("evaluate", *overrides)
 
 
 def test_every_search_writes_its_own_file() -> None:
     searches = [[], ["search.beam=4"], ["search=greedy"], ["search=mbr"], ["search=sample"], ["search.require=[a b]"]]
-    names = [search_name(cli.load_config("evaluate", *overrides).search) for overrides in searches]
+    names = [search_name(load_config("evaluate", *overrides).search) for overrides in searches]
     assert names[:3] == ["beam5.penalty1", "beam4.penalty1", "beam1.penalty1"]
     assert len(set(names)) == len(names) and not set("".join(names)) & set("/ []'")
 
 
 def test_bare_words_are_runs() -> None:
-    assert cli.with_runs("compare", ["a", "search=greedy", "b"]) == ["search=greedy", "run=[a,b]"]
-    assert cli.with_runs("evaluate", ["a"]) == ["run=a"] and cli.with_runs("compare", ["a"]) == ["run=[a]"]
-    assert cli.with_runs("train", ["a"]) == ["a"], "a command without runs takes none"
-    config: EvaluateConfig = cli.load_config("evaluate", *cli.with_runs("evaluate", ["a", "b"]))
+    assert with_runs("compare", ["a", "search=greedy", "b"]) == ["search=greedy", "run=[a,b]"]
+    assert with_runs("evaluate", ["a"]) == ["run=a"] and with_runs("compare", ["a"]) == ["run=[a]"]
+    assert with_runs("train", ["a"]) == ["a"], "a command without runs takes none"
+    config: EvaluateConfig = load_config("evaluate", "a", "b")
     assert config.run == ["a", "b"]
     with pytest.raises(UserError, match="must name two different runs"):
-        cli.check("compare", ["run=[a]"], False, None)
+        load_config("compare", "run=[a]")

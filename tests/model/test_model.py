@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seq2seq.cli import main as cli
+from seq2seq.cli.help import choices
+from seq2seq.cli.main import load_config
 from seq2seq.config.paths import CONFIGS
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.inference.checkpoint import count_parameters, load_checkpoint
@@ -181,13 +182,13 @@ def test_tied_tables_are_one(family: str) -> None:
     assert counts == [counts[0], counts[0] + table, counts[0] + 2 * table]
 
 
-@pytest.mark.parametrize("preset", cli.choices("model"))
+@pytest.mark.parametrize("preset", choices("model"))
 def test_every_model_preset_has_the_parameters_it_claims(preset: str) -> None:
     text = (CONFIGS / "model" / f"{preset}.yaml").read_text(encoding="utf-8")
     claim = re.search(r"Parameters: ([\d.]+) M with a joint vocabulary of ([\d,]+)\.", text)
     assert claim, "the first comment of a preset states its parameters"
     size = int(claim.group(2).replace(",", ""))
-    config = cli.load_config("train", f"model={preset}").model
+    config = load_config("train", f"model={preset}").model
     with torch.device("meta"):
         model = build_model(config, Vocabulary(size, size, joint=True))
     count = sum(p.numel() for p in model.parameters())
@@ -206,7 +207,7 @@ def test_a_checkpoint_has_the_parameters_of_its_model(family: str, tie: str, tmp
 
 def test_transformer_parameters_are_the_papers() -> None:
     """Vaswani et al. 2017 written out: 4D² for each attention, 2·D·F for each feed-forward, one table."""
-    config, vocabulary = cli.load_config("train", "model=transformer_base").model, 37000
+    config, vocabulary = load_config("train", "model=transformer_base").model, 37000
     with torch.device("meta"):
         model = build_model(config, Vocabulary(vocabulary, vocabulary, joint=True))
     D, F, layers = 512, 2048, 6
@@ -243,7 +244,7 @@ def test_dropout_masks_follow_from_the_seed_whatever_the_size(count: int, monkey
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_is_alive_in_training_only(family: str) -> None:
     overrides = [o for o in STILL if "attention" in o]
-    config = cli.load_config("train", f"model={family}", *TINY[family], "model.attention.heads=2", *overrides).model
+    config = load_config("train", f"model={family}", *TINY[family], "model.attention.heads=2", *overrides).model
     model, batch = build_model(config, VOCABULARY), tiny_batch()
     with torch.inference_mode():
         assert not torch.equal(model.train()(batch), model(batch))

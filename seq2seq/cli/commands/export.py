@@ -42,7 +42,7 @@ print(target.decode(translator.translate_batch([source.encode("…", out_type=st
 
 For many sentences use one core per batch: `ctranslate2.Translator(folder, inter_threads=CORES, intra_threads=1)`.
 
-{proof}
+{findings}
 """
 
 
@@ -61,10 +61,10 @@ def export(config: ExportConfig) -> None:
     corpus = validation(config, stored)
     try:
         with folder_written_atomically(output) as tmp_dir:
-            proofs = convert(config, folder, tmp_dir, corpus)
+            findings = convert(config, folder, tmp_dir, corpus)
             names = {"name": run.folder.name, "source": stored.data.source, "target": stored.data.target}
             details = {"version": version, "quantization": config.quantization, "folder": output.as_posix()}
-            readme = README.format(**names, **details, proof="\n".join(f"- {line}" for line in proofs))
+            readme = README.format(**names, **details, findings="\n".join(f"- {line}" for line in findings))
             (tmp_dir / "README.md").write_text(readme, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
@@ -94,16 +94,7 @@ def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpu
         TorchEngine(model, search_preset("beam"), longest),
         CTranslate2Engine(tmp_dir, tokenizer, longest),
     )
-    proofs = []
-    for beam in BEAMS:
-        proof = compare_engines(torch_engine, ct2_engine, sentences, sources, beam)
-        if problem := proof.problem():
-            raise UserError(f"export refused, nothing was written: CTranslate2 and seq2seq disagree; {problem}")
-        equal = f"{proof.equal:,} of {proof.sentences:,} translations equal those of seq2seq"
-        proofs.append(
-            f"float32, beam {beam}: {equal}; log probabilities per subword differ by up to {proof.difference:.0e}"
-        )
-        print(f"proof      {proofs[-1]}")
+    findings = [verify(torch_engine, ct2_engine, sentences, sources, beam) for beam in BEAMS]
     if config.quantization != "float32":
         full = ct2_engine.translate(sources, BEAMS[-1], length_penalty=1.0)
         for file in tmp_dir.iterdir():
@@ -112,9 +103,22 @@ def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpu
         rounded = CTranslate2Engine(tmp_dir, tokenizer, longest)
         small = rounded.translate(sources, BEAMS[-1], length_penalty=1.0)
         how = f"{config.quantization}, computed in {rounded.compute_type}, beam {BEAMS[-1]}"
-        proofs.append(f"{how}: {agreement(tokenizer, full, small, references)}")
-        print(f"agreement  {proofs[-1]}")
-    return proofs
+        findings.append(f"{how}: {agreement(tokenizer, full, small, references)}")
+        print(f"agreement  {findings[-1]}")
+    return findings
+
+
+def verify(
+    ours: TorchEngine, theirs: CTranslate2Engine, sentences: list[str], sources: list[list[int]], beam: int
+) -> str:
+    """Compare the translations and scores of both engines, and return a summary; a disagreement is an error."""
+    comparison = compare_engines(ours, theirs, sentences, sources, beam)
+    if problem := comparison.problem():
+        raise UserError(f"export refused, nothing was written: CTranslate2 and seq2seq disagree; {problem}")
+    equal = f"{comparison.equal:,} of {comparison.sentences:,} translations equal those of seq2seq"
+    difference = f"log probabilities per subword differ by up to {comparison.difference:.0e}"
+    print(f"proof      float32, beam {beam}: {equal}; {difference}")
+    return f"float32, beam {beam}: {equal}; {difference}"
 
 
 def encoded(tokenizer: Tokenizer, corpus: Corpus, rows: list[int]) -> list[list[int]]:

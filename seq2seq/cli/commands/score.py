@@ -37,10 +37,10 @@ def score(config: ScoreConfig) -> None:
     total, tokens, count = 0.0, 0, 0
     with output_stream(config.output) as out:
         for log_probabilities in scored(translator, pairs):
-            here, length = sum(log_probabilities), len(log_probabilities)
-            total, tokens, count = total + here, tokens + length, count + 1
+            log_probability, length = sum(log_probabilities), len(log_probabilities)
+            total, tokens, count = total + log_probability, tokens + length, count + 1
             if not config.summary:
-                out.write(f"{here:.4f}\t{length}\t{perplexity(here, length):.3f}\n")
+                out.write(f"{log_probability:.4f}\t{length}\t{perplexity(log_probability, length):.3f}\n")
         if config.summary:
             out.write(f"perplexity {perplexity(total, tokens):.3f}  ({tokens:,} subwords of {count:,} pairs, ")
             out.write(f"log probability {total:.2f})\n")

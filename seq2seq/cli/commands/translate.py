@@ -46,8 +46,8 @@ def translate(config: TranslateConfig) -> None:
         with output_stream(config.output) as out:
             line_filter.run(lines, out)
     except KeyboardInterrupt:
-        where = f" are in {partial_path(config.output)}" if config.output else ""
-        print(f"\nstopped: {line_filter.done:,} complete lines{where}", file=sys.stderr)
+        kept_in = f" are in {partial_path(config.output)}" if config.output else ""
+        print(f"\nstopped: {line_filter.done:,} complete lines{kept_in}", file=sys.stderr)
         raise SystemExit(STOPPED) from None
 
 

@@ -1,0 +1,67 @@
+"""One job: checked values, merged with the stored ones when a run is resumed → one call of the command."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from seq2seq.cli.compose import check_job, hydra_session, typed_config
+from seq2seq.cli.overrides import parse_overrides
+from seq2seq.config.loading import with_defaults
+from seq2seq.utils.errors import UserError, reason_of
+
+
+def call(command: str, *texts: str, config_dir: str | None = None) -> Any:
+    """Run a command with command-line overrides, and return its result."""
+    with hydra_session(config_dir):
+        overrides = parse_overrides(command, list(texts))
+        values, problems = check_job(command, overrides)
+    if problems:
+        raise UserError(*problems, code=2)
+    return run_job(command, values, [override.get_key_element() for override in overrides])
+
+
+def load_config(command: str, *texts: str) -> Any:
+    """Return the typed config of a command line."""
+    with hydra_session():
+        values, problems = check_job(command, parse_overrides(command, list(texts)))
+    if problems:
+        raise UserError(*problems, code=2)
+    return typed_config(command, values)
+
+
+def run_job(command: str, values: dict[str, Any], given_keys: list[str]) -> Any:
+    """Run a command on composed values; a run that exists is resumed under its stored config."""
+    if command == "train":
+        values = resumed_values(values, [key.lstrip("+~") for key in given_keys])
+    module = importlib.import_module(f"seq2seq.cli.commands.{command}")
+    return getattr(module, command)(typed_config(command, values))
+
+
+def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, Any]:
+    """Return the values of a resumed run: the stored ones, where new overrides take precedence."""
+    from seq2seq.inference.checkpoint import read_plain_config
+    from seq2seq.utils.run import Run
+
+    run = Run(Path(values["outputs"]) / values["name"])
+    # A recipe is a complete config: it is compared with the stored one, not merged into it.
+    if values["overwrite"] or not run.exists or "experiment" in given_keys:
+        return values
+    try:
+        merged = with_defaults(read_plain_config(run.checkpoint("last") / "config.yaml"))
+        for key in [*given_keys, "name", "outputs", "overwrite"]:
+            _copy_value(key, values, merged)
+        typed_config("train", merged)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, UserError) as error:
+        reason = reason_of(error)
+        raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason})") from None
+    return merged
+
+
+def _copy_value(key: str, source: dict[str, Any], target: dict[str, Any]) -> None:
+    *groups, name = key.split(".")
+    for group in groups:
+        source, target = source[group], target[group]
+    if source[name] is not None or name in target:  # the other family has no such key
+        target[name] = source[name]
