@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import time
@@ -70,16 +71,18 @@ def train(
         trainer.forward_model = cast(Seq2Seq, torch.compile(trainer.working.model, dynamic=True))
     if GPU:
         torch.cuda.reset_peak_memory_stats()
+    same_on_cpu = copy.copy(trainer.state.batches)
     updates = iterate(trainer.state.batches, DEVICE)
     for _ in range(WARM_UP):  # kernels are chosen and compiled, the allocator finds its size
         trainer.update(next(updates))
-    tokens, operations, began = 0, 0.0, _now()
+    tokens, count, began = 0, 0, _now()
     while time.perf_counter() < min(began + SECONDS, deadline):
         rank_batches = next(updates)
         trainer.update(rank_batches)
-        tokens += rank_batches.target_tokens
-        operations += benchmarks.operations(trainer, rank_batches)
+        tokens, count = tokens + rank_batches.target_tokens, count + 1
     seconds = _now() - began
+    measured = itertools.islice(same_on_cpu, WARM_UP, WARM_UP + count)
+    operations = sum(benchmarks.operations(trainer, rank_batches) for rank_batches in measured)
     return {
         "tokens_per_second": tokens / seconds,
         "utilisation": operations / seconds / rate,
