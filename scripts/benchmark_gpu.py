@@ -31,6 +31,7 @@ from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.prefetch import iterate
@@ -95,11 +96,11 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     """Target tokens a second of base. Nothing is learned, so no sentence ends: each gets its source's length."""
     model = build_model(config_of("transformer_base").model, Vocabulary(VOCABULARY, VOCABULARY, joint=True))
     model = model.to(DEVICE, torch.bfloat16).eval()
-    rows = np.arange(4096 if GPU else 32)
+    rows = np.arange(2**14 if GPU else 32)
     rows = rows[np.argsort(encoded.source.lengths(rows), kind="stable")]
-    budget = (65_536 if GPU else 512) // beam
     specials, tokens = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)), 0
     search = replace(search_preset("beam"), beam=beam)
+    budget = (token_budget(search, DEVICE) if GPU else 512) // beam
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for cut in split_by_token_budget(encoded.source.lengths(rows), budget):

@@ -291,7 +291,7 @@ class SearchConfig:
     epsilon_cutoff: Annotated[float, Range(0, 1)]
     seed: Annotated[int, Range(0, 2**63 - 1)]
     select_by: Literal["score", "chrf", "bleu"]
-    tokens: Count
+    tokens: Count | Literal["auto"]
 
     @property
     def rows(self) -> int:

@@ -205,7 +205,7 @@ class Translator:
         # All batches have prefixes, or none: sentences may move between them.
         prefixes = prefix_ids if any(prefix_ids) else None
         widths = np.array([max(map(len, sources[i].ids)) for i in order], np.int64)
-        parts = (order[cut] for cut in split_by_token_budget(widths * search.rows, search.tokens))
+        parts = (order[cut] for cut in split_by_token_budget(widths * search.rows, token_budget(search, self.device)))
         batches = (
             self._batch([sources[i] for i in part], prefixes and [prefixes[i] for i in part], search, rules)
             for part in parts
@@ -321,7 +321,7 @@ class Translator:
         self, sources: list[EncodedSource], targets: list[list[int]], search: SearchConfig, attention: bool
     ) -> list[TeacherForced]:
         """Run the model on targets (without END) under teacher forcing; a CPU is faster in small batches."""
-        tokens = SCORING_TOKENS if self.device.type == "cpu" else search.tokens
+        tokens = SCORING_TOKENS if self.device.type == "cpu" else token_budget(search, self.device)
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
         forced = [TeacherForced((), None)] * len(targets)
         for batch in split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), tokens):
@@ -380,6 +380,11 @@ class Translator:
 
     def _padded(self, rows: list[list[int]], padding: int = PAD) -> Tensor:
         return to_device(torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), padding)), self.device)
+
+
+def token_budget(search: SearchConfig, device: torch.device) -> int:
+    """Return the source subwords × hypotheses of a batch: on a GPU many, as a step costs the same for few rows."""
+    return search.tokens if search.tokens != "auto" else 2**14 if device.type == "cpu" else 2**17
 
 
 def seed(ids: list[int]) -> int:

@@ -202,7 +202,7 @@ def as_stored(key: Tensor) -> Tensor:
 def aligned(bias: Tensor) -> Tensor:
     """Let the rows of a bias start at multiples of 8, as the fused kernels require: else each call copies it."""
     S = bias.shape[-1]
-    return F.pad(bias, (0, -S % 8))[..., :S] if S % 8 and use_fused_kernel(bias) else bias
+    return F.pad(bias, (0, -S % 8))[..., :S] if use_fused_kernel(bias) and S % 8 else bias
 
 
 class Position(nn.Module):

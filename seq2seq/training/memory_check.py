@@ -11,7 +11,7 @@ import torch
 from seq2seq.data.batching import largest_batch
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
-from seq2seq.inference.translator import Translator
+from seq2seq.inference.translator import Translator, token_budget
 from seq2seq.training.loss import training_loss
 from seq2seq.training.trainer import Trainer, advise_budget
 from seq2seq.utils.device import out_of_memory
@@ -51,10 +51,10 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        search = state.config.search
+        search, budget = state.config.search, token_budget(state.config.search, trainer.device)
         raise UserError(
-            f"search.tokens: {search.tokens:,} tokens with a beam of {search.beam} do not fit into memory; "
-            f"try search.tokens={search.tokens // 2}"
+            f"search.tokens: {budget:,} tokens with a beam of {search.beam} do not fit into memory; "
+            f"try search.tokens={budget // 2}"
         ) from None
     return MemoryCheck(tokens, summary)
 
@@ -99,7 +99,7 @@ def try_search(trainer: Trainer, corpus: Corpus) -> None:
     state, config = trainer.state, trainer.state.config
     longest = max(corpus.source, key=len)
     width = len(state.tokenizer.encode_source([longest])[0])
-    copies = max(1, config.search.tokens // (width * config.search.beam))
+    copies = max(1, token_budget(config.search, trainer.device) // (width * config.search.beam))
     translator = Translator(trainer.working.model.eval(), state.tokenizer, trainer.device, config.model.max_length)
     translator.translate([longest] * copies, config.search)
 

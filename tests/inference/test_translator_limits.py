@@ -24,7 +24,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.scoring import Hypothesis
 from seq2seq.inference import translator as translator_module
-from seq2seq.inference.translator import EMPTY, MIN_PER_PROCESS, Translation, Translator, seed
+from seq2seq.inference.translator import EMPTY, MIN_PER_PROCESS, Translation, Translator, seed, token_budget
 from seq2seq.utils.errors import UserError
 from tests.helpers.runs import saved_run
 from tests.helpers.tables import BANNED, END, Table, hashed, mean_of
@@ -409,6 +409,13 @@ def test_forced_targets_are_read_in_batches_that_fit(budget: int, monkeypatch: p
     ids = Letters().encode_source(texts)
     wanted = [[ids[order[i]] for i in part] for part in greedy_batches([lengths[i] for i in order], budget)]
     assert table.reads == wanted
+
+
+def test_the_budget_of_a_batch_is_the_one_given_or_follows_the_device() -> None:
+    given, auto = (dataclasses.replace(search_preset("beam"), tokens=tokens) for tokens in (300, "auto"))
+    small, large = (token_budget(auto, torch.device(name)) for name in ("cpu", "cuda"))
+    assert small < large
+    assert {token_budget(given, torch.device(name)) for name in ("cpu", "cuda")} == {300}
 
 
 def test_other_devices_score_as_much_as_they_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,11 +186,14 @@ def test_a_gpu_allocates_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 <= count[True] < count[False] / 2
 
 
-def test_cudnn_attention_is_off_after_tuning() -> None:
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+def test_slower_attention_kernels_are_off_after_tuning(kernel: str) -> None:
+    cuda = torch.backends.cuda
+    enabled, enable = getattr(cuda, f"{kernel}_sdp_enabled"), getattr(cuda, f"enable_{kernel}_sdp")
+    before = enabled()
     try:
-        torch.backends.cuda.enable_cudnn_sdp(True)
+        enable(True)
         tune_cuda()
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not enabled()
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        enable(before)

@@ -80,6 +80,7 @@ def test_only_tf32_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("Efficient attention cannot produce valid offsets when the batch size exceeds (65535).", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", False),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
         ("CUDA error: an illegal memory access was encountered", False),
