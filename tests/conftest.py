@@ -18,7 +18,9 @@ import pytest
 import torch
 import yaml
 
+from seq2seq.data import toy
 from seq2seq.training import meter as meter_module
+from tests.helpers.corpora import small_grammar
 from tests.helpers.program import Program, run_program
 
 # A shell that starts the tests in the background makes them, and every program they start, deaf to Ctrl-C.
@@ -55,6 +57,12 @@ def program(tmp_path: Path) -> Program:
         return run_program(arguments, input, cwd)
 
     return run
+
+
+@pytest.fixture
+def small_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small built-in corpus, also for the programs that a test runs."""
+    monkeypatch.setattr(toy, "splits", small_grammar)
 
 
 SAFE_LOAD = yaml.safe_load

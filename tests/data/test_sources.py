@@ -173,6 +173,7 @@ def test_two_updates_on_every_kind(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_toy")
 def test_two_updates_on_a_folder_and_on_the_grammar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +183,7 @@ def test_two_updates_on_a_folder_and_on_the_grammar(
         Path("folder", f"{name}.csv").write_bytes(text_of("csv", part))
     out = trained(capsys, "data=multi30k", "data.path=folder", "data.source=de", "data.target=en")
     assert "multi30k de→en: 40 training, 10 validation, 10 test pairs" in out
-    assert "toy de→en: 20,000 training" in trained(capsys, "data.source=de", "data.target=en")
+    assert "toy de→en: 2,000 training" in trained(capsys, "data.source=de", "data.target=en")
 
 
 # ------------------------------------------------------------------------------------------ failures
@@ -270,6 +271,7 @@ def test_rows_that_do_not_fit_are_named_by_their_line(tmp_path: Path) -> None:
     assert "d.jsonl, line 1, column de: 5 is not text" in refused(tmp_path, f"data.train={tmp_path}/d.jsonl")
 
 
+@pytest.mark.usefixtures("small_toy")
 def test_the_toy_corpus_knows_two_directions() -> None:
     there = find_source(load_config("train").data, "validation").pairs()
     back = find_source(load_config("train", "data.source=de", "data.target=en").data, "validation").pairs()

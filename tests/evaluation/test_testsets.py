@@ -181,7 +181,7 @@ def changed(value: Any, hint: Any) -> Any:
         return value + 1 if isinstance(value, int) or value == 0 else value / 2
     if isinstance(value, list):
         return ["new"]
-    options = {"length_normalization": "average", "stop": "certain", "select_by": "chrf"}
+    options = {"length_normalization": "average", "stop": "certain", "select_by": "chrf", "tokens": 300}
     return options[hint]
 
 

@@ -17,12 +17,11 @@ import sacrebleu
 import torch
 from safetensors.torch import load_file
 
-from seq2seq.data.toy import splits
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.run import Run
 from tests.helpers import REPOSITORY
 from tests.helpers.configs import FAMILIES, TINY
-from tests.helpers.corpora import write_corpus
+from tests.helpers.corpora import small_grammar, write_corpus
 from tests.helpers.program import QUICK, Program, files, train
 
 
@@ -163,7 +162,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
         "training.validate_every=10",
         "search.length_extra=2",
     ]
-    pairs = splits()["train"][:2000]  # of like lengths, so that an update is two batches in one process and in two
+    pairs = small_grammar()["train"]  # of like lengths, so that an update is two batches in one process and in two
     for side, lines in (("en", [pair.source for pair in pairs]), ("de", [pair.target for pair in pairs])):
         (tmp_path / f"toy.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
@@ -197,6 +196,7 @@ def documented_commands() -> list[str]:
     return [line for line in lines if line.startswith("seq2seq ")]
 
 
+@pytest.mark.usefixtures("small_toy")
 def test_every_documented_command_runs(program: Program, tmp_path: Path) -> None:
     """In the order of the pages; trainings are shortened, and the hub is replaced by a folder in its layout."""
     quick = [

@@ -36,17 +36,20 @@ from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 from seq2seq.utils.text import words_and_marks
 from tests.helpers.configs import FAMILIES
+from tests.helpers.corpora import small_grammar
 from tests.helpers.models import tiny_model
 from tests.helpers.program import Program, run_program, train
 from tests.helpers.runs import saved_run
+
+pytestmark = pytest.mark.usefixtures("small_toy")
 
 SHORT = ["training.updates=2", "training.validate_every=1"]
 
 
 @cache
 def grammar_pairs() -> list[toy.Pair]:
-    """Not at import: the grammar takes a second."""
-    return toy.splits()["validation"][:60]
+    """Not at import: drawing them takes a while."""
+    return small_grammar()["validation"]
 
 
 @pytest.fixture(scope="module")
