@@ -20,7 +20,7 @@ from torch import Tensor
 from seq2seq.evaluation.alignment import AlignmentErrors, letter_fractions, words_of_pieces
 from seq2seq.evaluation.diagnostics import Group
 from seq2seq.evaluation.diagnostics import lengths as lengths_of
-from seq2seq.evaluation.metrics import Score, TestSet, sentence_scores
+from seq2seq.evaluation.metrics import MetricResult, TestSet, sentence_scores
 from seq2seq.inference.translator import Translation
 from seq2seq.utils.run import Run
 
@@ -134,7 +134,7 @@ class Report:
 
     run: RunFacts
     totals: TrainingTotals | None  # None if training has not finished
-    scores: list[Score]
+    scores: list[MetricResult]
     lengths: list[Group]  # BLEU by words of the source
     curves: dict[str, dict[str, list[Point]]]  # by metric, then "train" or "validation"
     time: dict[str, float]  # seconds by activity

@@ -24,7 +24,7 @@ from seq2seq.evaluation.diagnostics import (
 from seq2seq.evaluation.metrics import (
     LOWER_IS_BETTER,
     TITLES,
-    Score,
+    MetricResult,
     TestSet,
     comet,
     measure,
@@ -51,7 +51,7 @@ class Evaluated:
 
     run: Run
     test: TestSet
-    scores: list[Score]
+    scores: list[MetricResult]
     lengths: Lengths
     details: dict[str, list[Group]]
     alignment: AlignmentErrors | None  # if the true alignment is known
@@ -105,7 +105,7 @@ def describe_references(test: TestSet) -> str:
     return f", {len(test.references)} references each" if len(test.references) > 1 else ""
 
 
-def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> Score:
+def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> MetricResult:
     if name == "comet":
         return comet(hypotheses, test, config.comet, config.resamples, int(cuda))
     return measure(name, hypotheses, test, tokenize=config.tokenize, resamples=config.resamples)

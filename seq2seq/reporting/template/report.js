@@ -4,7 +4,7 @@
  * @typedef {Object} Report
  * @property {RunFacts} run
  * @property {?TrainingTotals} totals
- * @property {Score[]} scores
+ * @property {MetricResult[]} scores
  * @property {Group[]} lengths
  * @property {Object<string, Object<string, Point[]>>} curves
  * @property {Object<string, number>} time
@@ -39,7 +39,7 @@
  */
 
 /**
- * @typedef {Object} Score
+ * @typedef {Object} MetricResult
  * @property {string} name
  * @property {number} value
  * @property {string} signature
