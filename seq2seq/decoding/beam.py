@@ -200,8 +200,8 @@ def diverse_candidates(
         candidates = top_candidates(penalized_RV, beams.log_probability_BK[g::G], count)
         penalty_BC = config.diversity * used_BV.gather(1, candidates.ids_BC)
         parts.append(replace(candidates, log_probability_BC=candidates.log_probability_BC + penalty_BC))
-        rank_BK, chosen_BK = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF).topk(K)
-        used_BV.scatter_add_(1, candidates.ids_BC.gather(1, chosen_BK), (rank_BK > NEG_INF).float())
+        score_BK, chosen_BK = candidates.selection_score_BC.masked_fill(candidates.ids_BC == end, NEG_INF).topk(K)
+        used_BV.scatter_add_(1, candidates.ids_BC.gather(1, chosen_BK), (score_BK > NEG_INF).float())
     return Candidates.combine(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
 
 
@@ -215,14 +215,14 @@ def candidates_with_required(log_probability_RV: Tensor, beams: Beams, rules: Ru
     log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
     log_RX = log_RX.masked_fill(~counts_RX, NEG_INF)
     origin_BX = torch.arange(K, device=device).repeat_interleave(ids_RX.shape[1]).expand(B, -1)
-    rank_BC = torch.cat((likeliest.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
+    score_BC = torch.cat((likeliest.selection_score_BC.view(B, -1), log_RX.view(B, -1)), 1)
     ids_BC = torch.cat((likeliest.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
     origin_BC = torch.cat((rows_BX, origin_BX), 1)
     incomplete_BC = counts_RX.any(1).view(B, K).gather(1, origin_BC)
-    by_rank_BC = rank_BC.argsort(1, descending=True)
-    order_BC = by_rank_BC.gather(1, incomplete_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
-    rank_BC = rank_BC.gather(1, order_BC)
-    return Candidates(rank_BC, rank_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
+    by_score_BC = score_BC.argsort(1, descending=True)
+    order_BC = by_score_BC.gather(1, incomplete_BC.gather(1, by_score_BC).int().argsort(stable=True, dim=1))
+    score_BC = score_BC.gather(1, order_BC)
+    return Candidates(score_BC, score_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
 
 
 def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int, length: int) -> Beams:
@@ -249,13 +249,13 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
 def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
     """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
-    rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
+    score_BC = candidates.selection_score_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
     if task.rules and task.rules.required_ids and beams.words_BKX is not None:
         chosen_BK, filler_BK = task.rules.allocate(
-            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.words_BKX, task.max_length_B - length
+            score_BC, candidates.ids_BC, candidates.origin_BC, beams.words_BKX, task.max_length_B - length
         )
     else:
-        chosen_BK, filler_BK = rank_BC.topk(K, dim=1).indices, None
+        chosen_BK, filler_BK = score_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
     prefix_BKT, words_BKX, coverage_BKS = (

@@ -124,9 +124,9 @@ class Rules:
         # A last resort: candidates that cannot add all that is missing, and end, within the length limit.
         any_in_time_B1 = in_time_BC.any(1, keepdim=True)
         pool_BC = in_time_BC.where(any_in_time_B1, possible_BC)
-        rank_BC = (_equal_pairs(missing_BC) & pool_BC[:, None]).tril(-1).sum(-1)
+        ordinal_BC = (_equal_pairs(missing_BC) & pool_BC[:, None]).tril(-1).sum(-1)
         # The best of every degree come first; the rest goes to the candidates with the most progress.
-        reserved_BC = (rank_BC < K // (total + 1)) | ~any_in_time_B1
+        reserved_BC = (ordinal_BC < K // (total + 1)) | ~any_in_time_B1
         tier_BC = (1 + missing_BC).masked_fill(reserved_BC, 0).masked_fill(~pool_BC, total + 2)
         position_C = torch.arange(C, device=ids_BC.device)
         chosen_BK = (tier_BC * C + position_C).topk(K, dim=1, largest=False).indices

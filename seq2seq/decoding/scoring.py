@@ -117,7 +117,7 @@ class Task:
 class Candidates:
     """Continuations of the hypotheses of each sentence, best first."""
 
-    rank_BC: Tensor  # for selection: the log probability minus the diversity penalty
+    selection_score_BC: Tensor  # the log probability minus the diversity penalty
     log_probability_BC: Tensor
     ids_BC: Tensor
     origin_BC: Tensor  # index of the continued hypothesis

@@ -71,15 +71,15 @@ def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> Non
     """The `count` largest of each sentence, best first, each of them another id of another hypothesis."""
     B, K, V = total_BKV.shape
     wanted = [sorted(row.flatten().tolist(), reverse=True)[:count] for row in total_BKV]
-    assert found.rank_BC.shape == (B, min(count, K * V))
-    assert_close(found.rank_BC, torch.tensor(wanted).to(found.rank_BC), rtol=1e-6, atol=4e-6)
-    assert torch.equal(found.rank_BC, found.log_probability_BC)
+    assert found.selection_score_BC.shape == (B, min(count, K * V))
+    assert_close(found.selection_score_BC, torch.tensor(wanted).to(found.selection_score_BC), rtol=1e-6, atol=4e-6)
+    assert torch.equal(found.selection_score_BC, found.log_probability_BC)
     assert int(found.ids_BC.min()) >= 0 and int(found.ids_BC.max()) < V, "padding is no id"
     assert int(found.origin_BC.min()) >= 0 and int(found.origin_BC.max()) < K
     index_BC = found.origin_BC * V + found.ids_BC
-    possible_BC = found.rank_BC > NEG_INF
-    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.rank_BC)
-    assert_close(own_BC[possible_BC], found.rank_BC[possible_BC], rtol=1e-6, atol=4e-6)
+    possible_BC = found.selection_score_BC > NEG_INF
+    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.selection_score_BC)
+    assert_close(own_BC[possible_BC], found.selection_score_BC[possible_BC], rtol=1e-6, atol=4e-6)
     for places, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
         kept = [place for place, yes in zip(places, possible, strict=True) if yes]
         assert len(set(kept)) == len(kept), "no candidate comes twice"
