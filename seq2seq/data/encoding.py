@@ -107,7 +107,7 @@ def encode_training(
             for start in range(0, len(corpus), BLOCK):
                 block = slice(start, start + BLOCK)
                 sides = tokenizer.encode_source(corpus.source[block]), tokenizer.encode_target(corpus.target[block])
-                selected = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
+                selected = [i for i, pair in enumerate(zip(*sides, strict=True)) if within_limit(pair, max_length)]
                 for writer, side in zip(writers, sides, strict=True):
                     writer.extend([side[i] for i in selected])
                 rows.write((np.array(selected, np.int32) + start).astype(np.int32).tobytes())
@@ -120,7 +120,7 @@ def encode_training(
     return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), cached
 
 
-def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
+def within_limit(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
     """Whether both sides, with END, are non-empty and within the limit."""
     return all(1 < len(side) <= max_length + 1 for side in pair)
 
@@ -137,7 +137,7 @@ def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate
         source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], Sampling(rate, seed))
         target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], Sampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
-            if not fits(pair, max_length):  # fall back on the plain segmentation, which does
+            if not within_limit(pair, max_length):  # fall back on the plain segmentation, which is
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
         return EncodedCorpus(Ragged.of(source), Ragged.of(target), corpus_rows)
 

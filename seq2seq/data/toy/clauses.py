@@ -65,11 +65,11 @@ def fitting_parts(
         verb, tense = dice.pick(verbs), dice.pick(tenses)
         tense = dice.pick(tuple(MODALS)) if tense == "modal" else tense
         who = subject or argument(dice, verb.subjects, SUBJECT)
-        if fits(verb, who, tense):
+        if is_idiomatic(verb, who, tense):
             return who, verb, tense
 
 
-def fits(verb: Verb, subject: Phrase, tense: str) -> bool:
+def is_idiomatic(verb: Verb, subject: Phrase, tense: str) -> bool:
     """Whether a clause in this tense is idiomatic, and its English shows the tense."""
     if tense in ("simple", "past") and verb.past == verb.base and subject.agreement != THIRD:
         return False  # "they read" could be present or past
