@@ -21,7 +21,7 @@ from seq2seq.data.toy.phrases import (
     with_preposition,
 )
 from seq2seq.data.toy.syntax import Body, Clause, Phrase
-from seq2seq.data.toy.tokens import Dice, Tokens, align, new_key, tokens
+from seq2seq.data.toy.tokens import Dice, Tokens, align, make_tokens, new_key
 
 TENSES = (*("simple",) * 3, *("progressive",) * 2, *("past",) * 4, *("perfect",) * 2, "future", "modal", "modal")
 
@@ -101,7 +101,7 @@ def object_options(verb: Verb, negation: str) -> str:
 
 def complement(dice: Dice, verb: Verb, subject: Phrase, key: int, make_object: Callable[[], Phrase | None]) -> Body:
     """Fill a verb's frame; make_object gives its object, or None to leave a gap."""
-    particle = tokens(verb.particle, key)
+    particle = make_tokens(verb.particle, key)
     match verb.frame.split(":"):
         case ["at" | "to" | "from" as relation]:
             english, tail = place_phrase(dice, verb.objects, relation)

@@ -30,7 +30,7 @@ from seq2seq.data.toy.lexicon import (
     members,
 )
 from seq2seq.data.toy.syntax import Adverbial, Phrase
-from seq2seq.data.toy.tokens import Dice, Sides, Token, Tokens, align, joined, new_key, tokens
+from seq2seq.data.toy.tokens import Dice, Sides, Token, Tokens, align, joined, make_tokens, new_key
 
 # Determiners, repeated by frequency; "+" asks for a plural, "0" for no determiner.
 SUBJECT = "the the the the the the the the the the+ the+ the+ a a a a this these+ every my my my+ some+ many+ number+"
@@ -68,14 +68,14 @@ def build(noun: Noun, determiner: str, plural: bool = False, extras: Sequence[Si
     """Put a noun phrase together; a not_key makes its article the "kein" of an English "not a"."""
     gender, key, noun_key = "p" if plural else noun.gender, not_key or new_key(), new_key()
     bare = determiner in ("0", "number") or (not_key and (plural or not noun.plural))
-    article = () if bare else tokens("a" if not_key else determiner, key)
+    article = () if bare else make_tokens("a" if not_key else determiner, key)
     english_extras, german_extras = joined(extras)
     english = (*article, *english_extras, Token(noun.english_plural if plural else noun.english, (noun_key,)))
 
     def german(case: str) -> Tokens:
         form, ending = determine("no" if not_key else determiner, gender, case)
         inflected = (token._replace(text=token.text.replace("~", ending)) for token in german_extras)
-        return (*tokens(form, key), *inflected, Token(decline(noun, gender, case), (noun_key,)))
+        return (*make_tokens(form, key), *inflected, Token(decline(noun, gender, case), (noun_key,)))
 
     indefinite = bool(not_key) or determiner in ("0", "a", "some", "many", "number", "every")
     return Phrase(english, german, PLURAL if plural else THIRD, gender, indefinite=indefinite, noun=noun)
@@ -143,11 +143,11 @@ def pronoun_phrase(pronoun: Pronoun) -> Phrase:
     key = new_key()
     forms = {"N": pronoun.nominative, "A": pronoun.accusative, "D": pronoun.dative}
     return Phrase(
-        tokens(pronoun.english, key),
-        lambda case: tokens(forms[case], key),
+        make_tokens(pronoun.english, key),
+        lambda case: make_tokens(forms[case], key),
         pronoun.agreement,
         person=pronoun.person,
-        objective=tokens(pronoun.objective, key),
+        objective=make_tokens(pronoun.objective, key),
     )
 
 

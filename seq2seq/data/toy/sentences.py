@@ -43,7 +43,7 @@ from seq2seq.data.toy.phrases import (
     random_number,
 )
 from seq2seq.data.toy.syntax import Body, Clause, Phrase
-from seq2seq.data.toy.tokens import Dice, Sides, Token, align, joined, new_key, tokens
+from seq2seq.data.toy.tokens import Dice, Sides, Token, align, joined, make_tokens, new_key
 
 NOW, THEN = ("simple", "progressive"), ("past",)
 INHABITANTS = (("furniture vessel", "room"), ("animal", "nature"), ("job", "work"), ("work castle hotel", "city"))
@@ -118,7 +118,7 @@ def place_question(dice: Dice) -> Sides:
     verb = dice.pick([v for v in PLAIN if v.frame in ("at", "to", "from")])
     question = align("where", {"at": "wo", "to": "wohin", "from": "woher"}[verb.frame])
     c = random_clause(dice, verbs=[verb], negate=0, time=0.4, spots="me")
-    rest = tokens("from", *question[0][0].keys) if verb.frame == "from" else ()
+    rest = make_tokens("from", *question[0][0].keys) if verb.frame == "from" else ()
     return question_of(replace(c, body=Body(rest)), question)
 
 
@@ -276,7 +276,7 @@ def pair_of_clauses(dice: Dice) -> Sides:
     """Two main clauses; before "und" only English has a comma."""
     tenses = dice.pick((NOW, THEN))
     first, second = (random_clause(dice, None, tenses, time=0.15, negate=0.1, spots="me") for _ in range(2))
-    link = align(", but", ", aber") if dice.chance(0.5) else joined([(tokens(","), ()), align("and", "und")])
+    link = align(", but", ", aber") if dice.chance(0.5) else joined([(make_tokens(","), ()), align("and", "und")])
     return joined([statement_of(first), link, statement_of(second)])
 
 
@@ -325,7 +325,7 @@ def attempt(dice: Dice) -> Sides:
     infinitive = (*zu, Token(verb.infinitive, (deed.key,)))
     if verb.prefix:
         infinitive = (Token(f"{verb.prefix}zu{verb.infinitive}", (*zu[0].keys, deed.key)),)
-    rest = to + tokens(verb.base, deed.key) + deed.body.english, middle_field(deed, ()) + infinitive
+    rest = to + make_tokens(verb.base, deed.key) + deed.body.english, middle_field(deed, ()) + infinitive
     return joined([statement_of(first), GERMAN_COMMA, rest])
 
 
@@ -347,7 +347,7 @@ def subject_relative(dice: Dice) -> Sides:
     head, gap = noun_phrase(dice, dice.pick(members("folk job")), "the the the+ this"), dice.chance(0.5)
     verbs = [v for v in DEEDS if not gap or (v.frame in ("A", "D") and "person" in v.objects.split())]
     left, right = relative(dice, head, verbs, gap)
-    comma = tokens(",")
+    comma = make_tokens(",")
     whole = replace(head, english=head.english + left, german=lambda case: head.german(case) + comma + right + comma)
     return statement_of(random_clause(dice, whole, verbs=PERSONAL, time=0.2, spots="me"))
 
