@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> Run:
         settle_budget(trainer, corpora.validation)
         process_group.barrier()  # all processes have read the folder before it changes
         if process_group.is_main:
-            create_folder(run, state.config, state.progress.update)
+            prepare_run_folder(run, state.config, state.progress.update)
             if state.progress.update < state.config.training.updates:
                 environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logger.open(run, state.progress.update)
@@ -149,7 +149,7 @@ def list_changes(run: Run, config: TrainConfig) -> list[str]:
     return changes
 
 
-def create_folder(run: Run, config: TrainConfig, update: int) -> None:
+def prepare_run_folder(run: Run, config: TrainConfig, update: int) -> None:
     """Create the run's folder, only after its data, tokenizer and model are known to be good."""
     try:
         if not update:
