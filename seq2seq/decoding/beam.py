@@ -28,9 +28,9 @@ from seq2seq.decoding.processors import (
 from seq2seq.decoding.scoring import (
     Beams,
     Candidates,
+    DecodingTask,
     Hypothesis,
     Specials,
-    Task,
     coverage_penalty,
     length_penalty,
     top_candidates,
@@ -50,7 +50,7 @@ class LiveBatch:
 
     state: State
     beams: Beams
-    task: Task
+    task: DecodingTask
     decided_B: Tensor
     length: int
     processors: Sequence[Processor]
@@ -89,7 +89,7 @@ class LiveBatch:
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, batches: Iterable[tuple[State, Task]], config: SearchConfig, specials: Specials
+    step: Step, batches: Iterable[tuple[State, DecodingTask]], config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
     """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
@@ -134,7 +134,7 @@ def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Special
     return after.shrink(config.groups)
 
 
-def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
+def start(state: State, task: DecodingTask, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
     """Return one empty hypothesis per sentence; its K − 1 others are impossible.
 
     `first` is the index of the first sentence over all batches.
@@ -163,7 +163,7 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
     return LiveBatch(state, beams, task.repeat(G), decided_B, 0, step_processors(task, specials))
 
 
-def add_coverage(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
+def add_coverage(beams: Beams, attention_RS: Tensor, task: DecodingTask) -> Beams:
     """Accumulate this step's attention; padding counts as covered."""
     attention_BKS = attention_RS.unflatten(0, beams.last_BK.shape)
     if beams.coverage_BKS is None:
@@ -246,7 +246,7 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
     )
 
 
-def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
+def extend(beams: Beams, candidates: Candidates, end: int, task: DecodingTask, length: int) -> tuple[Beams, Tensor]:
     """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
     score_BC = candidates.selection_score_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
@@ -280,7 +280,7 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
     return beams, origin_BK
 
 
-def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tensor:
+def decided(beams: Beams, config: SearchConfig, task: DecodingTask, length: int) -> Tensor:
     """Return which sentences need no further step under `stop`; the groups of a sentence stop together."""
     decided_B = task.max_length_B <= length
     if config.stop == "filled":

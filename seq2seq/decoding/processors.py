@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.decoding.constraints import NEG_INF, Rules, ban_repeats
-from seq2seq.decoding.scoring import Candidates, Specials, Task, log_sum_exp, top_candidates
+from seq2seq.decoding.scoring import Candidates, DecodingTask, Specials, log_sum_exp, top_candidates
 
 CHUNK_ROWS = 128  # rows of logits that a CPU processes together: they stay in its cache
 
@@ -24,7 +24,7 @@ class StepInput(NamedTuple):
 
     raw_RV: Tensor  # the model's logits
     length: int  # of the hypotheses with the next token
-    task: Task
+    task: DecodingTask
     at_limit: bool  # whether any sentence must end
     prefix_RT: Tensor | None  # all tokens, if a processor needs them
     words_RX: Tensor | None  # states of the automata of words
@@ -50,7 +50,7 @@ class Processor(Protocol):
         """Change float logits in place: −∞ excludes an id."""
 
 
-def step_processors(task: Task, specials: Specials) -> list[Processor]:
+def step_processors(task: DecodingTask, specials: Specials) -> list[Processor]:
     """Return the processors that a task needs, in order: later ones may allow what earlier ones excluded."""
     rules = task.rules
     processors: list[Processor] = [BanSpecials(specials.banned)]

@@ -18,7 +18,7 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.beam import Step
 from seq2seq.decoding.constraints import NEG_INF
 from seq2seq.decoding.processors import StepInput, next_log_probabilities, step_processors
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty
+from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.model.decoder_state import State
 
 Seeds = NDArray[np.uint64]
@@ -33,13 +33,13 @@ class LiveSamples:
 
     row_R: Tensor  # sentence index × samples + number of the sample
     state: State
-    task: Task
+    task: DecodingTask
     last_R1: Tensor
     prefix_RT: Tensor | None  # all tokens, if rules need them
     words_R1X: Tensor | None  # states of the automata of words
 
     @classmethod
-    def start(cls, state: State, task: Task, samples: int, begin: int) -> LiveSamples:
+    def start(cls, state: State, task: DecodingTask, samples: int, begin: int) -> LiveSamples:
         task = task.repeat(samples)
         row_R = torch.arange(len(task.max_length_B), device=task.max_length_B.device)
         last_R1 = torch.full_like(row_R, begin)[:, None]
@@ -59,7 +59,9 @@ class LiveSamples:
 
 
 @torch.inference_mode()
-def sample(step: Step, state: State, task: Task, config: SearchConfig, specials: Specials) -> list[list[Hypothesis]]:
+def sample(
+    step: Step, state: State, task: DecodingTask, config: SearchConfig, specials: Specials
+) -> list[list[Hypothesis]]:
     """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before shaping.
 
     The draws of a sentence depend only on its seed, not on the rest of the batch.

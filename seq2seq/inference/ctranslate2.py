@@ -19,7 +19,7 @@ from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.data.encoding import shifted_right
 from seq2seq.data.tokenizer import BEGIN, END, FILES, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.model import transformer
 from seq2seq.model.attention import Attention, Position
 from seq2seq.model.interface import Seq2Seq
@@ -233,7 +233,7 @@ class TorchEngine:
                 torch.full((len(batch),), self.max_length),
                 torch.zeros(len(batch), dtype=torch.int64),
             )
-            task = Task(max_length_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
+            task = DecodingTask(max_length_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
             state, search = self.model.start(source_BS, source_BS != PAD), replace(self.search, beam=beam)
             ranked = beam_search(self.model.step, [(state, task)], search, Specials(BEGIN, END, ()))
             translations += [hypotheses[0].ids for hypotheses in ranked]

@@ -30,7 +30,7 @@ from seq2seq.decoding.sampling import (
     uniform,
     uniforms,
 )
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from tests.helpers.tables import BANNED, BEGIN, END, Table, padded_prefixes
 from tests.reference import search as reference
 from tests.reference.constraints import PlainRules
@@ -88,7 +88,7 @@ def test_sampling_is_its_definition(seed: int) -> None:
     rules = Rules([""] * V, END, no_repeat=no_repeat) if no_repeat else None
     table = Table(random.getrandbits(30), V, 2, end=pick([-1.0, 1.0]))
     columns = torch.tensor(longest), torch.tensor(shortest), torch.ones(B)
-    asked = Task(*columns, of_sentences, rules, padded_prefixes(prefixes))
+    asked = DecodingTask(*columns, of_sentences, rules, padded_prefixes(prefixes))
     found = sample(table.step, table.begin(range(B), [1 + b % 2 for b in range(B)]), asked, chosen, SPECIALS)
     assert [len(samples) for samples in found] == [chosen.samples] * B
     outcomes = []
