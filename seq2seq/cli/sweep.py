@@ -59,7 +59,7 @@ def check_sweep(command: str, overrides: list[Override]) -> None:
 
 
 def job_runner(command: str, swept: list[str], finished: list[FinishedJob]) -> Callable[[Any], None]:
-    """Return what Hydra calls for each job; `swept` names the keys that differ between jobs, `finished` collects them."""
+    """Return what Hydra calls for each job; `swept` names the keys in which jobs differ, `finished` collects them."""
 
     def run_composed(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig

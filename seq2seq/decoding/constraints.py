@@ -34,10 +34,10 @@ class Rules:
     ) -> None:
         # The end of a sentence ends a word as a space does.
         self.texts = [" " if id_ == end else piece.replace(SPACE, " ") for id_, piece in enumerate(pieces)]
-        self.end, self.no_repeat, self.has_words = end, no_repeat, bool(required or forbidden)
+        self.end, self.no_repeat, self.has_phrases = end, no_repeat, bool(required or forbidden)
         self.required_ids = [list(ids) for _, ids in required]
         self.required_length = sum(map(len, self.required_ids))
-        if self.has_words:
+        if self.has_phrases:
             self._build_tables([text for text, _ in required], forbidden, device)
 
     def _build_tables(self, required: Sequence[str], forbidden: Sequence[str], device: torch.device | None) -> None:
@@ -63,11 +63,11 @@ class Rules:
             for table in (start_X, next_ZV.astype(np.int32), banned_2ZV, complete_Z, ids_QT, length_Q)
         )
 
-    # -------------------------------------------------------------------------------- words, id by id
+    # ------------------------------------------------------------------------------ phrases, id by id
 
     def start(self, B: int, K: int) -> Tensor | None:
         """Return the states of all automata before the first id."""
-        return self.start_X.expand(B, K, -1) if self.has_words else None
+        return self.start_X.expand(B, K, -1) if self.has_phrases else None
 
     def advance(self, states_BKX: Tensor, ids_BK: Tensor) -> Tensor:
         return self.next_ZV[states_BKX, ids_BK[..., None]].long()

@@ -1,6 +1,7 @@
 """Random sampling of translations, independent of the model.
 
-Shapes: R unfinished rows (one per sample), T target positions, V vocabulary, N ids of all samples, X automata of words.
+Shapes: R unfinished rows (one per sample), T target positions, V vocabulary, N ids of all samples,
+X automata of phrases.
 """
 
 from __future__ import annotations
@@ -36,26 +37,29 @@ class LiveSamples:
     task: DecodingTask
     last_R1: Tensor
     prefix_RT: Tensor | None  # all tokens, if rules need them
-    words_R1X: Tensor | None  # states of the automata of words
+    phrase_states_R1X: Tensor | None  # states of the automata of phrases
 
     @classmethod
     def start(cls, state: State, task: DecodingTask, samples: int, begin: int) -> LiveSamples:
         task = task.repeat(samples)
         row_R = torch.arange(len(task.max_length_B), device=task.max_length_B.device)
         last_R1 = torch.full_like(row_R, begin)[:, None]
-        prefix_RT, words_R1X = (last_R1, task.rules.start(len(row_R), 1)) if task.rules else (None, None)
-        return cls(row_R, state.select(row_R // samples, 1), task, last_R1, prefix_RT, words_R1X)
+        prefix_RT, phrase_states_R1X = (last_R1, task.rules.start(len(row_R), 1)) if task.rules else (None, None)
+        return cls(row_R, state.select(row_R // samples, 1), task, last_R1, prefix_RT, phrase_states_R1X)
 
     def extend(self, ids_R1: Tensor, state: State) -> LiveSamples:
         prefix_RT = None if self.prefix_RT is None else torch.cat((self.prefix_RT, ids_R1), 1)
-        rules, words_R1X = self.task.rules, self.words_R1X
-        words_R1X = rules.advance(words_R1X, ids_R1) if rules and words_R1X is not None else None
-        return replace(self, state=state, last_R1=ids_R1, prefix_RT=prefix_RT, words_R1X=words_R1X)
+        rules, phrase_states_R1X = self.task.rules, self.phrase_states_R1X
+        if rules and phrase_states_R1X is not None:
+            phrase_states_R1X = rules.advance(phrase_states_R1X, ids_R1)
+        return replace(self, state=state, last_R1=ids_R1, prefix_RT=prefix_RT, phrase_states_R1X=phrase_states_R1X)
 
     def select(self, kept_R: Tensor) -> LiveSamples:
-        prefix_RT, words_R1X = (None if x is None else x[kept_R] for x in (self.prefix_RT, self.words_R1X))
+        prefix_RT, phrase_states_R1X = (
+            None if x is None else x[kept_R] for x in (self.prefix_RT, self.phrase_states_R1X)
+        )
         state, task = self.state.select(kept_R, 1), self.task.select(kept_R)
-        return LiveSamples(self.row_R[kept_R], state, task, self.last_R1[kept_R], prefix_RT, words_R1X)
+        return LiveSamples(self.row_R[kept_R], state, task, self.last_R1[kept_R], prefix_RT, phrase_states_R1X)
 
 
 @torch.inference_mode()
@@ -73,9 +77,9 @@ def sample(
     drawn = []
     for length, uniform_R in enumerate(uniform_TR, 1):
         logits_R1V, state, *_ = step(live.last_R1, live.state)
-        words_RX = None if live.words_R1X is None else live.words_R1X[:, 0]
+        phrase_states_RX = None if live.phrase_states_R1X is None else live.phrase_states_R1X[:, 0]
         at_limit = bool((remaining_R == 1).any())
-        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, words_RX)
+        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, phrase_states_RX)
         next_RV = next_log_probabilities(inputs, processors)
         ids_R1 = draw(sampling_probabilities(next_RV, shapers), uniform_R[live.row_R])[:, None]
         drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, ids_R1)[:, 0]))

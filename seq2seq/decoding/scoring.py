@@ -33,7 +33,7 @@ class Beams:
     finished_log_probability_BK: Tensor
     finished_node_BK: Tensor  # final step × K + hypothesis index
     prefix_BKT: Tensor | None  # all tokens, if rules need them
-    words_BKX: Tensor | None  # states of the automata of words
+    phrase_states_BKX: Tensor | None  # states of the automata of phrases
     coverage_BKS: Tensor | None  # attention to each source position, if penalised
 
     def select(self, kept_B: Tensor) -> Beams:

@@ -59,10 +59,10 @@ def words_of(rules: Rules, ids: Sequence[Sequence[int]]) -> torch.Tensor | None:
 def exclude(logits_RV: torch.Tensor, raw_RV: torch.Tensor, ids: Sequence[Sequence[int]], task: DecodingTask) -> None:
     """What the rules of a task write into logits after these ids."""
     assert task.rules
-    words_R1X = words_of(task.rules, ids)
-    words_RX = None if words_R1X is None else words_R1X[:, 0]
+    phrase_states_R1X = words_of(task.rules, ids)
+    phrase_states_RX = None if phrase_states_R1X is None else phrase_states_R1X[:, 0]
     prefix_RT = torch.tensor([[BEGIN, *row] for row in ids])
-    step = StepInput(raw_RV, prefix_RT.shape[1], task, False, prefix_RT, words_RX)
+    step = StepInput(raw_RV, prefix_RT.shape[1], task, False, prefix_RT, phrase_states_RX)
     for processor in step_processors(task, Specials(BEGIN, END, ())):
         processor(logits_RV, step)
 

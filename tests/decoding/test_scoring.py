@@ -244,9 +244,9 @@ def test_what_is_off_is_not_in_the_list_and_the_rest_is_in_order() -> None:
     assert names(everything) == ["BanSpecials", "MinLength", "ForcedPrefix", "MaxLength"]
     rules = Rules(["", "", "", "", "▁a"], END, forbidden=["a"], no_repeat=1)
     assert names(dataclasses.replace(nothing, rules=rules)) == [
-        *("BanSpecials", "NoRepeat", "Words", "EndIfStuck", "MaxLength")
+        *("BanSpecials", "NoRepeat", "LexicalConstraints", "EndIfStuck", "MaxLength")
     ]
-    assert "Words" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, no_repeat=1)))
+    assert "LexicalConstraints" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, no_repeat=1)))
     assert "NoRepeat" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, forbidden=["a"])))
 
 

@@ -142,9 +142,8 @@ def task(count: int, rules: dict[str, Any]) -> DecodingTask:
     """All translations have the same length, so no sentence is decided before the last step."""
     length_B, words = torch.full((count,), LENGTH), {name: rules[name] for name in rules if name != "prefix"}
     prefix_BP = torch.tensor([[6, 9]] * count) if "prefix" in rules else None
-    return DecodingTask(
-        length_B, length_B, length_B, [1] * count, Rules(PIECES, END, **words) if words else None, prefix_BP
-    )
+    constraints = Rules(PIECES, END, **words) if words else None
+    return DecodingTask(length_B, length_B, length_B, [1] * count, constraints, prefix_BP)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
