@@ -98,7 +98,7 @@ def encode_training(
     corpus: Corpus, tokenizer: Tokenizer, max_length: int, cache: str, status: Status = lambda _: None
 ) -> tuple[EncodedCorpus, bool]:
     """Return memory-mapped ids, cached per corpus, tokenizer and limit, and whether the cache had them."""
-    folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
+    folder = Path(cache) / f"ids-{key_of(corpus.fingerprint, *tokenizer.models.values(), max_length)}"
     dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
 
     def build(tmp_dir: Path) -> None:

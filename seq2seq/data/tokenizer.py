@@ -90,7 +90,7 @@ def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple
         return Tokenizer({side: _read_model(path) for side, path in zip(FILES, paths, strict=True)}), []
     # The sampling rate is not part of the model.
     settings = dataclasses.replace(config, sampling=0.0)
-    folder = Path(cache) / f"tokenizer-{key_of(corpus.content, settings, sentencepiece.__version__)}"
+    folder = Path(cache) / f"tokenizer-{key_of(corpus.fingerprint, settings, sentencepiece.__version__)}"
 
     def build(tmp_dir: Path) -> None:
         tokenizer, notes = train_tokenizer(corpus, config)

@@ -241,7 +241,7 @@ def build_batches(
         logger.field("", f"{encoded.dropped:,} pairs omitted: a side is empty or over {limit} subwords")
     mix = None
     if data.extra:
-        ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.parts)]
+        ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.corpus_ends)]
         mix = temperature_mix(ends, [1.0, *(more.weight for more in data.extra)], data.temperature)
         logger.field(
             "mix", "an epoch draws " + ", ".join(f"{count:,}" for count in mix.counts) + " pairs of each corpus"

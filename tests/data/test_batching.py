@@ -663,7 +663,7 @@ def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path:
         assert not there and ids_of(found) == ids_of(cold)
     for corpus, tokenizer, limit in variants:
         assert encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path))[1]
-    other = dataclasses.replace(base[0], parts=(2, 4))
+    other = dataclasses.replace(base[0], corpus_ends=(2, 4))
     assert encode_training(other, tokenizer_of(Words()), 3, str(tmp_path))[1], "where corpora end changes no ids"
 
 

@@ -194,7 +194,7 @@ def test_target_in_is_target_out_one_place_later() -> None:
 def test_empty_and_long_pairs_are_left_out_whole_and_counted(tmp_path: Path) -> None:
     made, _ = tokenizer()
     sentences = ["the old dog", "", "the cat", "the big cow sees the red bird sees the old man"]
-    corpus = Corpus(sentences, ["alt", "rot", "", "groß"], content="a")
+    corpus = Corpus(sentences, ["alt", "rot", "", "groß"], fingerprint="a")
     encoded, there = encode_training(corpus, made, 12, str(tmp_path))
     assert (len(encoded), encoded.dropped, there, encoded.rows.tolist()) == (1, 3, False, [0])
     assert made.target.decode(encoded.source[0][:-1].tolist()) == "the old dog"
