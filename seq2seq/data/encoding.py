@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.corpus import Corpus, Status
 from seq2seq.data.store import BLOCK, Integers, Ragged, Writer, key_of, open_array
-from seq2seq.data.tokenizer import BEGIN, PAD, Sampling, Tokenizer
+from seq2seq.data.tokenizer import BEGIN, PAD, SubwordSampling, Tokenizer
 from seq2seq.utils.io import build_once
 
 
@@ -125,20 +125,22 @@ def within_limit(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> 
     return all(1 < len(side) <= max_length + 1 for side in pair)
 
 
-Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, resegmented
+Resegment = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, resegmented
 
 
-def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int) -> Resample:
+def resegmenter(
+    corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int
+) -> Resegment:
     """Return a function that resegments a pool's pairs, once per epoch and identically in every process."""
 
-    def resample(rows: Integers, key: str) -> EncodedCorpus:
+    def resegment(rows: Integers, key: str) -> EncodedCorpus:
         corpus_rows = encoded.rows[rows]
         seed = int(key, 16) % 2**31
-        source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], Sampling(rate, seed))
-        target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], Sampling(rate, seed + 1))
+        source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], SubwordSampling(rate, seed))
+        target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], SubwordSampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
             if not within_limit(pair, max_length):  # fall back on the plain segmentation, which is
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
         return EncodedCorpus(Ragged.of(source), Ragged.of(target), corpus_rows)
 
-    return resample
+    return resegment

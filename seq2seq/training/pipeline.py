@@ -19,7 +19,7 @@ from seq2seq.config.schema import TrainConfig
 from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, Corpus, open_corpora
 from seq2seq.data.doctor import quick, sizes
-from seq2seq.data.encoding import encode_corpus, encode_training, resampler
+from seq2seq.data.encoding import encode_corpus, encode_training, resegmenter
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
 from seq2seq.evaluation.metrics import RESAMPLES
 from seq2seq.evaluation.testsets import translate_and_score
@@ -246,16 +246,16 @@ def build_batches(
         logger.field(
             "mix", "an epoch draws " + ", ".join(f"{count:,}" for count in mix.counts) + " pairs of each corpus"
         )
-    sampling, resample = config.tokenizer.sampling, None
-    if sampling:
-        resample = resampler(corpus, encoded, tokenizer, sampling, limit)
+    rate, resegment = config.tokenizer.sampling, None
+    if rate:
+        resegment = resegmenter(corpus, encoded, tokenizer, rate, limit)
     tokens = config.training.tokens
     batches = Batches(
         encoded,
         MIN_TOKENS if tokens == "auto" else tokens,
         config.seed,
         mix,
-        resample,
+        resegment,
         update_tokens=config.training.update_tokens,
         rank=process_group.rank,
         world_size=process_group.world_size,

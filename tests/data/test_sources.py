@@ -28,7 +28,7 @@ from seq2seq.config.schema import DataConfig
 from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, open_corpora, store
 from seq2seq.data.doctor import examine, quick
-from seq2seq.data.encoding import encode_training, resampler
+from seq2seq.data.encoding import encode_training, resegmenter
 from seq2seq.data.sources import Pair, find_stream, from_hub, misaligned_line
 from seq2seq.data.tokenizer import PAD, train_tokenizer
 from seq2seq.data.toy import splits
@@ -405,8 +405,8 @@ def test_batches_are_the_same_on_every_start_and_after_any_stop(
 
     def made() -> Batches:
         encoded, _ = encode_training(corpora.train, tokenizer, 100, str(tmp_path / "cache"))
-        resample = resampler(corpora.train, encoded, tokenizer, sampling, 100) if sampling else None
-        return Batches(encoded, 300, seed=5, resample=resample)
+        resegment = resegmenter(corpora.train, encoded, tokenizer, sampling, 100) if sampling else None
+        return Batches(encoded, 300, seed=5, resegment=resegment)
 
     assert hashes(made()) == hashes(made())
     first = made()
@@ -428,7 +428,7 @@ def test_a_sample_that_is_too_long_stays_as_it_was(tmp_path: Path) -> None:
     tokenizer, _ = train_tokenizer(corpora.train, load_config("train", "tokenizer.vocabulary=80").tokenizer)
     longest = max(map(len, tokenizer.encode_source(corpora.train.source[:]))) - 1
     encoded, _ = encode_training(corpora.train, tokenizer, longest, str(tmp_path))
-    sampled = resampler(corpora.train, encoded, tokenizer, 0.5, longest)(np.arange(len(encoded)), "ab")
+    sampled = resegmenter(corpora.train, encoded, tokenizer, 0.5, longest)(np.arange(len(encoded)), "ab")
     assert sampled.rows.tolist() == encoded.rows.tolist() and int(sampled.width().max()) <= longest + 1
     assert any(sampled.source[i].tolist() != encoded.source[i].tolist() for i in range(len(encoded)))
 

@@ -21,7 +21,7 @@ from seq2seq.cli.main import load_config
 from seq2seq.data.batching import Batches, sequential_batches, split_by_token_budget
 from seq2seq.data.corpus import Corpus, open_corpora
 from seq2seq.data.encoding import Batch, encode_training
-from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, SubwordSampling, Tokenizer, make_tokenizer, train_tokenizer
 from seq2seq.utils.errors import UserError
 from tests.helpers.corpora import drawn, random_corpus
 
@@ -224,12 +224,12 @@ def test_sampled_segmentations_are_the_same_in_every_process(tmp_path: Path) -> 
     made, _ = tokenizer()
     made.save(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from seq2seq.data.tokenizer import Sampling, Tokenizer\n"
-        "made = Tokenizer.load(Path(sys.argv[1])); print(made.encode_source(sys.argv[2:], Sampling(0.3, 5)))"
+        "import sys; from pathlib import Path; from seq2seq.data.tokenizer import SubwordSampling, Tokenizer\n"
+        "made = Tokenizer.load(Path(sys.argv[1])); print(made.encode_source(sys.argv[2:], SubwordSampling(0.3, 5)))"
     )
     run = [sys.executable, "-c", code, str(tmp_path), *SENTENCES.source[:]]
     first, second = (subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(2))
-    assert first == second == f"{made.encode_source(SENTENCES.source[:], Sampling(0.3, 5))}\n"
-    assert made.encode_source(SENTENCES.source[:], Sampling(0.3, 6)) != made.encode_source(
-        SENTENCES.source[:], Sampling(0.3, 5)
+    assert first == second == f"{made.encode_source(SENTENCES.source[:], SubwordSampling(0.3, 5))}\n"
+    assert made.encode_source(SENTENCES.source[:], SubwordSampling(0.3, 6)) != made.encode_source(
+        SENTENCES.source[:], SubwordSampling(0.3, 5)
     )
