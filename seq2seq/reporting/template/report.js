@@ -59,7 +59,7 @@
 /**
  * @typedef {Object} Sentences
  * @property {ExampleGroup[]} groups
- * @property {SentenceErrors} errors
+ * @property {ErrorCounts} errors
  * @property {number[]} histogram
  */
 
@@ -80,7 +80,7 @@
  */
 
 /**
- * @typedef {Object} SentenceErrors
+ * @typedef {Object} ErrorCounts
  * @property {number} sentences
  * @property {number} repeating
  * @property {number} short
