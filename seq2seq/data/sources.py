@@ -201,7 +201,7 @@ class Zstandard(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         import zstandard
 
-        self._packed = open(path, "rb")  # noqa: SIM115 (closed with this file)
+        self._compressed = open(path, "rb")  # noqa: SIM115 (closed with this file)
         self._begin, self._error = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
         self._frame, self._ready, self._in_frame = self._begin(), b"", False
 
@@ -210,16 +210,16 @@ class Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            packed = self._frame.unused_data if self._frame.eof else b""
+            compressed = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
                 self._frame = self._begin()
-            packed = packed or self._packed.read(2**17)
-            if not packed:
+            compressed = compressed or self._compressed.read(2**17)
+            if not compressed:
                 if self._in_frame:
                     raise EOFError("the file ends inside a frame")
                 return 0
             try:
-                self._ready = self._frame.decompress(packed)
+                self._ready = self._frame.decompress(compressed)
             except self._error as error:
                 raise OSError(str(error)) from None
             self._in_frame = not self._frame.eof
@@ -228,7 +228,7 @@ class Zstandard(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._packed.close()
+        self._compressed.close()
         super().close()
 
 

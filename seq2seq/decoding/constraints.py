@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.store import Ragged
-from seq2seq.decoding.phrases import Phrase, Vocabulary, partial_matches
+from seq2seq.decoding.phrases import Phrase, PieceTexts, partial_matches
 
 NEG_INF = float("-inf")
 SPACE = "▁"  # sentencepiece's word boundary
@@ -42,7 +42,7 @@ class Rules:
 
     def _build_tables(self, required: Sequence[str], forbidden: Sequence[str], device: torch.device | None) -> None:
         """Number the states of all automata together."""
-        vocabulary = Vocabulary(self.texts)
+        vocabulary = PieceTexts(self.texts)
         automata = [
             *(Phrase(text).forbidden(vocabulary) for text in forbidden),
             *(Phrase(text).required(vocabulary, self.end) for text in required),

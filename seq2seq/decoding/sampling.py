@@ -25,7 +25,7 @@ from seq2seq.model.decoder_state import State
 Seeds = NDArray[np.uint64]
 
 
-Shaper = Callable[[Tensor], Tensor]
+LogitsWarper = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class LiveSamples:
 def sample(
     step: Step, state: State, task: DecodingTask, config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
-    """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before shaping.
+    """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before warping.
 
     The draws of a sentence depend only on its seed, not on the rest of the batch.
     """
-    processors, shapers = step_processors(task, specials), sampling_shapers(config)
+    processors, warpers = step_processors(task, specials), build_warpers(config)
     live = LiveSamples.start(state, task, config.samples, specials.begin)
     remaining_R = live.task.remaining(0, live.row_R < 0)
     uniform_TR = uniforms(seeds(task.seeds, config.samples, config.seed), int(remaining_R.max())).to(live.row_R.device)
@@ -81,7 +81,7 @@ def sample(
         at_limit = bool((remaining_R == 1).any())
         inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, phrase_states_RX)
         next_RV = next_log_probabilities(inputs, processors)
-        ids_R1 = draw(sampling_probabilities(next_RV, shapers), uniform_R[live.row_R])[:, None]
+        ids_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R])[:, None]
         drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, ids_R1)[:, 0]))
         ended_R = ids_R1[:, 0] == specials.end
         live, remaining_R = live.extend(ids_R1, state), live.task.remaining(length, ended_R)
@@ -110,12 +110,12 @@ def _hypotheses(drawn: Sequence[tuple[Tensor, ...]], config: SearchConfig) -> li
     ]
 
 
-def sampling_shapers(config: SearchConfig) -> list[Shaper]:
+def build_warpers(config: SearchConfig) -> list[LogitsWarper]:
     """Return the steps from log probabilities to the probabilities to draw from; those that are off are left out.
 
     Each truncation applies to the result of the one before it.
     """
-    steps: list[tuple[bool, Shaper]] = [
+    steps: list[tuple[bool, LogitsWarper]] = [
         (config.temperature != 1, Temperature(config.temperature)),
         (config.top_k > 0, TopK(config.top_k)),
         (True, partial(torch.softmax, dim=-1)),
@@ -123,13 +123,13 @@ def sampling_shapers(config: SearchConfig) -> list[Shaper]:
         (config.min_p > 0, MinP(config.min_p)),
         (config.epsilon_cutoff > 0, EpsilonCutoff(config.epsilon_cutoff)),
     ]
-    return [shaper for used, shaper in steps if used]
+    return [warper for used, warper in steps if used]
 
 
-def sampling_probabilities(x_RV: Tensor, shapers: Sequence[Shaper]) -> Tensor:
+def sampling_probabilities(x_RV: Tensor, warpers: Sequence[LogitsWarper]) -> Tensor:
     """Return the probabilities to draw from, after temperature and truncation."""
-    for shaper in shapers:
-        x_RV = shaper(x_RV)
+    for warper in warpers:
+        x_RV = warper(x_RV)
     return x_RV
 
 

@@ -268,11 +268,11 @@ def attention_plot(example: Example, translation: Translation) -> AttentionPlot:
         source_fractions=rounded(letter_fractions(sources)),
         target_fractions=rounded(letter_fractions(targets)),
         shape=list(translation.weights_LNTS.shape),
-        weights=packed(translation.weights_LNTS.float().numpy()),
+        weights=encode_weights(translation.weights_LNTS.float().numpy()),
     )
 
 
-def packed(weights: NDArray[np.float32]) -> str:
+def encode_weights(weights: NDArray[np.float32]) -> str:
     """Encode weights from 0 to 1 in steps of 1/65535, as base64."""
     return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
 

@@ -37,7 +37,7 @@ class Meter:
         self.calibrate()
 
     def calibrate(self) -> None:
-        """Measure the rate of the device, then speeds; on a shared machine it may look slower, so the highest rate counts."""
+        """Measure the device's rate, then speeds; a shared machine may look slower, so the highest rate counts."""
         self.matmul_rate = max(self.matmul_rate, matmul_flops(self.device, self.precision))
         self.reset_speed()
 

@@ -468,11 +468,11 @@ def test_a_file_of_the_same_size_and_time_is_read_again_when_it_was_written(kind
 # ------------------------------------------------------------------------------------------- sources
 
 
-def packed(path: Path, content: bytes) -> Path:
-    pack: dict[str, Callable[[bytes], bytes]] = {
+def compressed(path: Path, content: bytes) -> Path:
+    compress: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress
     }  # fmt: skip
-    path.write_bytes(pack.get(path.suffix, bytes)(content))
+    path.write_bytes(compress.get(path.suffix, bytes)(content))
     return path
 
 
@@ -500,7 +500,7 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
     lines = [f"{i} {'x' * (i % 50)}" for i in range(6000)]
     halves = ["".join(f"{line}\n" for line in part).encode() for part in (lines[:4000], lines[4000:])]
     path = tmp_path / f"a.txt{archive}"
-    whole = b"".join(packed(tmp_path / f"p{archive}", half).read_bytes() for half in halves)
+    whole = b"".join(compressed(tmp_path / f"p{archive}", half).read_bytes() for half in halves)
     path.write_bytes(whole)
     assert list(read_lines(path)) == lines
     if archive:
@@ -602,17 +602,17 @@ def test_columns_are_found_by_name_in_every_kind_of_table(tmp_path: Path) -> Non
 def test_quotes_group_in_csv_and_are_letters_in_tsv(tmp_path: Path) -> None:
     """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are told by line."""
     text = 'id,de,en\n1,"a, ""b""",c\n\n2,"two\nlines",d\n3,,e\n'
-    csv_path = packed(tmp_path / "a.csv", text.encode())
+    csv_path = compressed(tmp_path / "a.csv", text.encode())
     assert read(csv_path) == [("c", 'a, "b"'), ("d", "two lines"), ("e", "")]
-    tsv_path = packed(tmp_path / "a.tsv", b'de\ten\n"a\tb "c"\n\n"\t\'\n \tx\n')
+    tsv_path = compressed(tmp_path / "a.tsv", b'de\ten\n"a\tb "c"\n\n"\t\'\n \tx\n')
     assert read(tsv_path) == [('b "c"', '"a'), ("'", '"'), ("x", " ")]
-    broken = packed(tmp_path / "b.csv", b'en,de\n"a\nb",c\nd\n')
+    broken = compressed(tmp_path / "b.csv", b'en,de\n"a\nb",c\nd\n')
     with pytest.raises(UserError, match=r"b\.csv, line 4: 1 columns, but the header has 2"):
         read(broken)
-    broken = packed(tmp_path / "c.csv", b'en,de\na,b\n"x\ny,\n')
+    broken = compressed(tmp_path / "c.csv", b'en,de\na,b\n"x\ny,\n')
     with pytest.raises(UserError, match=r"c\.csv, line 3: invalid CSV"):
         read(broken)
-    broken = packed(tmp_path / "d.tsv", b"en\tde\na\tb\n\nc\n")
+    broken = compressed(tmp_path / "d.tsv", b"en\tde\na\tb\n\nc\n")
     with pytest.raises(UserError, match=r"d\.tsv, line 4: 1 columns"):
         read(broken)
 
@@ -766,4 +766,4 @@ def test_parquet_in_an_archive_and_in_several_blocks(tmp_path: Path, monkeypatch
     parquet.write_table(pyarrow.table(columns), sink, row_group_size=4)
     monkeypatch.setattr("seq2seq.data.sources.BLOCK", 3)
     for name in ("a.parquet", "b.parquet.zst"):
-        assert read(packed(tmp_path / name, sink.getvalue())) == pairs
+        assert read(compressed(tmp_path / name, sink.getvalue())) == pairs

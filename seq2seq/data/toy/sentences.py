@@ -42,7 +42,7 @@ from seq2seq.data.toy.phrases import (
     random_adverbial,
     random_number,
 )
-from seq2seq.data.toy.syntax import Body, Clause, Phrase
+from seq2seq.data.toy.syntax import Body, Clause, NounPhrase
 from seq2seq.data.toy.tokens import Dice, Sides, Token, align, joined, make_tokens, new_key
 
 NOW, THEN = ("simple", "progressive"), ("past",)
@@ -93,7 +93,7 @@ def yes_no_question(dice: Dice) -> Sides:
 def who_question(dice: Dice) -> Sides:
     """A question for the subject."""
     left, right = align("who", "wer")
-    return statement_of(random_clause(dice, Phrase(left, lambda case: right), verbs=PERSONAL, negate=0, spots="me"))
+    return statement_of(random_clause(dice, NounPhrase(left, lambda case: right), verbs=PERSONAL, negate=0, spots="me"))
 
 
 @pattern(7, "?")
@@ -136,7 +136,7 @@ def reason_question(dice: Dice) -> Sides:
 
 
 def being(
-    dice: Dice, subject: Phrase, predicate: Sides, tense: str = "simple", adverbs: str = "", negate: float = 0
+    dice: Dice, subject: NounPhrase, predicate: Sides, tense: str = "simple", adverbs: str = "", negate: float = 0
 ) -> Clause:
     """A clause with a form of "be" and a predicative, now and then with an adverbial of the given kind."""
     adverbial = random_adverbial(dice, adverbs, "fcme") if adverbs else None
@@ -249,7 +249,7 @@ def subordinate(dice: Dice) -> Sides:
     return joined([link, subordinate_of(side), align(",", ","), (english_clause(first), german_clause(first, ()))])
 
 
-def human(dice: Dice, classes: str = "people person") -> Phrase:
+def human(dice: Dice, classes: str = "people person") -> NounPhrase:
     """A person or persons to whom "he", "she" or "they" can refer."""
     while True:
         subject = argument(dice, classes, DEFINITE, describe=0.1)
@@ -299,7 +299,7 @@ def pair_of_people(dice: Dice) -> Sides:
     if one.noun == other.noun:
         return pair_of_people(dice)
     left, right = one.english + link[0] + other.english, link[1]
-    subject = Phrase(left, lambda case: one.german(case) + right + other.german(case), PLURAL)
+    subject = NounPhrase(left, lambda case: one.german(case) + right + other.german(case), PLURAL)
     return statement_of(random_clause(dice, subject, verbs=PERSONAL))
 
 
@@ -329,7 +329,7 @@ def attempt(dice: Dice) -> Sides:
     return joined([statement_of(first), GERMAN_COMMA, rest])
 
 
-def relative(dice: Dice, head: Phrase, verbs: Sequence[Verb], gap: bool) -> Sides:
+def relative(dice: Dice, head: NounPhrase, verbs: Sequence[Verb], gap: bool) -> Sides:
     """A relative clause about a noun, which is the subject or, with a gap, the object in it."""
     people, tenses = head.noun in members("people"), ("simple", "past", "perfect")
     if gap:
