@@ -134,20 +134,26 @@ class Attention(nn.Module):
             bias = None if bias is None else bias.repeat(1, 1, R // B if T > 1 else 1, 1)
         if kv.bias_R1QS is not None:
             bias = kv.bias_R1QS if bias is None else kv.bias_R1QS + bias
-        p, attention_weights = self.p if self.training else 0.0, None
-        if fused:
-            context = F.scaled_dot_product_attention(
-                query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, is_causal, scale=1.0
-            )
-        else:
-            weights_RNTS = self._weights(query_RNTH, kv.key_RNSH, bias)
-            context = dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH
-            attention_weights = weights_RNTS if weights else None
+        context, attention_weights = self._attend(query_RNTH, kv, bias, fused, is_causal, weights)
         if R != B:
             context = _to_rows(context, T)
             attention_weights = None if attention_weights is None else _to_rows(attention_weights, T)
         context_RTD = layout.pack(context.transpose(1, 2).flatten(2))
         return AttentionOutput(self.output(context_RTD) if self.output else context_RTD, attention_weights)
+
+    def _attend(
+        self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, fused: bool, is_causal: bool, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Average the values, by torch's fused kernel or in plain form; return the weights too if requested."""
+        p = self.p if self.training else 0.0
+        if fused:
+            context_RNTH = F.scaled_dot_product_attention(
+                query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, is_causal, scale=1.0
+            )
+            return context_RNTH, None
+        weights_RNTS = self._weights(query_RNTH, kv.key_RNSH, bias)
+        context_RNTH = dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH
+        return context_RNTH, weights_RNTS if weights else None
 
     def _split(self, x_RTD: Tensor) -> Tensor:
         return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
