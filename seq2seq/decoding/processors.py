@@ -1,4 +1,4 @@
-"""StepInput processors: each rule about the next token is one object that changes the logits of a step.
+"""Step processors: each rule about the next token is one object that changes the logits of a step.
 
 Shapes: B sentences, K hypotheses of each, R = B × K rows, T target positions, P positions of forced prefixes,
 V vocabulary, X automata of phrases.
