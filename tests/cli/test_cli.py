@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 import pytest
@@ -21,6 +22,7 @@ from seq2seq.cli.overrides import parse_overrides
 from seq2seq.cli.sweep import check_sweep
 from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.paths import CONFIGS
+from seq2seq.config.schema import Precision
 from seq2seq.inference.checkpoint import write_config
 from seq2seq.utils.errors import UserError, nearest
 from tests.helpers.program import Program
@@ -37,6 +39,15 @@ def refused(program: Program, *arguments: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_comment_of_a_precision_names_every_one(command: str) -> None:
+    """In the file that explains the keys of a command, if it has this key."""
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    comments = re.findall(r"^precision: .*# (.*)$", text, re.MULTILINE)
+    assert bool(comments) == any(field.name == "precision" for field in dataclasses.fields(load_config(command)))
+    assert all(set(get_args(Precision)) <= set(re.findall(r"\w+", comment)) for comment in comments)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
