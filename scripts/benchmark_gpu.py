@@ -30,7 +30,7 @@ from seq2seq.data.batching import split_by_token_budget
 from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
@@ -109,7 +109,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
 
     def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
         state = model.start(source_BS, source_BS != PAD)
-        task = Task(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
+        task = DecodingTask(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
         found = beam_search(model.step, [(state, task)], search, specials)
         return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
 

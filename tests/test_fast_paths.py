@@ -8,7 +8,7 @@ import torch
 from seq2seq.config.loading import search_preset
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
 from seq2seq.decoding.beam import beam_search
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.inference import translator
 from seq2seq.training.loss import loss_sum
 from tests.helpers.configs import FAMILIES
@@ -58,7 +58,7 @@ def translations(family: str) -> list[tuple[list[int], float]]:
     batches = []
     for lengths, longest in (([2, 5, 3], [12, 4, 14]), ([6, 7, 9], [16, 5, 3])):
         zeros = torch.zeros(len(lengths), dtype=torch.int64)
-        task = Task(torch.tensor(longest), zeros, zeros, [*range(len(lengths))])
+        task = DecodingTask(torch.tensor(longest), zeros, zeros, [*range(len(lengths))])
         batches.append((model.start(*padded(random_sentences(lengths, seed=3))), task))
     found = beam_search(model.step, batches, search_preset("beam"), Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)))
     return [(hypothesis.ids, hypothesis.score) for hypotheses in found for hypothesis in hypotheses]

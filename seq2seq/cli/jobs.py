@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,27 @@ def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, A
     if values["overwrite"] or not run.exists or "experiment" in given_keys:
         return values
     try:
-        merged = with_defaults(read_plain_config(run.checkpoint("last") / "config.yaml"))
+        stored = with_defaults(read_plain_config(run.checkpoint("last") / "config.yaml"))
+        merged = deepcopy(stored)
         for key in [*given_keys, "name", "outputs", "overwrite"]:
             _copy_value(key, values, merged)
-        typed_config("train", merged)
+        if problems := _problems(merged):
+            typed_config("train", stored)  # raises if the stored values alone are at fault
     except (OSError, ValueError, TypeError, LookupError, AttributeError, UserError) as error:
         reason = reason_of(error)
         raise UserError(f"{run.folder}: its stored config is missing or damaged ({reason})") from None
+    if problems:
+        advice = f"{run.folder} resumes under its stored config: override both keys, or choose another name=…"
+        raise UserError(*problems, advice, code=2)
     return merged
+
+
+def _problems(values: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        typed_config("train", values)
+    except UserError as error:
+        return error.problems
+    return ()
 
 
 def _copy_value(key: str, source: dict[str, Any], target: dict[str, Any]) -> None:

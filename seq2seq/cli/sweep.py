@@ -43,7 +43,7 @@ def run_sweep(command: str, overrides: list[Override]) -> None:
     finished: list[FinishedJob] = []
     hydra: Any = GlobalHydra.instance().hydra
     try:
-        hydra.multirun(command, task(command, swept, finished), texts)
+        hydra.multirun(command, job_runner(command, swept, finished), texts)
     finally:
         if command == "train" and swept and finished:
             print_sweep(finished)
@@ -58,10 +58,10 @@ def check_sweep(command: str, overrides: list[Override]) -> None:
         raise UserError(*problems, code=2)
 
 
-def task(command: str, swept: list[str], finished: list[FinishedJob]) -> Callable[[Any], None]:
-    """Return Hydra's task function; `swept` names the keys that differ between jobs, `finished` collects the jobs."""
+def job_runner(command: str, swept: list[str], finished: list[FinishedJob]) -> Callable[[Any], None]:
+    """Return what Hydra calls for each job; `swept` names the keys in which jobs differ, `finished` collects them."""
 
-    def job(composed: Any) -> None:
+    def run_composed(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
@@ -76,7 +76,7 @@ def task(command: str, swept: list[str], finished: list[FinishedJob]) -> Callabl
             swept_values = {key: value for key, value in given.items() if key in swept}
             finished.append(FinishedJob(run, swept_values, Path(HydraConfig.get().sweep.dir)))
 
-    return job
+    return run_composed
 
 
 def sweep_name(name: str, given: dict[str, str], swept: list[str]) -> str:

@@ -33,7 +33,7 @@ Fraction = Annotated[float, Range(0, 0.999)]
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
 
-Score = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
+AttentionScore = Literal["additive", "dot", "scaled_dot", "general", "cosine"]
 PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
 Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
@@ -46,7 +46,7 @@ Problems = Iterator[tuple[str, str]]  # (key below this object, the contradictio
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    score: Score
+    score: AttentionScore
     heads: Count
     dropout: Fraction
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seq2seq.data.encoding import Batch, EncodedCorpus, Resample
+from seq2seq.data.encoding import Batch, EncodedCorpus, Resegment
 from seq2seq.data.store import Integers, key_of
 from seq2seq.data.tokenizer import UNKNOWN
 
@@ -53,13 +53,13 @@ class Batches:
         tokens: int,
         seed: int,
         mix: Mix | None = None,
-        resample: Resample | None = None,
+        resegment: Resegment | None = None,
         *,
         update_tokens: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.encoded, self.tokens, self.seed, self.mix, self.resample = encoded, tokens, seed, mix, resample
+        self.encoded, self.tokens, self.seed, self.mix, self.resegment = encoded, tokens, seed, mix, resegment
         self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
         self.epoch = self.pool = self.position = 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
@@ -84,8 +84,8 @@ class Batches:
         if self._cached_pool is None or self._cached_pool[0] != key:
             shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
             encoded = self.encoded
-            if self.resample:
-                encoded = self.resample(shuffled, key_of(self.seed, epoch, pool))
+            if self.resegment:
+                encoded = self.resegment(shuffled, key_of(self.seed, epoch, pool))
                 shuffled = np.arange(len(encoded))
             lengths = [side.lengths(shuffled) for side in (encoded.source, encoded.target)]
             width = np.maximum(*lengths)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import DataConfig, FilterConfig
-from seq2seq.data.sources import Source, find_source
+from seq2seq.data.sources import PairStream, find_stream
 from seq2seq.data.store import Integers, Ragged, Texts, Writer, blocks, key_of, open_array
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import build_once
@@ -30,8 +30,8 @@ class Corpus:
 
     source: Sequence[str]
     target: Sequence[str]
-    content: str = ""  # changes with any sentence
-    parts: tuple[int, ...] = ()  # where each of several mixed corpora ends
+    fingerprint: str = ""  # changes with any sentence
+    corpus_ends: tuple[int, ...] = ()  # where each of several mixed corpora ends
     stored: StoredPairs | None = None
     rows: Integers | None = None  # None: all stored pairs
 
@@ -55,7 +55,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class StoredPairs:
-    """All pairs of a source, unfiltered, with the length in characters and the hash of each sentence."""
+    """All pairs of a stream, unfiltered, with the length in characters and the hash of each sentence."""
 
     name: str  # of its folder
     source: Ragged
@@ -66,8 +66,8 @@ class StoredPairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def corpus(self, rows: Integers | None = None, content: str = "", parts: tuple[int, ...] = ()) -> Corpus:
-        return Corpus(Texts(self.source, rows), Texts(self.target, rows), content, parts, self, rows)
+    def corpus(self, rows: Integers | None = None, fingerprint: str = "", corpus_ends: tuple[int, ...] = ()) -> Corpus:
+        return Corpus(Texts(self.source, rows), Texts(self.target, rows), fingerprint, corpus_ends, self, rows)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None)
     held_out = {}
     for split in ("validation", "test"):
         location = getattr(config, split)
-        held_out[split] = store(find_source(config, location), config.cache, status).corpus() if location else None
+        held_out[split] = store(find_stream(config, location), config.cache, status).corpus() if location else None
     missing = [split for split in held_out if held_out[split] is None] if held_out["validation"] is None else []
     folder = choose_rows(stored, config, missing, seed)
     rows = {split: open_array(folder / f"{split}.int32") for split in ("train", *missing)}
@@ -95,8 +95,8 @@ def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None)
     validation = held_out["validation"]
     if validation is None or not len(validation):
         raise UserError("data.validation: empty; training needs validation pairs to choose the best checkpoint")
-    parts = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
-    train = stored.corpus(rows["train"], metadata["content"], parts)
+    corpus_ends = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
+    train = stored.corpus(rows["train"], metadata["content"], corpus_ends)
     return Corpora(train, validation, held_out["test"], tuple(metadata["notes"]))
 
 
@@ -114,8 +114,8 @@ def choose_rows(stored: StoredPairs, config: DataConfig, missing: list[str], see
             for split, part in zip(missing, held_out_rows, strict=True):
                 part.astype(np.int32).tofile(tmp_dir / f"{split}.int32")
         rows.astype(np.int32).tofile(tmp_dir / "train.int32")
-        content = key_of(*(np.ascontiguousarray(stored.hashes[side][rows]).tobytes() for side in SIDES))
-        metadata = json.dumps({"notes": notes, "content": content}, ensure_ascii=False)
+        fingerprint = key_of(*(np.ascontiguousarray(stored.hashes[side][rows]).tobytes() for side in SIDES))
+        metadata = json.dumps({"notes": notes, "content": fingerprint}, ensure_ascii=False)
         (tmp_dir / "metadata.json").write_text(metadata, encoding="utf-8")
 
     build_once(folder, build)
@@ -126,7 +126,7 @@ def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
     """Load one split; None if the config names none."""
     location = getattr(config, split)
     if location and split != "train":
-        return store(find_source(config, location), config.cache).corpus()
+        return store(find_stream(config, location), config.cache).corpus()
     if config.train is None:
         return None
     corpora = open_corpora(config, seed)
@@ -136,39 +136,39 @@ def load_split(config: DataConfig, split: str, seed: int) -> Corpus | None:
 def store_training(config: DataConfig, status: Status) -> tuple[StoredPairs, list[int]]:
     """Store the pairs of the training corpus and of all additional ones; also return where each of them ends."""
     assert config.train is not None  # checked with the config
-    sources = [
-        find_source(config, config.train),
-        *(find_source(more.within(config), more.train) for more in config.extra),
+    streams = [
+        find_stream(config, config.train),
+        *(find_stream(more.within(config), more.train) for more in config.extra),
     ]
-    if len(sources) == 1:
-        stored = store(sources[0], config.cache, status)
+    if len(streams) == 1:
+        stored = store(streams[0], config.cache, status)
         return stored, [len(stored)]
-    corpora = [store(source, config.cache, status).corpus() for source in sources]
+    corpora = [store(stream, config.cache, status).corpus() for stream in streams]
     ends = np.cumsum([len(corpus) for corpus in corpora])
 
     def all_pairs() -> Iterator[tuple[str, str]]:
         for corpus in corpora:
             yield from zip(corpus.source, corpus.target, strict=True)
 
-    combined = Source(tuple(source.identity for source in sources), all_pairs)
+    combined = PairStream(tuple(stream.identity for stream in streams), all_pairs)
     return store(combined, config.cache, status), [int(end) for end in ends]
 
 
-def store(source: Source, cache: str, status: Status = lambda _: None) -> StoredPairs:
-    """Store a source's pairs, read once for all runs and processes."""
-    folder = Path(cache) / f"pairs-{key_of(source.identity)}"
+def store(stream: PairStream, cache: str, status: Status = lambda _: None) -> StoredPairs:
+    """Store the pairs of a stream, read once for all runs and processes."""
+    folder = Path(cache) / f"pairs-{key_of(stream.identity)}"
 
     def build(tmp_dir: Path) -> None:
         done = 0
         with ExitStack() as files:
             writers = {side: files.enter_context(SideWriter(tmp_dir, side)) for side in SIDES}
-            for block in blocks(source.pairs()):
+            for block in blocks(stream.pairs()):
                 for side, sentences in zip(SIDES, zip(*block, strict=True), strict=True):
                     writers[side].extend(sentences)
                 done += len(block)
                 status(f"reading the corpus: {done:,} pairs …")
         if not done:
-            raise UserError(f"{_describe(source)}: contains no pairs")
+            raise UserError(f"{_describe(stream)}: contains no pairs")
 
     build_once(folder, build)
     return StoredPairs(
@@ -238,24 +238,24 @@ def find_duplicates(source: NDArray[np.uint64], target: NDArray[np.uint64]) -> N
 
 
 def split_held_out(
-    stored: StoredPairs, rows: Integers, count: int, parts: int, seed: int
+    stored: StoredPairs, rows: Integers, count: int, num_splits: int, seed: int
 ) -> tuple[Integers, list[Integers]]:
-    """Split off at most `count` pairs, and at most a twentieth of all, per part; equal sources stay in one part."""
+    """Split off at most `count` pairs, and at most a twentieth of all, per split; equal sources stay in one split."""
     count = max(1, min(count, len(rows) // 20))
     _, group, sizes = np.unique(stored.hashes["source"][rows], return_inverse=True, return_counts=True)
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
-    # A very frequent sentence would fill a part by itself.
+    # A very frequent sentence would fill a split by itself.
     shuffled = shuffled[sizes[shuffled] <= count]
-    if len(shuffled) < parts:
+    if len(shuffled) < num_splits:
         raise UserError("data.validation: too few distinct sentences to hold any out; set data.validation")
     reached = np.cumsum(sizes[shuffled])
-    part_of_group = np.full(len(sizes), parts)
-    for part in reversed(range(parts)):
-        part_of_group[shuffled[: max(part + 1, np.searchsorted(reached, count * (part + 1)) + 1)]] = part
-    part_of_row = part_of_group[group]
-    return rows[part_of_row == parts], [rows[part_of_row == part] for part in range(parts)]
+    split_of_group = np.full(len(sizes), num_splits)
+    for split in reversed(range(num_splits)):
+        split_of_group[shuffled[: max(split + 1, np.searchsorted(reached, count * (split + 1)) + 1)]] = split
+    split_of_row = split_of_group[group]
+    return rows[split_of_row == num_splits], [rows[split_of_row == split] for split in range(num_splits)]
 
 
-def _describe(source: Source) -> str:
-    first = source.identity[0]
+def _describe(stream: PairStream) -> str:
+    first = stream.identity[0]
     return str(first[0] if isinstance(first, tuple) else first)

@@ -165,8 +165,8 @@ def _shift(corpus: Corpus) -> list[Finding]:
     if blocks == 0:
         return [_finding(corpus, name, np.zeros(len(corpus), bool), advice, 0.0)]
     offsets = (0, -3, -2, -1, 1, 2, 3)
-    fits = np.stack([_block_means(source * np.roll(target, -offset), blocks) for offset in offsets])
-    moved = (fits.argmax(0) > 0) & (fits.max(0) > fits[0] + 0.25)
+    correlations = np.stack([_block_means(source * np.roll(target, -offset), blocks) for offset in offsets])
+    moved = (correlations.argmax(0) > 0) & (correlations.max(0) > correlations[0] + 0.25)
     # A single block may be chance; a shift continues.
     moved &= np.convolve(moved, [1, 1, 1])[1:-1] >= 2
     flags = np.zeros(len(corpus), bool)

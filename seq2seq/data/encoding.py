@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.corpus import Corpus, Status
 from seq2seq.data.store import BLOCK, Integers, Ragged, Writer, key_of, open_array
-from seq2seq.data.tokenizer import BEGIN, PAD, Sampling, Tokenizer
+from seq2seq.data.tokenizer import BEGIN, PAD, SubwordSampling, Tokenizer
 from seq2seq.utils.io import build_once
 
 
@@ -98,7 +98,7 @@ def encode_training(
     corpus: Corpus, tokenizer: Tokenizer, max_length: int, cache: str, status: Status = lambda _: None
 ) -> tuple[EncodedCorpus, bool]:
     """Return memory-mapped ids, cached per corpus, tokenizer and limit, and whether the cache had them."""
-    folder = Path(cache) / f"ids-{key_of(corpus.content, *tokenizer.models.values(), max_length)}"
+    folder = Path(cache) / f"ids-{key_of(corpus.fingerprint, *tokenizer.models.values(), max_length)}"
     dtype = np.uint16 if max(tokenizer.vocabulary.source, tokenizer.vocabulary.target) < 2**16 else np.int32
 
     def build(tmp_dir: Path) -> None:
@@ -107,7 +107,7 @@ def encode_training(
             for start in range(0, len(corpus), BLOCK):
                 block = slice(start, start + BLOCK)
                 sides = tokenizer.encode_source(corpus.source[block]), tokenizer.encode_target(corpus.target[block])
-                selected = [i for i, pair in enumerate(zip(*sides, strict=True)) if fits(pair, max_length)]
+                selected = [i for i, pair in enumerate(zip(*sides, strict=True)) if within_limit(pair, max_length)]
                 for writer, side in zip(writers, sides, strict=True):
                     writer.extend([side[i] for i in selected])
                 rows.write((np.array(selected, np.int32) + start).astype(np.int32).tobytes())
@@ -120,25 +120,27 @@ def encode_training(
     return EncodedCorpus(source, target, open_array(folder / "rows.int32"), len(corpus) - len(source)), cached
 
 
-def fits(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
+def within_limit(pair: tuple[Sequence[int], Sequence[int]], max_length: int) -> bool:
     """Whether both sides, with END, are non-empty and within the limit."""
     return all(1 < len(side) <= max_length + 1 for side in pair)
 
 
-Resample = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, resegmented
+Resegment = Callable[[Integers, str], EncodedCorpus]  # rows of the encoded corpus, seed → the same pairs, resegmented
 
 
-def resampler(corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int) -> Resample:
+def resegmenter(
+    corpus: Corpus, encoded: EncodedCorpus, tokenizer: Tokenizer, rate: float, max_length: int
+) -> Resegment:
     """Return a function that resegments a pool's pairs, once per epoch and identically in every process."""
 
-    def resample(rows: Integers, key: str) -> EncodedCorpus:
+    def resegment(rows: Integers, key: str) -> EncodedCorpus:
         corpus_rows = encoded.rows[rows]
         seed = int(key, 16) % 2**31
-        source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], Sampling(rate, seed))
-        target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], Sampling(rate, seed + 1))
+        source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], SubwordSampling(rate, seed))
+        target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], SubwordSampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
-            if not fits(pair, max_length):  # fall back on the plain segmentation, which does
+            if not within_limit(pair, max_length):  # fall back on the plain segmentation, which is
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
         return EncodedCorpus(Ragged.of(source), Ragged.of(target), corpus_rows)
 
-    return resample
+    return resegment

@@ -30,20 +30,20 @@ ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 
 
-class Source(NamedTuple):
+class PairStream(NamedTuple):
     """A stream of pairs, and the identity of its content: paths, sizes, times, columns."""
 
     identity: tuple[object, ...]
     pairs: Callable[[], Iterator[Pair]]
 
 
-def find_source(config: DataConfig, split_or_files: str | list[str]) -> Source:
-    """Find the source that `data.train` or a sibling names: two files, one table, or a split of `data.path`."""
+def find_stream(config: DataConfig, split_or_files: str | list[str]) -> PairStream:
+    """Find the stream that `data.train` or a sibling names: two files, one table, or a split of `data.path`."""
     if isinstance(split_or_files, list):
         source, target = (Path(file).expanduser() for file in split_or_files)
         if kind_of(source) or kind_of(target):
             raise UserError("data.train: a pair of files must be plain text; add further tables with data.extra")
-        return Source(_identity([source, target]), lambda: from_text(source, target))
+        return PairStream(_identity([source, target]), lambda: from_text(source, target))
     if kind_of(Path(split_or_files)) or config.path is None:
         return from_tables([Path(split_or_files).expanduser()], config)
     if config.path == "toy":
@@ -58,7 +58,7 @@ def find_source(config: DataConfig, split_or_files: str | list[str]) -> Source:
     return from_hub(config.path, split_or_files, config)
 
 
-def from_grammar(split: str, config: DataConfig) -> Source:
+def from_grammar(split: str, config: DataConfig) -> PairStream:
     """A split of the built-in English→German grammar."""
     from seq2seq.data import toy
 
@@ -72,10 +72,10 @@ def from_grammar(split: str, config: DataConfig) -> Source:
     if split not in SPLITS:
         raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(SPLITS)}{nearest(split, SPLITS)}")
     files = sorted(path for path in Path(toy.__file__).parent.iterdir() if path.suffix in (".py", ".tsv"))
-    return Source(("toy", split, config.source, key_of(*(path.read_bytes() for path in files))), pairs)
+    return PairStream(("toy", split, config.source, key_of(*(path.read_bytes() for path in files))), pairs)
 
 
-def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
+def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
     """Sort data files into splits by the words in their paths below the folder.
 
     The folder's own path is ignored: not every file below /home/me/test/ is a test file.
@@ -104,7 +104,7 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> Source:
     return from_tables(files_by_split[split], config)
 
 
-def from_hub(name: str, split: str, config: DataConfig) -> Source:
+def from_hub(name: str, split: str, config: DataConfig) -> PairStream:
     """A split of a corpus on the Hugging Face hub; dataset scripts are never executed."""
 
     def pairs() -> Iterator[Pair]:
@@ -125,10 +125,10 @@ def from_hub(name: str, split: str, config: DataConfig) -> Source:
             columns = _columns(block, f"the hub corpus {name}", config)
             yield from zip(*columns, strict=True)
 
-    return Source(("hub", name, config.subset, config.revision, split, config.source, config.target), pairs)
+    return PairStream(("hub", name, config.subset, config.revision, split, config.source, config.target), pairs)
 
 
-def from_tables(paths: list[Path], config: DataConfig) -> Source:
+def from_tables(paths: list[Path], config: DataConfig) -> PairStream:
     """Concatenated tables with a column for each language."""
     readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
     kinds = [kind_of(path) or "" for path in paths]
@@ -142,7 +142,7 @@ def from_tables(paths: list[Path], config: DataConfig) -> Source:
         for path, kind in zip(paths, kinds, strict=True):
             yield from readers[kind](path, config)
 
-    return Source((*_identity(paths), config.source, config.target), pairs)
+    return PairStream((*_identity(paths), config.source, config.target), pairs)
 
 
 def from_text(source: Path, target: Path) -> Iterator[Pair]:
@@ -201,7 +201,7 @@ class Zstandard(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         import zstandard
 
-        self._packed = open(path, "rb")  # noqa: SIM115 (closed with this file)
+        self._compressed = open(path, "rb")  # noqa: SIM115 (closed with this file)
         self._begin, self._error = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
         self._frame, self._ready, self._in_frame = self._begin(), b"", False
 
@@ -210,16 +210,16 @@ class Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            packed = self._frame.unused_data if self._frame.eof else b""
+            compressed = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
                 self._frame = self._begin()
-            packed = packed or self._packed.read(2**17)
-            if not packed:
+            compressed = compressed or self._compressed.read(2**17)
+            if not compressed:
                 if self._in_frame:
                     raise EOFError("the file ends inside a frame")
                 return 0
             try:
-                self._ready = self._frame.decompress(packed)
+                self._ready = self._frame.decompress(compressed)
             except self._error as error:
                 raise OSError(str(error)) from None
             self._in_frame = not self._frame.eof
@@ -228,7 +228,7 @@ class Zstandard(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._packed.close()
+        self._compressed.close()
         super().close()
 
 

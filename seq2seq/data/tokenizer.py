@@ -31,7 +31,7 @@ class Vocabulary:
     joint: bool
 
 
-class Sampling(NamedTuple):
+class SubwordSampling(NamedTuple):
     """Random segmentation: unigram sampling or BPE dropout (Kudo 2018; Provilkov et al. 2020)."""
 
     rate: float
@@ -46,11 +46,15 @@ class Tokenizer:
         self.source, self.target = (_load(models[side]) for side in ("source", "target"))
         self.vocabulary = Vocabulary(len(self.source), len(self.target), joint=models["source"] == models["target"])
 
-    def encode_source(self, sentences: Sequence[str], sampling: Sampling | None = None) -> list[list[int]]:
-        return _encode(self.source, sentences, sampling)
+    def encode_source(
+        self, sentences: Sequence[str], subword_sampling: SubwordSampling | None = None
+    ) -> list[list[int]]:
+        return _encode(self.source, sentences, subword_sampling)
 
-    def encode_target(self, sentences: Sequence[str], sampling: Sampling | None = None) -> list[list[int]]:
-        return _encode(self.target, sentences, sampling)
+    def encode_target(
+        self, sentences: Sequence[str], subword_sampling: SubwordSampling | None = None
+    ) -> list[list[int]]:
+        return _encode(self.target, sentences, subword_sampling)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode target ids, skipping special ids."""
@@ -90,7 +94,7 @@ def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple
         return Tokenizer({side: _read_model(path) for side, path in zip(FILES, paths, strict=True)}), []
     # The sampling rate is not part of the model.
     settings = dataclasses.replace(config, sampling=0.0)
-    folder = Path(cache) / f"tokenizer-{key_of(corpus.content, settings, sentencepiece.__version__)}"
+    folder = Path(cache) / f"tokenizer-{key_of(corpus.fingerprint, settings, sentencepiece.__version__)}"
 
     def build(tmp_dir: Path) -> None:
         tokenizer, notes = train_tokenizer(corpus, config)
@@ -179,10 +183,12 @@ def _load(model: bytes) -> Any:
     return processor
 
 
-def _encode(processor: Any, sentences: Sequence[str], sampling: Sampling | None) -> list[list[int]]:
-    if sampling is None:
+def _encode(processor: Any, sentences: Sequence[str], subword_sampling: SubwordSampling | None) -> list[list[int]]:
+    if subword_sampling is None:
         return [[*ids, END] for ids in processor.encode(list(sentences))]
     # One thread and a fresh seed: the same segmentations in every process.
-    sentencepiece.set_random_generator_seed(sampling.seed)
-    sampled = processor.encode(list(sentences), enable_sampling=True, alpha=sampling.rate, nbest_size=-1, num_threads=1)
+    sentencepiece.set_random_generator_seed(subword_sampling.seed)
+    sampled = processor.encode(
+        list(sentences), enable_sampling=True, alpha=subword_sampling.rate, nbest_size=-1, num_threads=1
+    )
     return [[*ids, END] for ids in sampled]

@@ -28,9 +28,9 @@ from seq2seq.decoding.processors import (
 from seq2seq.decoding.scoring import (
     Beams,
     Candidates,
+    DecodingTask,
     Hypothesis,
     Specials,
-    Task,
     coverage_penalty,
     length_penalty,
     top_candidates,
@@ -50,7 +50,7 @@ class LiveBatch:
 
     state: State
     beams: Beams
-    task: Task
+    task: DecodingTask
     decided_B: Tensor
     length: int
     processors: Sequence[Processor]
@@ -89,7 +89,7 @@ class LiveBatch:
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, batches: Iterable[tuple[State, Task]], config: SearchConfig, specials: Specials
+    step: Step, batches: Iterable[tuple[State, DecodingTask]], config: SearchConfig, specials: Specials
 ) -> list[list[Hypothesis]]:
     """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
@@ -134,7 +134,7 @@ def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Special
     return after.shrink(config.groups)
 
 
-def start(state: State, task: Task, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
+def start(state: State, task: DecodingTask, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
     """Return one empty hypothesis per sentence; its K − 1 others are impossible.
 
     `first` is the index of the first sentence over all batches.
@@ -153,7 +153,7 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
         finished_log_probability_BK=impossible_BK,
         finished_node_BK=torch.zeros_like(last_BK),
         prefix_BKT=last_BK[:, :, None] if task.rules and task.rules.no_repeat else None,
-        words_BKX=task.rules.start(B, K) if task.rules else None,
+        phrase_states_BKX=task.rules.start(B, K) if task.rules else None,
         coverage_BKS=None,
     )
     if config.beam > 1:
@@ -163,7 +163,7 @@ def start(state: State, task: Task, config: SearchConfig, specials: Specials, fi
     return LiveBatch(state, beams, task.repeat(G), decided_B, 0, step_processors(task, specials))
 
 
-def add_coverage(beams: Beams, attention_RS: Tensor, task: Task) -> Beams:
+def add_coverage(beams: Beams, attention_RS: Tensor, task: DecodingTask) -> Beams:
     """Accumulate this step's attention; padding counts as covered."""
     attention_BKS = attention_RS.unflatten(0, beams.last_BK.shape)
     if beams.coverage_BKS is None:
@@ -177,13 +177,15 @@ def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfi
     K, rules = beams.last_BK.shape[1], live.task.rules
     # K of them may end, and K must go on; in greedy search the first hypothesis to end is the result.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
-    prefix_RT, words_RX = (None if x is None else x.flatten(0, 1) for x in (beams.prefix_BKT, beams.words_BKX))
+    prefix_RT, phrase_states_RX = (
+        None if x is None else x.flatten(0, 1) for x in (beams.prefix_BKT, beams.phrase_states_BKX)
+    )
     at_limit = bool((live.remaining_B == 1).any())
-    inputs = StepInput(logits_RV, live.length + 1, live.task, at_limit, prefix_RT, words_RX)
+    inputs = StepInput(logits_RV, live.length + 1, live.task, at_limit, prefix_RT, phrase_states_RX)
     if config.groups > 1:
         return diverse_candidates(next_log_probabilities(inputs, live.processors), beams, config, end, count)
-    if rules and rules.required_ids and words_RX is not None:
-        return candidates_with_required(next_log_probabilities(inputs, live.processors), beams, rules, words_RX)
+    if rules and rules.required_ids and phrase_states_RX is not None:
+        return candidates_with_required(next_log_probabilities(inputs, live.processors), beams, rules, phrase_states_RX)
     return next_candidates(inputs, live.processors, beams.log_probability_BK, count)
 
 
@@ -200,29 +202,31 @@ def diverse_candidates(
         candidates = top_candidates(penalized_RV, beams.log_probability_BK[g::G], count)
         penalty_BC = config.diversity * used_BV.gather(1, candidates.ids_BC)
         parts.append(replace(candidates, log_probability_BC=candidates.log_probability_BC + penalty_BC))
-        rank_BK, chosen_BK = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF).topk(K)
-        used_BV.scatter_add_(1, candidates.ids_BC.gather(1, chosen_BK), (rank_BK > NEG_INF).float())
+        score_BK, chosen_BK = candidates.selection_score_BC.masked_fill(candidates.ids_BC == end, NEG_INF).topk(K)
+        used_BV.scatter_add_(1, candidates.ids_BC.gather(1, chosen_BK), (score_BK > NEG_INF).float())
     return Candidates.combine(parts, lambda tensors: torch.stack(tensors, 1).flatten(0, 1))
 
 
-def candidates_with_required(log_probability_RV: Tensor, beams: Beams, rules: Rules, words_RX: Tensor) -> Candidates:
+def candidates_with_required(
+    log_probability_RV: Tensor, beams: Beams, rules: Rules, phrase_states_RX: Tensor
+) -> Candidates:
     """Return the best and the required continuations; those of complete hypotheses, which may end, come first."""
-    (B, K), device = beams.last_BK.shape, words_RX.device
+    (B, K), device = beams.last_BK.shape, phrase_states_RX.device
     # Per hypothesis, not per sentence: hypotheses with more of the required words are less likely.
     likeliest = top_candidates(log_probability_RV, beams.log_probability_BK.view(-1, 1), 2 * K)
     rows_BX = torch.arange(K, device=device).repeat_interleave(likeliest.ids_BC.shape[1]).expand(B, -1)
-    ids_RX, counts_RX = rules.wanted(words_RX)
+    ids_RX, counts_RX = rules.wanted(phrase_states_RX)
     log_RX = log_probability_RV.gather(1, ids_RX) + beams.log_probability_BK.view(-1, 1)
     log_RX = log_RX.masked_fill(~counts_RX, NEG_INF)
     origin_BX = torch.arange(K, device=device).repeat_interleave(ids_RX.shape[1]).expand(B, -1)
-    rank_BC = torch.cat((likeliest.rank_BC.view(B, -1), log_RX.view(B, -1)), 1)
+    score_BC = torch.cat((likeliest.selection_score_BC.view(B, -1), log_RX.view(B, -1)), 1)
     ids_BC = torch.cat((likeliest.ids_BC.view(B, -1), ids_RX.view(B, -1)), 1)
     origin_BC = torch.cat((rows_BX, origin_BX), 1)
     incomplete_BC = counts_RX.any(1).view(B, K).gather(1, origin_BC)
-    by_rank_BC = rank_BC.argsort(1, descending=True)
-    order_BC = by_rank_BC.gather(1, incomplete_BC.gather(1, by_rank_BC).int().argsort(stable=True, dim=1))
-    rank_BC = rank_BC.gather(1, order_BC)
-    return Candidates(rank_BC, rank_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
+    by_score_BC = score_BC.argsort(1, descending=True)
+    order_BC = by_score_BC.gather(1, incomplete_BC.gather(1, by_score_BC).int().argsort(stable=True, dim=1))
+    score_BC = score_BC.gather(1, order_BC)
+    return Candidates(score_BC, score_BC, ids_BC.gather(1, order_BC), origin_BC.gather(1, order_BC))
 
 
 def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int, length: int) -> Beams:
@@ -246,26 +250,26 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
     )
 
 
-def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: int) -> tuple[Beams, Tensor]:
+def extend(beams: Beams, candidates: Candidates, end: int, task: DecodingTask, length: int) -> tuple[Beams, Tensor]:
     """Continue the K best candidates that do not end → the new live hypotheses, and their origins."""
     K = beams.last_BK.shape[1]
-    rank_BC = candidates.rank_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
-    if task.rules and task.rules.required_ids and beams.words_BKX is not None:
+    score_BC = candidates.selection_score_BC.masked_fill(candidates.ids_BC == end, NEG_INF)
+    if task.rules and task.rules.required_ids and beams.phrase_states_BKX is not None:
         chosen_BK, filler_BK = task.rules.allocate(
-            rank_BC, candidates.ids_BC, candidates.origin_BC, beams.words_BKX, task.max_length_B - length
+            score_BC, candidates.ids_BC, candidates.origin_BC, beams.phrase_states_BKX, task.max_length_B - length
         )
     else:
-        chosen_BK, filler_BK = rank_BC.topk(K, dim=1).indices, None
+        chosen_BK, filler_BK = score_BC.topk(K, dim=1).indices, None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
-    prefix_BKT, words_BKX, coverage_BKS = (
+    prefix_BKT, phrase_states_BKX, coverage_BKS = (
         None if x is None else x.take_along_dim(origin_BK[:, :, None], 1)
-        for x in (beams.prefix_BKT, beams.words_BKX, beams.coverage_BKS)
+        for x in (beams.prefix_BKT, beams.phrase_states_BKX, beams.coverage_BKS)
     )
     if prefix_BKT is not None:
         prefix_BKT = torch.cat((prefix_BKT, last_BK[:, :, None]), 2)
-    if task.rules and words_BKX is not None:
-        words_BKX = task.rules.advance(words_BKX, last_BK)
+    if task.rules and phrase_states_BKX is not None:
+        phrase_states_BKX = task.rules.advance(phrase_states_BKX, last_BK)
     # An ended hypothesis never continues, even if nothing else is left.
     filler_BK = last_BK == end if filler_BK is None else filler_BK
     log_probability_BK = candidates.log_probability_BC.gather(1, chosen_BK).masked_fill(filler_BK, NEG_INF)
@@ -274,13 +278,13 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: Task, length: i
         last_BK=last_BK,
         log_probability_BK=log_probability_BK,
         prefix_BKT=prefix_BKT,
-        words_BKX=words_BKX,
+        phrase_states_BKX=phrase_states_BKX,
         coverage_BKS=coverage_BKS,
     )
     return beams, origin_BK
 
 
-def decided(beams: Beams, config: SearchConfig, task: Task, length: int) -> Tensor:
+def decided(beams: Beams, config: SearchConfig, task: DecodingTask, length: int) -> Tensor:
     """Return which sentences need no further step under `stop`; the groups of a sentence stop together."""
     decided_B = task.max_length_B <= length
     if config.stop == "filled":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.store import Ragged
-from seq2seq.decoding.phrases import Phrase, Vocabulary, partial_matches
+from seq2seq.decoding.phrases import Phrase, PieceTexts, partial_matches
 
 NEG_INF = float("-inf")
 SPACE = "▁"  # sentencepiece's word boundary
@@ -34,15 +34,15 @@ class Rules:
     ) -> None:
         # The end of a sentence ends a word as a space does.
         self.texts = [" " if id_ == end else piece.replace(SPACE, " ") for id_, piece in enumerate(pieces)]
-        self.end, self.no_repeat, self.has_words = end, no_repeat, bool(required or forbidden)
+        self.end, self.no_repeat, self.has_phrases = end, no_repeat, bool(required or forbidden)
         self.required_ids = [list(ids) for _, ids in required]
         self.required_length = sum(map(len, self.required_ids))
-        if self.has_words:
+        if self.has_phrases:
             self._build_tables([text for text, _ in required], forbidden, device)
 
     def _build_tables(self, required: Sequence[str], forbidden: Sequence[str], device: torch.device | None) -> None:
         """Number the states of all automata together."""
-        vocabulary = Vocabulary(self.texts)
+        vocabulary = PieceTexts(self.texts)
         automata = [
             *(Phrase(text).forbidden(vocabulary) for text in forbidden),
             *(Phrase(text).required(vocabulary, self.end) for text in required),
@@ -63,11 +63,11 @@ class Rules:
             for table in (start_X, next_ZV.astype(np.int32), banned_2ZV, complete_Z, ids_QT, length_Q)
         )
 
-    # -------------------------------------------------------------------------------- words, id by id
+    # ------------------------------------------------------------------------------ phrases, id by id
 
     def start(self, B: int, K: int) -> Tensor | None:
         """Return the states of all automata before the first id."""
-        return self.start_X.expand(B, K, -1) if self.has_words else None
+        return self.start_X.expand(B, K, -1) if self.has_phrases else None
 
     def advance(self, states_BKX: Tensor, ids_BK: Tensor) -> Tensor:
         return self.next_ZV[states_BKX, ids_BK[..., None]].long()
@@ -124,9 +124,9 @@ class Rules:
         # A last resort: candidates that cannot add all that is missing, and end, within the length limit.
         any_in_time_B1 = in_time_BC.any(1, keepdim=True)
         pool_BC = in_time_BC.where(any_in_time_B1, possible_BC)
-        rank_BC = (_equal_pairs(missing_BC) & pool_BC[:, None]).tril(-1).sum(-1)
+        ordinal_BC = (_equal_pairs(missing_BC) & pool_BC[:, None]).tril(-1).sum(-1)
         # The best of every degree come first; the rest goes to the candidates with the most progress.
-        reserved_BC = (rank_BC < K // (total + 1)) | ~any_in_time_B1
+        reserved_BC = (ordinal_BC < K // (total + 1)) | ~any_in_time_B1
         tier_BC = (1 + missing_BC).masked_fill(reserved_BC, 0).masked_fill(~pool_BC, total + 2)
         position_C = torch.arange(C, device=ids_BC.device)
         chosen_BK = (tier_BC * C + position_C).topk(K, dim=1, largest=False).indices

@@ -21,7 +21,7 @@ class Automaton(NamedTuple):
     complete_S: NDArray[Any]  # the phrase is in the text, unless a word character follows
 
 
-class Vocabulary:
+class PieceTexts:
     """The texts of all pieces, and their characters as indices."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -59,13 +59,13 @@ class Phrase:
                 return n
         return self.longest + 1 if self.begins_word and is_word(text[-1:]) else 0
 
-    def forbidden(self, vocabulary: Vocabulary) -> Automaton:
+    def forbidden(self, vocabulary: PieceTexts) -> Automaton:
         """Ban the pieces that complete the phrase."""
         next_SV, closed_SV, complete_S = self._pieces(vocabulary)
         # If only END can follow, nothing else will close the phrase.
         return Automaton(next_SV, np.stack((closed_SV, closed_SV | complete_S[next_SV])), complete_S)
 
-    def required(self, vocabulary: Vocabulary, end: int) -> Automaton:
+    def required(self, vocabulary: PieceTexts, end: int) -> Automaton:
         """Ban END before the phrase is complete; a last state, never left, means that it is closed."""
         next_SV, closed_SV, complete_S = self._pieces(vocabulary)
         S, V = next_SV.shape
@@ -76,7 +76,7 @@ class Phrase:
         banned_SV[~complete_S, end] = True
         return Automaton(next_SV, np.stack((banned_SV, banned_SV)), complete_S)
 
-    def _pieces(self, vocabulary: Vocabulary) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _pieces(self, vocabulary: PieceTexts) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return the next state, whether the phrase is closed then whatever follows, and whether it is complete."""
         S, V = len(self.states), len(vocabulary.texts)
         next_SC, closed_SC = self._characters(vocabulary.characters)

@@ -1,7 +1,7 @@
-"""StepInput processors: each rule about the next token is one object that changes the logits of a step.
+"""Step processors: each rule about the next token is one object that changes the logits of a step.
 
 Shapes: B sentences, K hypotheses of each, R = B × K rows, T target positions, P positions of forced prefixes,
-V vocabulary, X automata of words.
+V vocabulary, X automata of phrases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.decoding.constraints import NEG_INF, Rules, ban_repeats
-from seq2seq.decoding.scoring import Candidates, Specials, Task, log_sum_exp, top_candidates
+from seq2seq.decoding.scoring import Candidates, DecodingTask, Specials, log_sum_exp, top_candidates
 
 CHUNK_ROWS = 128  # rows of logits that a CPU processes together: they stay in its cache
 
@@ -24,10 +24,10 @@ class StepInput(NamedTuple):
 
     raw_RV: Tensor  # the model's logits
     length: int  # of the hypotheses with the next token
-    task: Task
+    task: DecodingTask
     at_limit: bool  # whether any sentence must end
     prefix_RT: Tensor | None  # all tokens, if a processor needs them
-    words_RX: Tensor | None  # states of the automata of words
+    phrase_states_RX: Tensor | None  # states of the automata of phrases
 
     def part(self, sentences: slice) -> StepInput:
         """Return the step of some sentences."""
@@ -37,7 +37,7 @@ class StepInput(NamedTuple):
             raw_RV=self.raw_RV[rows],
             task=self.task.select(sentences),
             prefix_RT=None if self.prefix_RT is None else self.prefix_RT[rows],
-            words_RX=None if self.words_RX is None else self.words_RX[rows],
+            phrase_states_RX=None if self.phrase_states_RX is None else self.phrase_states_RX[rows],
         )
 
     def rows(self, x_B: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Processor(Protocol):
         """Change float logits in place: −∞ excludes an id."""
 
 
-def step_processors(task: Task, specials: Specials) -> list[Processor]:
+def step_processors(task: DecodingTask, specials: Specials) -> list[Processor]:
     """Return the processors that a task needs, in order: later ones may allow what earlier ones excluded."""
     rules = task.rules
     processors: list[Processor] = [BanSpecials(specials.banned)]
@@ -58,8 +58,8 @@ def step_processors(task: Task, specials: Specials) -> list[Processor]:
         processors.append(MinLength(specials.end))
     if rules and rules.no_repeat:
         processors.append(NoRepeat(rules.no_repeat))
-    if rules and rules.has_words:
-        processors.append(Words(rules))
+    if rules and rules.has_phrases:
+        processors.append(LexicalConstraints(rules))
     if rules:
         processors.append(EndIfStuck(specials.end))
     if task.prefix_BP is not None:
@@ -97,15 +97,15 @@ class NoRepeat:
 
 
 @dataclass(frozen=True)
-class Words:
+class LexicalConstraints:
     """Forbidden words do not appear, and a sentence does not end before its required words."""
 
     rules: Rules
 
     def __call__(self, logits_RV: Tensor, step: StepInput) -> None:
-        assert step.words_RX is not None
+        assert step.phrase_states_RX is not None
         final_R = step.rows(step.task.max_length_B == step.length + 1)
-        logits_RV.masked_fill_(self.rules.banned(step.words_RX, final_R), NEG_INF)
+        logits_RV.masked_fill_(self.rules.banned(step.phrase_states_RX, final_R), NEG_INF)
 
 
 @dataclass(frozen=True)

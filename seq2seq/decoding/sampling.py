@@ -1,6 +1,7 @@
 """Random sampling of translations, independent of the model.
 
-Shapes: R unfinished rows (one per sample), T target positions, V vocabulary, N ids of all samples, X automata of words.
+Shapes: R unfinished rows (one per sample), T target positions, V vocabulary, N ids of all samples,
+X automata of phrases.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.beam import Step
 from seq2seq.decoding.constraints import NEG_INF
 from seq2seq.decoding.processors import StepInput, next_log_probabilities, step_processors
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task, length_penalty
+from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.model.decoder_state import State
 
 Seeds = NDArray[np.uint64]
 
 
-Shaper = Callable[[Tensor], Tensor]
+LogitsWarper = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,49 +34,54 @@ class LiveSamples:
 
     row_R: Tensor  # sentence index × samples + number of the sample
     state: State
-    task: Task
+    task: DecodingTask
     last_R1: Tensor
     prefix_RT: Tensor | None  # all tokens, if rules need them
-    words_R1X: Tensor | None  # states of the automata of words
+    phrase_states_R1X: Tensor | None  # states of the automata of phrases
 
     @classmethod
-    def start(cls, state: State, task: Task, samples: int, begin: int) -> LiveSamples:
+    def start(cls, state: State, task: DecodingTask, samples: int, begin: int) -> LiveSamples:
         task = task.repeat(samples)
         row_R = torch.arange(len(task.max_length_B), device=task.max_length_B.device)
         last_R1 = torch.full_like(row_R, begin)[:, None]
-        prefix_RT, words_R1X = (last_R1, task.rules.start(len(row_R), 1)) if task.rules else (None, None)
-        return cls(row_R, state.select(row_R // samples, 1), task, last_R1, prefix_RT, words_R1X)
+        prefix_RT, phrase_states_R1X = (last_R1, task.rules.start(len(row_R), 1)) if task.rules else (None, None)
+        return cls(row_R, state.select(row_R // samples, 1), task, last_R1, prefix_RT, phrase_states_R1X)
 
     def extend(self, ids_R1: Tensor, state: State) -> LiveSamples:
         prefix_RT = None if self.prefix_RT is None else torch.cat((self.prefix_RT, ids_R1), 1)
-        rules, words_R1X = self.task.rules, self.words_R1X
-        words_R1X = rules.advance(words_R1X, ids_R1) if rules and words_R1X is not None else None
-        return replace(self, state=state, last_R1=ids_R1, prefix_RT=prefix_RT, words_R1X=words_R1X)
+        rules, phrase_states_R1X = self.task.rules, self.phrase_states_R1X
+        if rules and phrase_states_R1X is not None:
+            phrase_states_R1X = rules.advance(phrase_states_R1X, ids_R1)
+        return replace(self, state=state, last_R1=ids_R1, prefix_RT=prefix_RT, phrase_states_R1X=phrase_states_R1X)
 
     def select(self, kept_R: Tensor) -> LiveSamples:
-        prefix_RT, words_R1X = (None if x is None else x[kept_R] for x in (self.prefix_RT, self.words_R1X))
+        prefix_RT, phrase_states_R1X = (
+            None if x is None else x[kept_R] for x in (self.prefix_RT, self.phrase_states_R1X)
+        )
         state, task = self.state.select(kept_R, 1), self.task.select(kept_R)
-        return LiveSamples(self.row_R[kept_R], state, task, self.last_R1[kept_R], prefix_RT, words_R1X)
+        return LiveSamples(self.row_R[kept_R], state, task, self.last_R1[kept_R], prefix_RT, phrase_states_R1X)
 
 
 @torch.inference_mode()
-def sample(step: Step, state: State, task: Task, config: SearchConfig, specials: Specials) -> list[list[Hypothesis]]:
-    """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before shaping.
+def sample(
+    step: Step, state: State, task: DecodingTask, config: SearchConfig, specials: Specials
+) -> list[list[Hypothesis]]:
+    """Draw `samples` translations of each sentence, best first; log probabilities are the model's, before warping.
 
     The draws of a sentence depend only on its seed, not on the rest of the batch.
     """
-    processors, shapers = step_processors(task, specials), sampling_shapers(config)
+    processors, warpers = step_processors(task, specials), build_warpers(config)
     live = LiveSamples.start(state, task, config.samples, specials.begin)
     remaining_R = live.task.remaining(0, live.row_R < 0)
     uniform_TR = uniforms(seeds(task.seeds, config.samples, config.seed), int(remaining_R.max())).to(live.row_R.device)
     drawn = []
     for length, uniform_R in enumerate(uniform_TR, 1):
         logits_R1V, state, *_ = step(live.last_R1, live.state)
-        words_RX = None if live.words_R1X is None else live.words_R1X[:, 0]
+        phrase_states_RX = None if live.phrase_states_R1X is None else live.phrase_states_R1X[:, 0]
         at_limit = bool((remaining_R == 1).any())
-        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, words_RX)
+        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, phrase_states_RX)
         next_RV = next_log_probabilities(inputs, processors)
-        ids_R1 = draw(sampling_probabilities(next_RV, shapers), uniform_R[live.row_R])[:, None]
+        ids_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R])[:, None]
         drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, ids_R1)[:, 0]))
         ended_R = ids_R1[:, 0] == specials.end
         live, remaining_R = live.extend(ids_R1, state), live.task.remaining(length, ended_R)
@@ -104,12 +110,12 @@ def _hypotheses(drawn: Sequence[tuple[Tensor, ...]], config: SearchConfig) -> li
     ]
 
 
-def sampling_shapers(config: SearchConfig) -> list[Shaper]:
+def build_warpers(config: SearchConfig) -> list[LogitsWarper]:
     """Return the steps from log probabilities to the probabilities to draw from; those that are off are left out.
 
     Each truncation applies to the result of the one before it.
     """
-    steps: list[tuple[bool, Shaper]] = [
+    steps: list[tuple[bool, LogitsWarper]] = [
         (config.temperature != 1, Temperature(config.temperature)),
         (config.top_k > 0, TopK(config.top_k)),
         (True, partial(torch.softmax, dim=-1)),
@@ -117,13 +123,13 @@ def sampling_shapers(config: SearchConfig) -> list[Shaper]:
         (config.min_p > 0, MinP(config.min_p)),
         (config.epsilon_cutoff > 0, EpsilonCutoff(config.epsilon_cutoff)),
     ]
-    return [shaper for used, shaper in steps if used]
+    return [warper for used, warper in steps if used]
 
 
-def sampling_probabilities(x_RV: Tensor, shapers: Sequence[Shaper]) -> Tensor:
+def sampling_probabilities(x_RV: Tensor, warpers: Sequence[LogitsWarper]) -> Tensor:
     """Return the probabilities to draw from, after temperature and truncation."""
-    for shaper in shapers:
-        x_RV = shaper(x_RV)
+    for warper in warpers:
+        x_RV = warper(x_RV)
     return x_RV
 
 

@@ -33,7 +33,7 @@ class Beams:
     finished_log_probability_BK: Tensor
     finished_node_BK: Tensor  # final step × K + hypothesis index
     prefix_BKT: Tensor | None  # all tokens, if rules need them
-    words_BKX: Tensor | None  # states of the automata of words
+    phrase_states_BKX: Tensor | None  # states of the automata of phrases
     coverage_BKS: Tensor | None  # attention to each source position, if penalised
 
     def select(self, kept_B: Tensor) -> Beams:
@@ -72,7 +72,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodingTask:
     """Length limits, prefixes, seeds and rules of a batch; lengths include END.
 
     Optional columns are the same ones in all batches of a search.
@@ -85,7 +85,7 @@ class Task:
     rules: Rules | None = None
     prefix_BP: Tensor | None = None  # ids that each sentence begins with, padded with NO_ID
 
-    def repeat(self, times: int) -> Task:
+    def repeat(self, times: int) -> DecodingTask:
         """Repeat each sentence `times` times in a row."""
         B = len(self.max_length_B)
         return (
@@ -94,13 +94,13 @@ class Task:
             else self.select(torch.arange(B, device=self.max_length_B.device).repeat_interleave(times))
         )
 
-    def join(self, other: Task) -> Task:
+    def join(self, other: DecodingTask) -> DecodingTask:
         """Concatenate two batches with the same rules; seeds serve only sampling, which joins nothing."""
         columns, others = self._columns(), other._columns()
         joined: dict[str, Any] = {name: concatenate_padded(x, others[name], NO_ID) for name, x in columns.items()}
         return replace(self, **joined)
 
-    def select(self, kept_B: Tensor | slice) -> Task:
+    def select(self, kept_B: Tensor | slice) -> DecodingTask:
         """Keep some of the sentences; seeds are indexed by the whole batch."""
         return replace(self, **{name: column[kept_B] for name, column in self._columns().items()})
 
@@ -117,7 +117,7 @@ class Task:
 class Candidates:
     """Continuations of the hypotheses of each sentence, best first."""
 
-    rank_BC: Tensor  # for selection: the log probability minus the diversity penalty
+    selection_score_BC: Tensor  # the log probability minus the diversity penalty
     log_probability_BC: Tensor
     ids_BC: Tensor
     origin_BC: Tensor  # index of the continued hypothesis

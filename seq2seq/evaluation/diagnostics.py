@@ -97,8 +97,8 @@ def count_words(sentences: Iterable[str]) -> Counter[str]:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Length errors of translations."""
+class OutputErrors:
+    """Errors of length, repetition and omission in translations."""
 
     ratio: float  # output words / words of the first reference
     repeating: list[int]  # sentences with more immediate repetitions than any reference
@@ -110,7 +110,7 @@ class Lengths:
         return f"{self.ratio:.3f} of the reference; {len(self.repeating):,} repeat, {len(self.short):,} break off"
 
 
-def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
+def output_errors(hypotheses: Sequence[str], test: TestSet) -> OutputErrors:
     hypothesis_words = [hypothesis.split() for hypothesis in hypotheses]
     reference_words = [[text.split() for text in several] for several in zip(*test.references, strict=True)]
     total = sum(len(several[0]) for several in reference_words)
@@ -121,7 +121,7 @@ def lengths(hypotheses: Sequence[str], test: TestSet) -> Lengths:
     hypothesis_total, reference_total = (
         sum(len(words_of(text)) for text in side) for side in (hypotheses, test.references[0])
     )
-    return Lengths(
+    return OutputErrors(
         sum(map(len, hypothesis_words)) / max(1, total),
         [
             i

@@ -47,7 +47,7 @@ class TestSet:
 
 
 @dataclass(frozen=True)
-class Score:
+class MetricResult:
     """A corpus score; 95 % of its resamples lie within `mean` ± `interval`."""
 
     name: str
@@ -61,8 +61,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores that training monitors."""
+class TranslationScores:
+    """BLEU and chrF of translations: training monitors one of them, and both are logged."""
 
     bleu: float
     chrf: float
@@ -72,23 +72,25 @@ class Scores:
     chrf_interval: float | None = None
 
     def __str__(self) -> str:
-        bleu = Score("BLEU", self.bleu, "", None, self.bleu_interval)
-        return f"BLEU {bleu}  chrF {Score('chrF', self.chrf, '', None, self.chrf_interval)}"
+        bleu = MetricResult("BLEU", self.bleu, "", None, self.bleu_interval)
+        return f"BLEU {bleu}  chrF {MetricResult('chrF', self.chrf, '', None, self.chrf_interval)}"
 
 
 # ------------------------------------------------------------------------------------------- metrics
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0) -> Scores:
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0
+) -> TranslationScores:
     """Return BLEU and chrF, from 0 to 100."""
     test = TestSet("", hypotheses, [references], language)
     bleu, chrf = (measure(name, hypotheses, test, resamples=resamples) for name in ("bleu", "chrf"))
-    return Scores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
+    return TranslationScores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
 
 
 def measure(
     name: str, hypotheses: Sequence[str], test: TestSet, *, tokenize: str | None = None, resamples: int = 0
-) -> Score:
+) -> MetricResult:
     """Compute one metric by its name in the config."""
     metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
     references = [rstrip_lines(lines) for lines in test.references]
@@ -96,7 +98,7 @@ def measure(
     mean, interval = (
         bootstrap_interval(metric, rstrip_lines(hypotheses), references, resamples) if resamples > 1 else (None, None)
     )
-    return Score(TITLES[name], result.score, str(metric.get_signature()), mean, interval)
+    return MetricResult(TITLES[name], result.score, str(metric.get_signature()), mean, interval)
 
 
 def bootstrap_interval(
@@ -161,7 +163,7 @@ def rstrip_lines(lines: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, gpus: int = 0) -> Score:
+def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, gpus: int = 0) -> MetricResult:
     """Return COMET × 100 against the first reference, by its authors' package."""
     require_comet()
     from comet import download_model, load_from_checkpoint
@@ -182,7 +184,7 @@ def comet(hypotheses: Sequence[str], test: TestSet, model: str, resamples: int, 
 
         resampled = np.random.default_rng(12345).choice(len(segments), (resamples, len(segments)))
         mean, interval = map(float, estimate_ci(segments[resampled].mean(1)))
-    return Score(TITLES["comet"], float(segments.mean()), f"model:{model}|nrefs:1", mean, interval)
+    return MetricResult(TITLES["comet"], float(segments.mean()), f"model:{model}|nrefs:1", mean, interval)
 
 
 def require_comet() -> None:

@@ -15,7 +15,7 @@ from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainCon
 from seq2seq.data.corpus import Corpus, load_split
 from seq2seq.data.sources import from_text, read_lines
 from seq2seq.data.store import key_of
-from seq2seq.evaluation.metrics import Scores, TestSet, score
+from seq2seq.evaluation.metrics import TestSet, TranslationScores, score
 from seq2seq.inference.checkpoint import CONFIG, read_config
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.console import status
@@ -26,7 +26,7 @@ from seq2seq.utils.run import Run
 
 def translate_and_score(
     translator: Translator, corpus: Corpus, search: SearchConfig, language: str = "", resamples: int = 0
-) -> tuple[list[str], Scores]:
+) -> tuple[list[str], TranslationScores]:
     """Return the best translation of every source sentence, and their scores against the targets."""
     hypotheses = [translations[0].text for translations in translator.translate(corpus.source, search)]
     return hypotheses, score(hypotheses, corpus.target, language, resamples)

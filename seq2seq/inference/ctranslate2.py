@@ -19,7 +19,7 @@ from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.data.encoding import shifted_right
 from seq2seq.data.tokenizer import BEGIN, END, FILES, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.model import transformer
 from seq2seq.model.attention import Attention, Position
 from seq2seq.model.interface import Seq2Seq
@@ -31,6 +31,8 @@ MIN_POSITIONS = 1024  # source subwords that CTranslate2 reads by default
 TOLERANCE = 1e-4  # between two float32 log probabilities of a subword: the order of summation differs
 MIN_EQUAL_FRACTION = 0.99  # fraction of equal translations: rounding may choose either of two equally probable subwords
 BATCH_SIZE = 32
+SCORES = ("scaled_dot", "dot", "general")  # of those in the config, what CTranslate2 supports
+POSITIONS = ("none", "sinusoidal", "learned", "rotary")
 
 
 def is_installed() -> bool:
@@ -51,13 +53,12 @@ def unsupported(config: ModelConfig) -> list[str]:
     if not isinstance(config, TransformerConfig):
         return [f"model.family: CTranslate2 does not support {config.family}; export a transformer"]
     problems = []
-    if config.attention.score in ("additive", "cosine"):
-        possible = "scaled_dot, dot, general"
-        score = config.attention.score
+    if (score := config.attention.score) not in SCORES:
+        possible = ", ".join(SCORES)
         problems.append(f"model.attention.score: CTranslate2 does not support {score}; possible: {possible}")
-    if config.position == "alibi":
-        possible = "none, sinusoidal, learned, rotary"
-        problems.append(f"model.position: CTranslate2 does not support alibi in the encoder; possible: {possible}")
+    if (position := config.position) not in POSITIONS:
+        possible = ", ".join(POSITIONS)
+        problems.append(f"model.position: CTranslate2 does not support {position} in the encoder; possible: {possible}")
     return problems
 
 
@@ -233,7 +234,7 @@ class TorchEngine:
                 torch.full((len(batch),), self.max_length),
                 torch.zeros(len(batch), dtype=torch.int64),
             )
-            task = Task(max_length_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
+            task = DecodingTask(max_length_B, none_B, (source_BS != PAD).sum(1), [0] * len(batch))
             state, search = self.model.start(source_BS, source_BS != PAD), replace(self.search, beam=beam)
             ranked = beam_search(self.model.step, [(state, task)], search, Specials(BEGIN, END, ()))
             translations += [hypotheses[0].ids for hypotheses in ranked]

@@ -165,7 +165,7 @@ class Prompt:
         for model in self.models:
             scored = model.translator.score([self.source], [text], self.search, attention=True)[0]
             self.show(model, [scored])
-            self.screen.tokens(scored.pieces, scored.token_log_probabilities)
+            self.screen.print_tokens(scored.pieces, scored.token_log_probabilities)
             self.last.append(scored)
 
     # ------------------------------------------------------------------------------------ inspecting
@@ -174,7 +174,7 @@ class Prompt:
         for model, translation in self.last_translations():
             if len(self.models) > 1:
                 self.screen.print(model.name)
-            self.screen.tokens(translation.pieces, translation.token_log_probabilities)
+            self.screen.print_tokens(translation.pieces, translation.token_log_probabilities)
 
     def _attention(self, rest: str) -> None:
         words = rest.split()

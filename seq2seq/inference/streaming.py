@@ -84,19 +84,19 @@ class LineReader:
         return len(self.waiting) >= lines or self.characters >= CHARACTERS
 
 
-def sentences(line: str, fits: Callable[[str], bool]) -> list[str]:
-    """Split a line into sentences; one that does not fit is halved, at a space if possible."""
+def sentences(line: str, within_limit: Callable[[str], bool]) -> list[str]:
+    """Split a line into sentences; one over the limit is halved, at a space if possible."""
     ends = [match.end() for match in STOP.finditer(line) if not line[match.end()].islower()]
     parts = [line[start:end] for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
-    return [piece for part in parts for piece in _split_in_half(part.strip(), fits)]
+    return [piece for part in parts for piece in _split_in_half(part.strip(), within_limit)]
 
 
-def _split_in_half(text: str, fits: Callable[[str], bool]) -> list[str]:
-    if len(text) < 2 or fits(text):
+def _split_in_half(text: str, within_limit: Callable[[str], bool]) -> list[str]:
+    if len(text) < 2 or within_limit(text):
         return [text]
     middle = len(text) // 2
     spaces = [match.start() for match in re.finditer(r"\s", text)]
     # Cut only in the middle third, which keeps repeated halving rare.
     near_middle = [position for position in spaces if len(text) / 3 < position < 2 * len(text) / 3]
     cut = min(near_middle, key=lambda position: abs(position - middle), default=middle)
-    return [*_split_in_half(text[:cut].strip(), fits), *_split_in_half(text[cut:].strip(), fits)]
+    return [*_split_in_half(text[:cut].strip(), within_limit), *_split_in_half(text[cut:].strip(), within_limit)]

@@ -26,7 +26,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import NO_ID, Hypothesis, Specials, Task, length_penalty
+from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
@@ -229,7 +229,7 @@ class Translator:
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
-    ) -> tuple[State, Task]:
+    ) -> tuple[State, DecodingTask]:
         """Return the state before the first token, and the search task."""
         length_B = to_device(torch.tensor([len(source.ids[0]) for source in sources]), self.device)
         max_length_B = (length_B * search.length_factor).long() + search.length_extra
@@ -244,7 +244,7 @@ class Translator:
             min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
             min_length_B = min_length_B.minimum(max_length_B)
         seeds = [seed(source.ids[0]) for source in sources]
-        return self._start(sources), Task(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP)
+        return self._start(sources), DecodingTask(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP)
 
     def _step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return attention weights averaged over layers and heads."""

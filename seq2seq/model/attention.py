@@ -68,12 +68,12 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         score: str,
-        position: str = "none",
+        position_kind: str = "none",
         p: float = 0.0,
         project_values: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.score, self.position, self.p = heads, score, position, p
+        self.heads, self.score, self.position_kind, self.p = heads, score, position_kind, p
         head = width // heads
         self.query = nn.Linear(query_width, width, bias=False)
         self.key = nn.Linear(memory_width, width, bias=score == "additive")
@@ -124,7 +124,7 @@ class Attention(nn.Module):
         B, _, S, _ = kv.key_RNSH.shape
         fused = self.score != "additive" and not weights and use_fused_kernel(query_RTD)
         # Where nothing but the future is masked, the kernel needs no mask and skips what it hides.
-        unmasked = kv.bias_R1QS is None and self.position != "alibi"
+        unmasked = kv.bias_R1QS is None and self.position_kind != "alibi"
         is_causal = fused and causal and unmasked and R == B and T == S and start == 0
         query_RNTH = self._query(self._split(query_RTD), start)
         bias = self._bias(causal and not is_causal, T, S, start, query_RTD, position_S)
@@ -134,20 +134,26 @@ class Attention(nn.Module):
             bias = None if bias is None else bias.repeat(1, 1, R // B if T > 1 else 1, 1)
         if kv.bias_R1QS is not None:
             bias = kv.bias_R1QS if bias is None else kv.bias_R1QS + bias
-        p, attention_weights = self.p if self.training else 0.0, None
-        if fused:
-            context = F.scaled_dot_product_attention(
-                query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, is_causal, scale=1.0
-            )
-        else:
-            weights_RNTS = self._weights(query_RNTH, kv.key_RNSH, bias)
-            context = dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH
-            attention_weights = weights_RNTS if weights else None
+        context, attention_weights = self._attend(query_RNTH, kv, bias, fused, is_causal, weights)
         if R != B:
             context = _to_rows(context, T)
             attention_weights = None if attention_weights is None else _to_rows(attention_weights, T)
         context_RTD = layout.pack(context.transpose(1, 2).flatten(2))
         return AttentionOutput(self.output(context_RTD) if self.output else context_RTD, attention_weights)
+
+    def _attend(
+        self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, fused: bool, is_causal: bool, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Average the values, by torch's fused kernel or in plain form; return the weights too if requested."""
+        p = self.p if self.training else 0.0
+        if fused:
+            context_RNTH = F.scaled_dot_product_attention(
+                query_RNTH, kv.key_RNSH, kv.value_RNSH, bias, p, is_causal, scale=1.0
+            )
+            return context_RNTH, None
+        weights_RNTS = self._weights(query_RNTH, kv.key_RNSH, bias)
+        context_RNTH = dropout(weights_RNTS, p, p > 0) @ kv.value_RNSH
+        return context_RNTH, weights_RNTS if weights else None
 
     def _split(self, x_RTD: Tensor) -> Tensor:
         return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -155,7 +161,7 @@ class Attention(nn.Module):
     def _key(self, key_RNSH: Tensor, start: int) -> Tensor:
         if self.score == "cosine":
             key_RNSH = F.normalize(key_RNSH, dim=-1)
-        return rotate(key_RNSH, start) if self.position == "rotary" else key_RNSH
+        return rotate(key_RNSH, start) if self.position_kind == "rotary" else key_RNSH
 
     def _query(self, query_RNTH: Tensor, start: int) -> Tensor:
         """Transform queries so that every score but the additive one is their dot product with the keys."""
@@ -165,11 +171,11 @@ class Attention(nn.Module):
             query_RNTH = query_RNTH @ self.general_NHH
         elif self.score == "cosine":
             query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
-        return rotate(query_RNTH, start) if self.position == "rotary" else query_RNTH
+        return rotate(query_RNTH, start) if self.position_kind == "rotary" else query_RNTH
 
     def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None) -> Tensor | None:
         """Return the positional term of the scores: −∞ for the future, plus ALiBi's penalty; None if all zero."""
-        bias = alibi(self.heads, T, S, start, like, position_S) if self.position == "alibi" else None
+        bias = alibi(self.heads, T, S, start, like, position_S) if self.position_kind == "alibi" else None
         if causal and start + 1 < S:
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)

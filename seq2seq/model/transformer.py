@@ -135,9 +135,9 @@ class Decoder(nn.Module):
         return Decoded(self.norm(x_RTD), state, tuple(attention_weights) if weights else ())
 
 
-def _attention(config: TransformerConfig, position: str) -> Attention:
+def _attention(config: TransformerConfig, position_kind: str) -> Attention:
     a = config.attention
-    return Attention(config.width, config.width, config.width, a.heads, a.score, position, a.dropout)
+    return Attention(config.width, config.width, config.width, a.heads, a.score, position_kind, a.dropout)
 
 
 def _feed_forward(config: TransformerConfig) -> FeedForward:

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.evaluation.alignment import AlignmentErrors, letter_fractions, words_of_pieces
-from seq2seq.evaluation.diagnostics import Group
-from seq2seq.evaluation.diagnostics import lengths as lengths_of
-from seq2seq.evaluation.metrics import Score, TestSet, sentence_scores
+from seq2seq.evaluation.diagnostics import Group, output_errors
+from seq2seq.evaluation.metrics import MetricResult, TestSet, sentence_scores
 from seq2seq.inference.translator import Translation
 from seq2seq.utils.run import Run
 
@@ -77,8 +76,8 @@ class ExampleGroup:
 
 
 @dataclass(frozen=True)
-class SentenceErrors:
-    """Errors of length and repetition over a test set, as `diagnostics.Lengths` counts them."""
+class ErrorCounts:
+    """Counts and fractions of the errors in `diagnostics.OutputErrors`."""
 
     sentences: int  # in the test set
     repeating: int  # sentences that repeat words where no reference does
@@ -93,7 +92,7 @@ class Sentences:
     """Translations one by one."""
 
     groups: list[ExampleGroup]
-    errors: SentenceErrors
+    errors: ErrorCounts
     histogram: list[int]  # sentences by chrF, in steps of 5
 
 
@@ -134,7 +133,7 @@ class Report:
 
     run: RunFacts
     totals: TrainingTotals | None  # None if training has not finished
-    scores: list[Score]
+    scores: list[MetricResult]
     lengths: list[Group]  # BLEU by words of the source
     curves: dict[str, dict[str, list[Point]]]  # by metric, then "train" or "validation"
     time: dict[str, float]  # seconds by activity
@@ -226,7 +225,7 @@ def time_spent(metrics: Metrics) -> dict[str, float]:
 
 def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> Sentences:
     """Return the worst and the best sentences, and those that repeat themselves or break off."""
-    scores, errors = sentence_scores(hypotheses, test), lengths_of(hypotheses, test)
+    scores, errors = sentence_scores(hypotheses, test), output_errors(hypotheses, test)
     order = sorted(range(len(test)), key=lambda i: scores[i])
 
     def group(name: str, total: int | None, indices: list[int]) -> ExampleGroup:
@@ -240,7 +239,7 @@ def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> Sentences
     ]
     totals = len(test), len(errors.repeating), len(errors.short)
     histogram = np.histogram(scores, bins=20, range=(0, 100))[0].tolist()
-    return Sentences(groups, SentenceErrors(*totals, errors.ratio, errors.omitted, errors.added), histogram)
+    return Sentences(groups, ErrorCounts(*totals, errors.ratio, errors.omitted, errors.added), histogram)
 
 
 def example(index: int, output: str, test: TestSet, score: float) -> Example:
@@ -269,11 +268,11 @@ def attention_plot(example: Example, translation: Translation) -> AttentionPlot:
         source_fractions=rounded(letter_fractions(sources)),
         target_fractions=rounded(letter_fractions(targets)),
         shape=list(translation.weights_LNTS.shape),
-        weights=packed(translation.weights_LNTS.float().numpy()),
+        weights=encode_weights(translation.weights_LNTS.float().numpy()),
     )
 
 
-def packed(weights: NDArray[np.float32]) -> str:
+def encode_weights(weights: NDArray[np.float32]) -> str:
     """Encode weights from 0 to 1 in steps of 1/65535, as base64."""
     return base64.b64encode((weights.clip(0, 1) * 65535).round().astype("<u2").tobytes()).decode()
 

@@ -95,6 +95,13 @@ class RunState:
         try:
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(training["optimizer"])
+            self.batches.load_state_dict(training["batches"])
+            if missing := asdict(self.progress).keys() - training["progress"].keys():
+                raise ValueError(f"progress.{min(missing)} is missing")
+            self.progress = Progress(**training["progress"])
+            # With another number of processes, each draws different numbers anyway.
+            if len(training["random"]) == self.process_group.world_size:
+                self.set_rng_states(training["random"][self.process_group.rank])
         except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
             raise damaged_error(folder / TRAINING, error) from None
         if self.average:
@@ -103,11 +110,6 @@ class RunState:
                 self.average.load(load_file(path))
             except (OSError, SafetensorError) as error:
                 raise damaged_error(path, error) from None
-        self.batches.load_state_dict(training["batches"])
-        self.progress = Progress(**training["progress"])
-        # With another number of processes, each draws different numbers anyway.
-        if len(training["random"]) == self.process_group.world_size:
-            self.set_rng_states(training["random"][self.process_group.rank])
 
     def rng_states(self) -> dict[str, Tensor]:
         """Return the states of this process's random generators: the CPU's and its device's."""

@@ -32,7 +32,7 @@ def record(run: Run, update: int, seed: int, corpora: Corpora, tokenizer: Tokeni
         "seed": seed,
         "code": code(),
         "packages": packages(),
-        "data": {split: content(getattr(corpora, split)) for split in ("train", "validation", "test")},
+        "data": {split: fingerprint(getattr(corpora, split)) for split in ("train", "validation", "test")},
         "tokenizer": hashlib.sha256(b"".join(tokenizer.models.values())).hexdigest()[:20],
         "hardware": hardware(),
     }
@@ -79,11 +79,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def content(corpus: Corpus | None) -> str | None:
+def fingerprint(corpus: Corpus | None) -> str | None:
     """Return a fingerprint of all sentences of a corpus."""
     if corpus is None:
         return None
-    return corpus.content or key_of(*corpus.source, *corpus.target)
+    return corpus.fingerprint or key_of(*corpus.source, *corpus.target)
 
 
 def hardware() -> dict[str, Any]:

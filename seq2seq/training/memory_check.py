@@ -34,7 +34,7 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
     """Try the worst batch and the widest beam; find the budget for `tokens=auto`."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
     summary = "the longest batch fits"
-    if tokens == "auto" or not fits(trainer, tokens):
+    if tokens == "auto" or not fits_in_memory(trainer, tokens):
         limit = tokens if tokens != "auto" else MAX_USEFUL_TOKENS.get(trainer.device.type, MAX_USEFUL_TOKENS_ON_GPU) + 1
         fitting = min(state.process_group.all_gather(largest_budget(trainer, limit)))
         if not fitting:
@@ -62,12 +62,12 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
 def largest_budget(trainer: Trainer, below: int) -> int:
     """Return the largest power of two below `below` whose worst batch fits, trying ever smaller ones; 0: none."""
     tokens = 2 ** ((below - 1).bit_length() - 1)
-    while tokens >= MIN_TOKENS and not fits(trainer, tokens):
+    while tokens >= MIN_TOKENS and not fits_in_memory(trainer, tokens):
         tokens //= 2
     return tokens if tokens >= MIN_TOKENS else 0
 
 
-def fits(trainer: Trainer, tokens: int) -> bool:
+def fits_in_memory(trainer: Trainer, tokens: int) -> bool:
     try:
         try_batch(trainer, largest_batch(trainer.state.batches.encoded, tokens))
     except (RuntimeError, MemoryError) as error:

@@ -34,21 +34,21 @@ class Meter:
         self.multiply_adds = multiply_adds(state.model)
         self.epoch = state.batches.batches_per_epoch()
         self.stats = UpdateStats(0.0, 0.0)
-        self.begin()
+        self.calibrate()
 
-    def begin(self) -> None:
-        """Start measuring, or resume after a pause; a shared machine may look slower, so the highest rate counts."""
+    def calibrate(self) -> None:
+        """Measure the device's rate, then speeds; a shared machine may look slower, so the highest rate counts."""
         self.matmul_rate = max(self.matmul_rate, matmul_flops(self.device, self.precision))
-        self.restart()
+        self.reset_speed()
 
-    def restart(self) -> None:
+    def reset_speed(self) -> None:
         """Measure speeds from now on."""
         self.tokens = self.positions = self.sources = self.targets = self.waiting_seconds = 0.0
         self.started, self.seconds_before = time.perf_counter(), self.progress.seconds
 
-    def next_line(self) -> None:
+    def reset_line(self) -> None:
         self.progress.line_loss, self.progress.line_tokens = 0.0, 0
-        self.restart()
+        self.reset_speed()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -67,7 +67,7 @@ class Meter:
             self.sources += len(batch.source_index_M)
             self.targets += batch.target_tokens
             self.positions += batch.source_BS.numel() + batch.target_out_BT.numel()
-        # Validations are not counted: the meter restarts after each.
+        # Validations are not counted: the meter is calibrated after each.
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
 
     def scalars(self, lr: float) -> dict[str, float]:

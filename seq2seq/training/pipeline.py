@@ -19,7 +19,7 @@ from seq2seq.config.schema import TrainConfig
 from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, Corpus, open_corpora
 from seq2seq.data.doctor import quick, sizes
-from seq2seq.data.encoding import encode_corpus, encode_training, resampler
+from seq2seq.data.encoding import encode_corpus, encode_training, resegmenter
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
 from seq2seq.evaluation.metrics import RESAMPLES
 from seq2seq.evaluation.testsets import translate_and_score
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> Run:
         settle_budget(trainer, corpora.validation)
         process_group.barrier()  # all processes have read the folder before it changes
         if process_group.is_main:
-            create_folder(run, state.config, state.progress.update)
+            prepare_run_folder(run, state.config, state.progress.update)
             if state.progress.update < state.config.training.updates:
                 environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logger.open(run, state.progress.update)
@@ -149,7 +149,7 @@ def list_changes(run: Run, config: TrainConfig) -> list[str]:
     return changes
 
 
-def create_folder(run: Run, config: TrainConfig, update: int) -> None:
+def prepare_run_folder(run: Run, config: TrainConfig, update: int) -> None:
     """Create the run's folder, only after its data, tokenizer and model are known to be good."""
     try:
         if not update:
@@ -241,21 +241,21 @@ def build_batches(
         logger.field("", f"{encoded.dropped:,} pairs omitted: a side is empty or over {limit} subwords")
     mix = None
     if data.extra:
-        ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.parts)]
+        ends = [int(end) for end in np.searchsorted(encoded.rows, corpus.corpus_ends)]
         mix = temperature_mix(ends, [1.0, *(more.weight for more in data.extra)], data.temperature)
         logger.field(
             "mix", "an epoch draws " + ", ".join(f"{count:,}" for count in mix.counts) + " pairs of each corpus"
         )
-    sampling, resample = config.tokenizer.sampling, None
-    if sampling:
-        resample = resampler(corpus, encoded, tokenizer, sampling, limit)
+    rate, resegment = config.tokenizer.sampling, None
+    if rate:
+        resegment = resegmenter(corpus, encoded, tokenizer, rate, limit)
     tokens = config.training.tokens
     batches = Batches(
         encoded,
         MIN_TOKENS if tokens == "auto" else tokens,
         config.seed,
         mix,
-        resample,
+        resegment,
         update_tokens=config.training.update_tokens,
         rank=process_group.rank,
         world_size=process_group.world_size,

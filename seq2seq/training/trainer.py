@@ -72,7 +72,7 @@ class Trainer:
                     self.log(meter)
                 if progress.update % settings.validate_every == 0 or last:
                     self.validate()
-                    meter.begin()
+                    meter.calibrate()
                 if 0 < settings.max_minutes * 60 < time.monotonic() - started:
                     self.stop(f"training.max_minutes={settings.max_minutes:g}")
         if self.saved_update < progress.update:
@@ -205,7 +205,7 @@ class Trainer:
         self.logger.scalars("train", update, {**values, **compiled})
         # Named to sort after the most important curves.
         self.logger.tensorboard("weights", update, self.norms())
-        meter.next_line()
+        meter.reset_line()
 
     def norms(self) -> dict[str, float]:
         """Return the norms of weights and gradients, by part of the model."""

@@ -41,7 +41,7 @@ class Screen:
         for start in range(0, len(entries), per_row):
             self.print("".join(pad(entry, column_width) for entry in entries[start : start + per_row]).rstrip())
 
-    def tokens(self, pieces: Sequence[str], log_probabilities: Sequence[float]) -> None:
+    def print_tokens(self, pieces: Sequence[str], log_probabilities: Sequence[float]) -> None:
         """Print each subword above its probability, in as many rows as needed."""
         available = shutil.get_terminal_size().columns
         above, below, used = "", "", 0

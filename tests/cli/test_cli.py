@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hydra
 import pytest
@@ -15,13 +16,17 @@ from omegaconf import OmegaConf
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import _compose_groups, compose_job, hydra_session
 from seq2seq.cli.help import choices, command_help, examples
+from seq2seq.cli.jobs import call
 from seq2seq.cli.main import load_config
 from seq2seq.cli.overrides import parse_overrides
 from seq2seq.cli.sweep import check_sweep
 from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.paths import CONFIGS
+from seq2seq.config.schema import Precision
+from seq2seq.inference.checkpoint import write_config
 from seq2seq.utils.errors import UserError, nearest
 from tests.helpers.program import Program
+from tests.helpers.runs import empty_run
 
 
 def refused(program: Program, *arguments: str) -> list[str]:
@@ -34,6 +39,15 @@ def refused(program: Program, *arguments: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_comment_of_a_precision_names_every_one(command: str) -> None:
+    """In the file that explains the keys of a command, if it has this key."""
+    text = (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8")
+    comments = re.findall(r"^precision: .*# (.*)$", text, re.MULTILINE)
+    assert bool(comments) == any(field.name == "precision" for field in dataclasses.fields(load_config(command)))
+    assert all(set(get_args(Precision)) <= set(re.findall(r"\w+", comment)) for comment in comments)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
@@ -235,6 +249,24 @@ def test_a_choice_of_ones_own_goes_before_the_built_in_one(program: Program, tmp
     (tmp_path / "mine" / "model" / "lstm_large.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
     result = program("train", "--config-dir", "mine", "model=lstm_large", "--cfg", "job")
     assert result.returncode == 0 and "width: 48" in result.stdout, result.stderr
+
+
+def test_an_override_that_contradicts_a_stored_value_is_named(tmp_path: Path) -> None:
+    """The problems are those of one command line with both values; only a stored config at fault is called damaged."""
+    both = ["training.r_drop=1", "training.simcut=1"]
+    with pytest.raises(UserError) as contradiction:
+        load_config("train", *both)
+    run = empty_run(tmp_path / "mine", last="update-0000001")
+    path = run.checkpoint("last") / "config.yaml"
+    for stored, given in (both, both[::-1]):
+        write_config(load_config("train", f"outputs={tmp_path}", "name=mine", stored), path)
+        with pytest.raises(UserError) as error:
+            call("train", f"outputs={tmp_path}", "name=mine", given)
+        *problems, advice = error.value.problems
+        assert tuple(problems) == contradiction.value.problems and str(run.folder) in advice
+    path.write_text(path.read_text(encoding="utf-8").replace("simcut: 1", "simcut: high"), encoding="utf-8")
+    with pytest.raises(UserError, match="mine: its stored config is missing or damaged"):
+        call("train", f"outputs={tmp_path}", "name=mine", "training.updates=5")
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_only_a_line_feed_ends_a_line() -> None:
 # ----------------------------------------------------------------------------------------- sentences
 
 
-def fits(text: str) -> bool:
+def within_limit(text: str) -> bool:
     return len(text) <= 60
 
 
@@ -191,21 +191,21 @@ def fits(text: str) -> bool:
     ],
 )
 def test_sentences_of_a_line(line: str, parts: list[str]) -> None:
-    assert sentences(line, fits) == parts
+    assert sentences(line, within_limit) == parts
 
 
 def test_nothing_of_a_long_line_is_lost() -> None:
     chance = random.Random(2)
     for _ in range(200):
         line = anything(chance).decode("utf-8", "replace")
-        parts = sentences(line, fits)
+        parts = sentences(line, within_limit)
         assert "".join("".join(parts).split()) == "".join(line.split())
-        assert all(fits(part) or len(part) < 2 for part in parts)
+        assert all(within_limit(part) or len(part) < 2 for part in parts)
 
 
 def test_split_lines_translate_as_their_sentences(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["The old dog runs. A man sees two cats.", "", "cat " * 40]
-    apart = [sentences(line, Filter(translator, load_config("translate")).fits) for line in given]
+    apart = [sentences(line, Filter(translator, load_config("translate")).within_limit) for line in given]
     assert len(apart[0]) == 2 and len(apart[2]) > 1
     search = load_config("translate", "search=greedy").search
     wanted = [" ".join(t[0].text for t in translator.translate(parts, search) if t[0].text) for parts in apart]

@@ -1,4 +1,4 @@
-"""Laws of batches: cuts, padding, order, resuming, shares, mixes and resampling against plain loops."""
+"""Laws of batches: cuts, padding, order, resuming, shares, mixes and resegmentation against plain loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from seq2seq.data.batching import (
     temperature_mix,
 )
 from seq2seq.data.corpus import Corpus
-from seq2seq.data.encoding import Batch, EncodedCorpus, encode_corpus, encode_training, resampler
+from seq2seq.data.encoding import Batch, EncodedCorpus, encode_corpus, encode_training, resegmenter
 from seq2seq.data.store import Integers, Ragged
 from seq2seq.data.tokenizer import Tokenizer, Vocabulary, train_tokenizer
 from tests.helpers.corpora import random_sentences
@@ -294,7 +294,7 @@ def test_what_was_asked_before_changes_nothing(small_pools: int) -> None:
 def sampled_anew(corpus: EncodedCorpus) -> Callable[[Integers, str], EncodedCorpus]:
     """A stand-in for sampling: the pairs asked for, with ids and lengths that follow from the key."""
 
-    def resample(rows: Integers, key: str) -> EncodedCorpus:
+    def resegment(rows: Integers, key: str) -> EncodedCorpus:
         random = np.random.default_rng(int(key, 16) % 2**31)
 
         def anew(side: Ragged) -> list[list[int]]:
@@ -302,7 +302,7 @@ def sampled_anew(corpus: EncodedCorpus) -> Callable[[Integers, str], EncodedCorp
 
         return encoded(anew(corpus.source), anew(corpus.target), corpus.rows[rows].tolist())
 
-    return resample
+    return resegment
 
 
 KINDS = ["plain", "mixed", "sampled", "mixed and sampled"]
@@ -310,8 +310,8 @@ KINDS = ["plain", "mixed", "sampled", "mixed and sampled"]
 
 def made(kind: str, corpus: EncodedCorpus, seed: int = 1, **part: int) -> Batches:
     mix = Mix((10, 40, len(corpus)), (25, 7, 12)) if "mixed" in kind else None
-    resample = sampled_anew(corpus) if "sampled" in kind else None
-    return Batches(corpus, 30, seed, mix, resample, **part)
+    resegment = sampled_anew(corpus) if "sampled" in kind else None
+    return Batches(corpus, 30, seed, mix, resegment, **part)
 
 
 @pytest.mark.parametrize("update_tokens", [0, 60])
@@ -466,7 +466,7 @@ def test_each_epoch_draws_a_mix_anew_and_shuffles_it() -> None:
         assert repeated[0] != repeated[1]
 
 
-# ------------------------------------------------------------------------------------ sampling anew
+# ------------------------------------------------------------------------------------ resegmentation
 
 
 def test_each_pool_is_sampled_under_a_key_of_its_own(small_pools: int) -> None:
@@ -476,11 +476,11 @@ def test_each_pool_is_sampled_under_a_key_of_its_own(small_pools: int) -> None:
     for seed, epoch in itertools.product((1, 2), (0, 1, 2)):
         calls: list[tuple[list[int], str]] = []
 
-        def resample(rows: Integers, key: str, calls: list[Any] = calls) -> EncodedCorpus:
+        def resegment(rows: Integers, key: str, calls: list[Any] = calls) -> EncodedCorpus:
             calls.append((rows.tolist(), key))
             return sampled_anew(corpus)(rows, key)
 
-        batches = Batches(corpus, 30, seed, None, resample)
+        batches = Batches(corpus, 30, seed, None, resegment)
         list(batches.rows(epoch))
         order = batches.order(epoch).tolist()
         assert [rows for rows, _ in calls] == [order[:16], order[16:32], order[32:]]
@@ -495,11 +495,11 @@ def test_batches_hold_the_sampled_ids_cut_by_their_own_lengths(small_pools: int)
     corpus = corpus_of(random_lengths(40))
     pools: list[EncodedCorpus] = []
 
-    def resample(rows: Integers, key: str) -> EncodedCorpus:
+    def resegment(rows: Integers, key: str) -> EncodedCorpus:
         pools.append(sampled_anew(corpus)(rows, key))
         return pools[-1]
 
-    batches = Batches(corpus, 30, 1, None, resample)
+    batches = Batches(corpus, 30, 1, None, resegment)
     found = iter(next_updates(batches, 60))
     for number in range(3):
         first = next(found)
@@ -529,8 +529,8 @@ def test_sampling_segments_the_same_pairs_anew_and_each_side_by_itself() -> None
     sides = tokenizer.encode_source(text)
     base = encoded(sides, sides, [i + 1 for i in range(len(text))])
     rows = np.random.default_rng(0).permutation(len(text))[:15]
-    resample = resampler(corpus, base, tokenizer, 0.2, 100)
-    found = resample(rows, "a1")
+    resegment = resegmenter(corpus, base, tokenizer, 0.2, 100)
+    found = resegment(rows, "a1")
     assert found.rows.tolist() == [int(i) + 1 for i in rows]
     for side, decode in ((found.source, tokenizer.decode_source), (found.target, tokenizer.decode)):
         assert [decode(side[i].tolist()) for i in range(15)] == [text[i] for i in rows]
@@ -541,11 +541,11 @@ def test_sampling_segments_the_same_pairs_anew_and_each_side_by_itself() -> None
 
     source, target = ids(found)
     assert sum(a != b for a, b in zip(source, target, strict=True)) > 7, "the two sides are drawn independently"
-    assert ids(resample(rows, "a1")) == ids(found), "a key decides all"
-    again = ids(resample(rows, "f7"))
+    assert ids(resegment(rows, "a1")) == ids(found), "a key decides all"
+    again = ids(resegment(rows, "f7"))
     for one, other in itertools.product((source, target), again):
         assert one != other
-    bold, mild = (ids(resampler(corpus, base, tokenizer, rate, 100)(rows, "a1"))[0] for rate in (0.05, 0.9))
+    bold, mild = (ids(resegmenter(corpus, base, tokenizer, rate, 100)(rows, "a1"))[0] for rate in (0.05, 0.9))
     plain = [sides[i] for i in rows]
     assert sum(a != b for a, b in zip(bold, plain, strict=True)) > 12
     assert sum(map(len, bold)) > sum(map(len, mild)), "the rate reaches the sampler"
@@ -560,8 +560,8 @@ def test_a_sample_over_the_limit_falls_back_to_its_own_plain_pair() -> None:
     base = encoded(*sides, [i + 1 for i in range(len(text))])
     rows = np.random.default_rng(1).permutation(len(text))
     limit = max(map(len, sides[0])) - 1
-    free = resampler(corpus, base, tokenizer, 0.1, 100)(rows, "5")
-    found = resampler(corpus, base, tokenizer, 0.1, limit)(rows, "5")
+    free = resegmenter(corpus, base, tokenizer, 0.1, 100)(rows, "5")
+    found = resegmenter(corpus, base, tokenizer, 0.1, limit)(rows, "5")
     kept = []
     for i, row in enumerate(rows):
         drawn = free.source[i].tolist(), free.target[i].tolist()
@@ -583,10 +583,10 @@ class Words:
         self.models = dict(zip(("source", "target"), models, strict=True))
         self.vocabulary = Vocabulary(*vocabulary, joint=False)
 
-    def encode_source(self, sentences: Sequence[str], sampling: object = None) -> list[list[int]]:
+    def encode_source(self, sentences: Sequence[str], subword_sampling: object = None) -> list[list[int]]:
         return [[*map(int, text.split()), END] for text in sentences]
 
-    def encode_target(self, sentences: Sequence[str], sampling: object = None) -> list[list[int]]:
+    def encode_target(self, sentences: Sequence[str], subword_sampling: object = None) -> list[list[int]]:
         return [[*map(int, text.split()), END] for text in sentences]
 
 
@@ -644,7 +644,7 @@ def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path:
     text = [sentence(n) for n in (1, 2, 3, 4)]
 
     class Shifted(Words):
-        def encode_source(self, sentences: Sequence[str], sampling: object = None) -> list[list[int]]:
+        def encode_source(self, sentences: Sequence[str], subword_sampling: object = None) -> list[list[int]]:
             return [[i + 1 for i in ids] for ids in super().encode_source(sentences)]
 
     base = (Corpus(text, text, "a"), Words(), 3)
@@ -663,7 +663,7 @@ def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path:
         assert not there and ids_of(found) == ids_of(cold)
     for corpus, tokenizer, limit in variants:
         assert encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path))[1]
-    other = dataclasses.replace(base[0], parts=(2, 4))
+    other = dataclasses.replace(base[0], corpus_ends=(2, 4))
     assert encode_training(other, tokenizer_of(Words()), 3, str(tmp_path))[1], "where corpora end changes no ids"
 
 

@@ -29,7 +29,7 @@ from seq2seq.config.schema import DataConfig, ExtraCorpusConfig, FilterConfig
 from seq2seq.data import corpus as module
 from seq2seq.data import toy
 from seq2seq.data.corpus import Corpora, Corpus, filter_pairs, load_split, open_corpora, store
-from seq2seq.data.sources import Source, find_source, from_hub, kind_of, misaligned_line, read_lines
+from seq2seq.data.sources import PairStream, find_stream, from_hub, kind_of, misaligned_line, read_lines
 from seq2seq.data.store import blocks
 from seq2seq.utils.errors import UserError
 from tests.reference import corpora as reference
@@ -68,7 +68,7 @@ def pairs_of(corpus: Corpus | None) -> list[Pair]:
 
 
 def stored(pairs: Sequence[Pair], cache: Path) -> module.StoredPairs:
-    return store(Source((next(NUMBERS),), lambda: iter(pairs)), str(cache))
+    return store(PairStream((next(NUMBERS),), lambda: iter(pairs)), str(cache))
 
 
 # ------------------------------------------------------------------------------------------- filters
@@ -143,7 +143,7 @@ def test_a_corpus_is_stored_as_it_stands_with_lengths_and_hashes(
     assert corpus.characters["source"].tolist() == [len(s.strip()) for s, _ in pairs]
     assert corpus.characters["target"].tolist() == [len(t.strip()) for _, t in pairs]
     part = found.corpus(np.array([4, 1]), "c", (1, 2))
-    assert pairs_of(part) == [pairs[4], pairs[1]] and (part.content, part.parts) == ("c", (1, 2))
+    assert pairs_of(part) == [pairs[4], pairs[1]] and (part.fingerprint, part.corpus_ends) == ("c", (1, 2))
     assert part.hashes["target"].tolist() == [hashes[7 + 4], hashes[7 + 1]]
     assert part.characters["source"].tolist() == [1, 0]
 
@@ -281,9 +281,10 @@ def test_parts_end_where_each_corpus_ends_after_filters_and_splits(tmp_path: Pat
     held = {*pairs_of(corpora.validation), *pairs_of(corpora.test)}
     assert len(held) == 6 and pairs_of(corpora.train) == [pair for pair in kept if pair not in held]
     count = [sum(source.startswith(name) for source in corpora.train.source) for name in "abc"]
-    assert corpora.train.parts == tuple(itertools.accumulate(count)) and corpora.train.parts[-1] == len(corpora.train)
+    assert corpora.train.corpus_ends == tuple(itertools.accumulate(count))
+    assert corpora.train.corpus_ends[-1] == len(corpora.train)
     alone = open_corpora(dataclasses.replace(data, extra=[]), 1)
-    assert alone.train.parts == (len(alone.train),)
+    assert alone.train.corpus_ends == (len(alone.train),)
 
 
 def test_further_corpora_lie_where_their_own_entry_says(tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def summary(corpora: Corpora) -> tuple[Any, ...]:
     """All that a later step may depend on."""
     parts = [pairs_of(c) for c in (corpora.train, corpora.validation, corpora.test)]
     test = corpora.test is None
-    return (*parts, test, corpora.notes, corpora.train.content, corpora.train.parts)
+    return (*parts, test, corpora.notes, corpora.train.fingerprint, corpora.train.corpus_ends)
 
 
 def variants(folder: Path) -> dict[str, tuple[dict[str, Any], int]]:
@@ -394,12 +395,12 @@ def test_a_warm_cache_gives_what_an_empty_one_gives_for_every_setting(tmp_path: 
             assert summary(open_corpora(data_of(tmp_path / "warm", **changes), seed)) == cold[name], name
 
 
-def test_content_changes_with_every_sentence_and_with_nothing_else(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_every_sentence_and_with_nothing_else(tmp_path: Path) -> None:
     """What is trained on such pairs is found by it: file, cache and format do not count, pairs and their order do."""
     valid = table(tmp_path / "v.tsv", numbered(2))
 
-    def content(pairs: Sequence[Pair], folder: str = "c") -> str:
-        return opened(tmp_path / folder, pairs, validation=valid).train.content
+    def fingerprint(pairs: Sequence[Pair], folder: str = "c") -> str:
+        return opened(tmp_path / folder, pairs, validation=valid).train.fingerprint
 
     pairs = numbered(5)
     changed = [
@@ -407,13 +408,13 @@ def test_content_changes_with_every_sentence_and_with_nothing_else(tmp_path: Pat
     ]
     changed += [pairs[:4], pairs[1:], [*pairs, pairs[0]], pairs[::-1], [(t, s) for s, t in pairs], pairs[1:2] * 5]
     changed += [[(pairs[0][0], pairs[1][1]), (pairs[1][0], pairs[0][1]), *pairs[2:]]]
-    contents = [content(pairs), *map(content, changed)]
-    assert len(set(contents)) == len(contents)
-    assert content(pairs) == content(pairs, "other") == contents[0]
+    fingerprints = [fingerprint(pairs), *map(fingerprint, changed)]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert fingerprint(pairs) == fingerprint(pairs, "other") == fingerprints[0]
     dropped = opened(
         tmp_path / "c", [*pairs, ("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True)
     )
-    assert dropped.train.content == contents[0]
+    assert dropped.train.fingerprint == fingerprints[0]
 
 
 def folders(cache: Path) -> set[str]:
@@ -467,16 +468,16 @@ def test_a_file_of_the_same_size_and_time_is_read_again_when_it_was_written(kind
 # ------------------------------------------------------------------------------------------- sources
 
 
-def packed(path: Path, content: bytes) -> Path:
-    pack: dict[str, Callable[[bytes], bytes]] = {
+def compressed(path: Path, content: bytes) -> Path:
+    compress: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress
     }  # fmt: skip
-    path.write_bytes(pack.get(path.suffix, bytes)(content))
+    path.write_bytes(compress.get(path.suffix, bytes)(content))
     return path
 
 
 def read(path: Path, **changes: Any) -> list[Pair]:
-    return list(find_source(data_of(path.parent, **changes), str(path)).pairs())
+    return list(find_stream(data_of(path.parent, **changes), str(path)).pairs())
 
 
 @pytest.mark.parametrize(
@@ -499,7 +500,7 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
     lines = [f"{i} {'x' * (i % 50)}" for i in range(6000)]
     halves = ["".join(f"{line}\n" for line in part).encode() for part in (lines[:4000], lines[4000:])]
     path = tmp_path / f"a.txt{archive}"
-    whole = b"".join(packed(tmp_path / f"p{archive}", half).read_bytes() for half in halves)
+    whole = b"".join(compressed(tmp_path / f"p{archive}", half).read_bytes() for half in halves)
     path.write_bytes(whole)
     assert list(read_lines(path)) == lines
     if archive:
@@ -550,7 +551,7 @@ def test_what_cannot_be_read_is_named_with_its_line(
     write(tmp_path / "header.csv", ['"en,de', "b"])
     write(tmp_path / "bad.jsonl", ['{"en": "a", "de": "b"}', '{"en": '])
     with pytest.raises(UserError) as error:
-        list(find_source(data_of(tmp_path / "c", **changes), where).pairs())
+        list(find_stream(data_of(tmp_path / "c", **changes), where).pairs())
     assert problem in str(error.value)
 
 
@@ -560,8 +561,8 @@ def test_a_table_may_be_named_beside_a_corpus_folder(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     table(tmp_path / "tree" / "train.tsv", numbered(2, "tree"))
     data = data_of(tmp_path / "c", path=str(tmp_path / "tree"))
-    assert list(find_source(data, own).pairs()) == numbered(2, "own")
-    assert list(find_source(data, "train").pairs()) == numbered(2, "tree")
+    assert list(find_stream(data, own).pairs()) == numbered(2, "own")
+    assert list(find_stream(data, "train").pairs()) == numbered(2, "tree")
 
 
 def test_lines_end_at_line_feeds_alone_without_marks_and_returns(tmp_path: Path) -> None:
@@ -601,17 +602,17 @@ def test_columns_are_found_by_name_in_every_kind_of_table(tmp_path: Path) -> Non
 def test_quotes_group_in_csv_and_are_letters_in_tsv(tmp_path: Path) -> None:
     """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are told by line."""
     text = 'id,de,en\n1,"a, ""b""",c\n\n2,"two\nlines",d\n3,,e\n'
-    csv_path = packed(tmp_path / "a.csv", text.encode())
+    csv_path = compressed(tmp_path / "a.csv", text.encode())
     assert read(csv_path) == [("c", 'a, "b"'), ("d", "two lines"), ("e", "")]
-    tsv_path = packed(tmp_path / "a.tsv", b'de\ten\n"a\tb "c"\n\n"\t\'\n \tx\n')
+    tsv_path = compressed(tmp_path / "a.tsv", b'de\ten\n"a\tb "c"\n\n"\t\'\n \tx\n')
     assert read(tsv_path) == [('b "c"', '"a'), ("'", '"'), ("x", " ")]
-    broken = packed(tmp_path / "b.csv", b'en,de\n"a\nb",c\nd\n')
+    broken = compressed(tmp_path / "b.csv", b'en,de\n"a\nb",c\nd\n')
     with pytest.raises(UserError, match=r"b\.csv, line 4: 1 columns, but the header has 2"):
         read(broken)
-    broken = packed(tmp_path / "c.csv", b'en,de\na,b\n"x\ny,\n')
+    broken = compressed(tmp_path / "c.csv", b'en,de\na,b\n"x\ny,\n')
     with pytest.raises(UserError, match=r"c\.csv, line 3: invalid CSV"):
         read(broken)
-    broken = packed(tmp_path / "d.tsv", b"en\tde\na\tb\n\nc\n")
+    broken = compressed(tmp_path / "d.tsv", b"en\tde\na\tb\n\nc\n")
     with pytest.raises(UserError, match=r"d\.tsv, line 4: 1 columns"):
         read(broken)
 
@@ -626,7 +627,7 @@ def test_tables_of_a_split_follow_each_other_by_name(tmp_path: Path) -> None:
 
     def found(split: str, **changes: Any) -> list[str]:
         data = data_of(tmp_path, path=str(tmp_path / "root"), **changes)
-        return [source for source, _ in find_source(data, split).pairs()]
+        return [source for source, _ in find_stream(data, split).pairs()]
 
     assert found("train") == ["data/train-0", "data/train-1", "train/a"]
     assert found("validation") == found("valid") == found("dev") == found("val") == ["valid-x", "x/dev"]
@@ -647,7 +648,7 @@ def test_sides_of_different_length_are_never_paired_silently(left: str, right: s
     sides = [write(tmp_path / name, list(lines)) for name, lines in (("l.en", left), ("r.de", right))]
     read_: list[Pair] = []
     with pytest.raises(UserError, match=rf"l\.en has {len(left)} lines, .*r\.de has {len(right)};"):
-        for pair in find_source(data_of(tmp_path), sides).pairs():
+        for pair in find_stream(data_of(tmp_path), sides).pairs():
             read_.append(pair)
     assert read_ == list(zip(left, right, strict=False))
 
@@ -671,31 +672,31 @@ def test_the_grammar_is_read_in_both_directions(monkeypatch: pytest.MonkeyPatch,
     keys = set()
     for split in made:
         for source, target in (("en", "de"), ("de", "en")):
-            found = find_source(data_of(tmp_path, path="toy", source=source, target=target), split)
+            found = find_stream(data_of(tmp_path, path="toy", source=source, target=target), split)
             assert list(found.pairs()) == [(f"{split} {source}", f"{split} {target}")]
             keys.add(found.identity)
     assert len(keys) == 4
     with pytest.raises(UserError, match="no split dev"):
-        find_source(data_of(tmp_path, path="toy"), "dev")
+        find_stream(data_of(tmp_path, path="toy"), "dev")
     with pytest.raises(UserError, match="en→en is not in the toy corpus"):
-        find_source(data_of(tmp_path, path="toy", target="en"), "train")
+        find_stream(data_of(tmp_path, path="toy", target="en"), "train")
 
 
 def test_the_key_of_the_grammar_is_the_content_of_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A copy elsewhere, with other times, has the same key; a change of any file, code or words, has another."""
     folder = Path(toy.__file__).parent
     data = data_of(tmp_path, path="toy")
-    original = find_source(data, "train").identity
+    original = find_stream(data, "train").identity
     compiled = shutil.ignore_patterns("__pycache__")
     shutil.copytree(folder, tmp_path / "toy", ignore=compiled, copy_function=shutil.copyfile)
     monkeypatch.setattr(toy, "__file__", str(tmp_path / "toy" / "__init__.py"))
-    assert find_source(data, "train").identity == original
+    assert find_stream(data, "train").identity == original
     files = sorted((tmp_path / "toy").iterdir())
     assert {"nouns.tsv", "sentences.py"} <= {file.name for file in files}
     for file in files:
         content = file.read_bytes()
         file.write_bytes(content + b"\n")
-        assert find_source(data, "train").identity != original, file.name
+        assert find_stream(data, "train").identity != original, file.name
         file.write_bytes(content)
 
 
@@ -731,14 +732,14 @@ def test_the_hub_is_asked_for_what_the_config_names(monkeypatch: pytest.MonkeyPa
         hub = Hub(columns)
         monkeypatch.setitem(sys.modules, "datasets", hub)
         data = data_of(tmp_path, path="org/name", subset="sub", revision="r1")
-        assert list(find_source(data, "train").pairs()) == [("a", "x"), ("b", "y "), ("c", "")]
+        assert list(find_stream(data, "train").pairs()) == [("a", "x"), ("b", "y "), ("c", "")]
         assert hub.quiet == ["progress", "messages"], "its own output would break the progress line"
         assert hub.asked[-1] == ("org/name", {"subset": "sub", "revision": "r1", "cache_dir": str(tmp_path)})
         turned = dataclasses.replace(data, source="de", target="en")
-        assert list(find_source(turned, "train").pairs()) == [("x", "a"), ("y ", "b"), ("", "c")]
-        assert list(find_source(data, "test").pairs()) == [("t", "u")]
+        assert list(find_stream(turned, "train").pairs()) == [("x", "a"), ("y ", "b"), ("", "c")]
+        assert list(find_stream(data, "test").pairs()) == [("t", "u")]
         with pytest.raises(UserError, match="has no split dev; possible: train, test"):
-            list(find_source(data, "dev").pairs())
+            list(find_stream(data, "dev").pairs())
 
 
 def test_corpora_of_the_hub_are_cached_by_all_that_names_them(tmp_path: Path) -> None:
@@ -765,4 +766,4 @@ def test_parquet_in_an_archive_and_in_several_blocks(tmp_path: Path, monkeypatch
     parquet.write_table(pyarrow.table(columns), sink, row_group_size=4)
     monkeypatch.setattr("seq2seq.data.sources.BLOCK", 3)
     for name in ("a.parquet", "b.parquet.zst"):
-        assert read(packed(tmp_path / name, sink.getvalue())) == pairs
+        assert read(compressed(tmp_path / name, sink.getvalue())) == pairs

@@ -28,8 +28,8 @@ from seq2seq.config.schema import DataConfig
 from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, open_corpora, store
 from seq2seq.data.doctor import examine, quick
-from seq2seq.data.encoding import encode_training, resampler
-from seq2seq.data.sources import Pair, find_source, from_hub, misaligned_line
+from seq2seq.data.encoding import encode_training, resegmenter
+from seq2seq.data.sources import Pair, find_stream, from_hub, misaligned_line
 from seq2seq.data.tokenizer import PAD, train_tokenizer
 from seq2seq.data.toy import splits
 from seq2seq.training.pipeline import train
@@ -75,7 +75,7 @@ def config(folder: Path, *overrides: str) -> DataConfig:
 
 def pairs_of(data: DataConfig) -> list[Pair]:
     assert data.train is not None
-    return list(find_source(data, data.train).pairs())
+    return list(find_stream(data, data.train).pairs())
 
 
 KINDS = [(kind, archive) for kind in ("jsonl", "nested.jsonl", "csv", "tsv", "parquet") for archive in ARCHIVES]
@@ -113,9 +113,9 @@ def test_a_folder_in_hub_layout(kind: str, tmp_path: Path) -> None:
     data = load_config("train", "data=multi30k", f"data.path={folder}", f"data.cache={tmp_path}").data
     assert pairs_of(data) == PAIRS[:20]
     for name in ("validation", "val", "dev"):
-        assert list(find_source(data, name).pairs()) == PAIRS[20:30]
+        assert list(find_stream(data, name).pairs()) == PAIRS[20:30]
     with pytest.raises(UserError, match=r"no split test; possible: train, validation"):
-        find_source(data, "test")
+        find_stream(data, "test")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "parquet"])
@@ -273,11 +273,11 @@ def test_rows_that_do_not_fit_are_named_by_their_line(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_toy")
 def test_the_toy_corpus_knows_two_directions() -> None:
-    there = find_source(load_config("train").data, "validation").pairs()
-    back = find_source(load_config("train", "data.source=de", "data.target=en").data, "validation").pairs()
+    there = find_stream(load_config("train").data, "validation").pairs()
+    back = find_stream(load_config("train", "data.source=de", "data.target=en").data, "validation").pairs()
     assert [(t, s) for s, t in there] == list(back)
     with pytest.raises(UserError, match="fr→de is not in the toy corpus; possible: en→de, de→en"):
-        find_source(load_config("train", "data.source=fr").data, "train")
+        find_stream(load_config("train", "data.source=fr").data, "train")
 
 
 # --------------------------------------------------------------------------- filters, splits and mixes
@@ -380,7 +380,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     for content in (PAIRS[:5], PAIRS[5:12]):
         path.write_bytes(text_of("tsv", content))
         data = config(tmp_path, f"data.train={path}")
-        assert list(store(find_source(data, str(path)), data.cache).corpus().source) == [en for en, _ in content]
+        assert list(store(find_stream(data, str(path)), data.cache).corpus().source) == [en for en, _ in content]
 
 
 # ------------------------------------------------------------------------------------- determinism
@@ -405,8 +405,8 @@ def test_batches_are_the_same_on_every_start_and_after_any_stop(
 
     def made() -> Batches:
         encoded, _ = encode_training(corpora.train, tokenizer, 100, str(tmp_path / "cache"))
-        resample = resampler(corpora.train, encoded, tokenizer, sampling, 100) if sampling else None
-        return Batches(encoded, 300, seed=5, resample=resample)
+        resegment = resegmenter(corpora.train, encoded, tokenizer, sampling, 100) if sampling else None
+        return Batches(encoded, 300, seed=5, resegment=resegment)
 
     assert hashes(made()) == hashes(made())
     first = made()
@@ -428,7 +428,7 @@ def test_a_sample_that_is_too_long_stays_as_it_was(tmp_path: Path) -> None:
     tokenizer, _ = train_tokenizer(corpora.train, load_config("train", "tokenizer.vocabulary=80").tokenizer)
     longest = max(map(len, tokenizer.encode_source(corpora.train.source[:]))) - 1
     encoded, _ = encode_training(corpora.train, tokenizer, longest, str(tmp_path))
-    sampled = resampler(corpora.train, encoded, tokenizer, 0.5, longest)(np.arange(len(encoded)), "ab")
+    sampled = resegmenter(corpora.train, encoded, tokenizer, 0.5, longest)(np.arange(len(encoded)), "ab")
     assert sampled.rows.tolist() == encoded.rows.tolist() and int(sampled.width().max()) <= longest + 1
     assert any(sampled.source[i].tolist() != encoded.source[i].tolist() for i in range(len(encoded)))
 

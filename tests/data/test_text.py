@@ -21,7 +21,7 @@ from seq2seq.cli.main import load_config
 from seq2seq.data.batching import Batches, sequential_batches, split_by_token_budget
 from seq2seq.data.corpus import Corpus, open_corpora
 from seq2seq.data.encoding import Batch, encode_training
-from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, SubwordSampling, Tokenizer, make_tokenizer, train_tokenizer
 from seq2seq.utils.errors import UserError
 from tests.helpers.corpora import drawn, random_corpus
 
@@ -194,7 +194,7 @@ def test_target_in_is_target_out_one_place_later() -> None:
 def test_empty_and_long_pairs_are_left_out_whole_and_counted(tmp_path: Path) -> None:
     made, _ = tokenizer()
     sentences = ["the old dog", "", "the cat", "the big cow sees the red bird sees the old man"]
-    corpus = Corpus(sentences, ["alt", "rot", "", "groß"], content="a")
+    corpus = Corpus(sentences, ["alt", "rot", "", "groß"], fingerprint="a")
     encoded, there = encode_training(corpus, made, 12, str(tmp_path))
     assert (len(encoded), encoded.dropped, there, encoded.rows.tolist()) == (1, 3, False, [0])
     assert made.target.decode(encoded.source[0][:-1].tolist()) == "the old dog"
@@ -224,12 +224,12 @@ def test_sampled_segmentations_are_the_same_in_every_process(tmp_path: Path) -> 
     made, _ = tokenizer()
     made.save(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from seq2seq.data.tokenizer import Sampling, Tokenizer\n"
-        "made = Tokenizer.load(Path(sys.argv[1])); print(made.encode_source(sys.argv[2:], Sampling(0.3, 5)))"
+        "import sys; from pathlib import Path; from seq2seq.data.tokenizer import SubwordSampling, Tokenizer\n"
+        "made = Tokenizer.load(Path(sys.argv[1])); print(made.encode_source(sys.argv[2:], SubwordSampling(0.3, 5)))"
     )
     run = [sys.executable, "-c", code, str(tmp_path), *SENTENCES.source[:]]
     first, second = (subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(2))
-    assert first == second == f"{made.encode_source(SENTENCES.source[:], Sampling(0.3, 5))}\n"
-    assert made.encode_source(SENTENCES.source[:], Sampling(0.3, 6)) != made.encode_source(
-        SENTENCES.source[:], Sampling(0.3, 5)
+    assert first == second == f"{made.encode_source(SENTENCES.source[:], SubwordSampling(0.3, 5))}\n"
+    assert made.encode_source(SENTENCES.source[:], SubwordSampling(0.3, 6)) != made.encode_source(
+        SENTENCES.source[:], SubwordSampling(0.3, 5)
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import TokenizerConfig
 from seq2seq.data.corpus import Corpus
-from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Sampling, Tokenizer, make_tokenizer, train_tokenizer
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, SubwordSampling, Tokenizer, make_tokenizer, train_tokenizer
 from seq2seq.utils.errors import UserError
 
 ADJECTIVES, NOUNS = ("big", "old", "red", "Ｗide"), ("dog", "cat", "cow")
@@ -253,11 +253,11 @@ def test_sampled_segmentations_are_those_of_the_library(kind: str) -> None:
             ("target", tokenizer.encode_target, TARGET),
         ):
             plain = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.models[side])
-            found = encode(texts, Sampling(rate, seed))
+            found = encode(texts, SubwordSampling(rate, seed))
             sentencepiece.set_random_generator_seed(seed)
             options = {"enable_sampling": True, "alpha": rate, "nbest_size": -1, "num_threads": 1}
             expected = [[*ids, END] for ids in plain.encode(texts, **options)]
-            assert found == expected == encode(texts, Sampling(rate, seed))
+            assert found == expected == encode(texts, SubwordSampling(rate, seed))
             assert found != encode(texts)
             drawn[rate, seed, side] = found
             decode = tokenizer.decode_source if side == "source" else tokenizer.decode

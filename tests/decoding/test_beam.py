@@ -18,7 +18,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, Stop
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
-from seq2seq.decoding.scoring import Hypothesis, Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model.decoder_state import State
 from tests.helpers.tables import BANNED, BEGIN, END, RowsState, Table, padded_prefixes
 from tests.reference import search as reference
@@ -55,7 +55,7 @@ def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
     """The search's own answer, batch after batch."""
     pieces = LETTERS if case.rules.get("required") or case.rules.get("forbidden") else [""] * case.vocabulary
     rules, prefix_BP = Rules(pieces, END, **case.rules) if case.rules else None, padded_prefixes(case.prefixes)
-    batches: list[tuple[State, Task]] = []
+    batches: list[tuple[State, DecodingTask]] = []
     first = 0
     for size in case.batches:
         rows = list(range(first, first + size))
@@ -63,7 +63,9 @@ def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
         shortest, longest = zip(*(case.lengths[i] for i in rows), strict=True)
         sources = [case.sources[i] for i in rows]
         begun_BP = None if prefix_BP is None else prefix_BP[rows]
-        asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.tensor(sources), rows, rules, begun_BP)
+        asked = DecodingTask(
+            torch.tensor(longest), torch.tensor(shortest), torch.tensor(sources), rows, rules, begun_BP
+        )
         batches.append((table.begin(rows, sources), asked))
     step = table.step_with_attention if case.options.coverage_penalty else table.step
     return beam_search(step, iter(batches), case.options, SPECIALS)
@@ -189,7 +191,7 @@ def test_a_tie_with_what_is_hoped_for_ends_the_search(stop: Stop) -> None:
         return table_V.expand(len(tokens_R1), 1, -1), state
 
     options = dataclasses.replace(preset(), beam=2, n_best=1, length_penalty=0.0, stop=stop)
-    asked = Task(torch.tensor([9]), torch.tensor([0]), torch.tensor([1]), [0])
+    asked = DecodingTask(torch.tensor([9]), torch.tensor([0]), torch.tensor([1]), [0])
     found = beam_search(step, [(RowsState(torch.zeros(1)), asked)], options, SPECIALS)
     assert [h.ids for h in found[0]] == [[]]
     assert found[0][0].score == pytest.approx(-math.log(2))

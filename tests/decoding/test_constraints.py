@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from seq2seq.decoding.constraints import Rules, ban_repeats
 from seq2seq.decoding.phrases import Phrase, partial_match
 from seq2seq.decoding.processors import StepInput, step_processors
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from tests.helpers.tables import BEGIN, END, padded_prefixes
 from tests.reference.constraints import PlainRules, occurrences
 
@@ -56,13 +56,13 @@ def words_of(rules: Rules, ids: Sequence[Sequence[int]]) -> torch.Tensor | None:
     return states_R1X
 
 
-def exclude(logits_RV: torch.Tensor, raw_RV: torch.Tensor, ids: Sequence[Sequence[int]], task: Task) -> None:
+def exclude(logits_RV: torch.Tensor, raw_RV: torch.Tensor, ids: Sequence[Sequence[int]], task: DecodingTask) -> None:
     """What the rules of a task write into logits after these ids."""
     assert task.rules
-    words_R1X = words_of(task.rules, ids)
-    words_RX = None if words_R1X is None else words_R1X[:, 0]
+    phrase_states_R1X = words_of(task.rules, ids)
+    phrase_states_RX = None if phrase_states_R1X is None else phrase_states_R1X[:, 0]
     prefix_RT = torch.tensor([[BEGIN, *row] for row in ids])
-    step = StepInput(raw_RV, prefix_RT.shape[1], task, False, prefix_RT, words_RX)
+    step = StepInput(raw_RV, prefix_RT.shape[1], task, False, prefix_RT, phrase_states_RX)
     for processor in step_processors(task, Specials(BEGIN, END, ())):
         processor(logits_RV, step)
 
@@ -75,7 +75,7 @@ def banned(rules: Rules, ids: list[int], final: bool, early: bool = False) -> se
     if early:
         logits_RV[:, END] = NEG_INF
     longest_B = torch.tensor([len(ids) + 3 - final, len(ids) + 2 + final])
-    exclude(logits_RV, raw_RV, [ids, ids[::-1]], Task(longest_B, None, longest_B, [0, 0], rules))
+    exclude(logits_RV, raw_RV, [ids, ids[::-1]], DecodingTask(longest_B, None, longest_B, [0, 0], rules))
     possible_RV = logits_RV > NEG_INF
     assert torch.equal(logits_RV[possible_RV], raw_RV[possible_RV]), "what is possible keeps its value"
     return set((~possible_RV[0]).nonzero()[:, 0].tolist())
@@ -150,7 +150,7 @@ def test_a_prefix_is_said_id_by_id_whatever_is_forbidden() -> None:
     sentence_R = torch.tensor([3, 0, 0, 2, 1])
     longest_B = torch.full((len(prefixes),), 9)
     rules = Rules(PIECES, END, forbidden=["a", "."], no_repeat=1)
-    task = Task(longest_B, None, longest_B, [0] * 4, rules, padded_prefixes(prefixes)).select(sentence_R)
+    task = DecodingTask(longest_B, None, longest_B, [0] * 4, rules, padded_prefixes(prefixes)).select(sentence_R)
     raw_RV = torch.randn(5, len(PIECES))
     for position in range(4):
         others = letters("-é1_")

@@ -21,16 +21,16 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import (
+    build_warpers,
     draw,
     hash_splitmix64,
     sample,
     sampling_probabilities,
-    sampling_shapers,
     seeds,
     uniform,
     uniforms,
 )
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from tests.helpers.tables import BANNED, BEGIN, END, Table, padded_prefixes
 from tests.reference import search as reference
 from tests.reference.constraints import PlainRules
@@ -88,7 +88,7 @@ def test_sampling_is_its_definition(seed: int) -> None:
     rules = Rules([""] * V, END, no_repeat=no_repeat) if no_repeat else None
     table = Table(random.getrandbits(30), V, 2, end=pick([-1.0, 1.0]))
     columns = torch.tensor(longest), torch.tensor(shortest), torch.ones(B)
-    asked = Task(*columns, of_sentences, rules, padded_prefixes(prefixes))
+    asked = DecodingTask(*columns, of_sentences, rules, padded_prefixes(prefixes))
     found = sample(table.step, table.begin(range(B), [1 + b % 2 for b in range(B)]), asked, chosen, SPECIALS)
     assert [len(samples) for samples in found] == [chosen.samples] * B
     outcomes = []
@@ -121,7 +121,7 @@ def test_each_cut_takes_what_the_one_before_it_left(seed: int) -> None:
     logs_RV = (torch.randn(3, random.choice([2, 8, 50]), generator=generator) * 2).log_softmax(-1)
     logs_RV[:, 1:][torch.rand(logs_RV[:, 1:].shape, generator=generator) < random.choice([0.0, 0.4])] = -torch.inf
     chosen, kept = options(**random_cuts(random)), logs_RV.clone()
-    found_RV = sampling_probabilities(logs_RV, sampling_shapers(chosen))
+    found_RV = sampling_probabilities(logs_RV, build_warpers(chosen))
     for row_V, found_V in zip(logs_RV, found_RV, strict=True):
         ties = reference.Ties()
         wanted = reference.shaped(row_V.double().numpy(), chosen, ties)
@@ -164,7 +164,7 @@ def test_cuts_are_exact_where_probabilities_are(counts: list[int], changes: dict
     if sum(counts) in (4, 8):
         exact = [count / sum(counts) for count in (*counts, 0)]
         assert logits_V.softmax(0).tolist() == exact, "the law is about exact numbers"
-    found_V = sampling_probabilities(logits_V[None], sampling_shapers(options(**changes)))[0]
+    found_V = sampling_probabilities(logits_V[None], build_warpers(options(**changes)))[0]
     likeliest = sorted(range(len(counts)), key=lambda i: -counts[i])[:kept]
     assert int((found_V > 0).sum()) == kept
     assert sorted(counts[i] for i in found_V.nonzero()[:, 0].tolist()) == sorted(counts[i] for i in likeliest)

@@ -32,8 +32,8 @@ from seq2seq.decoding.processors import (
 from seq2seq.decoding.scoring import (
     NO_ID,
     Candidates,
+    DecodingTask,
     Specials,
-    Task,
     coverage_penalty,
     length_penalty,
     log_sum_exp,
@@ -56,13 +56,13 @@ def assert_close(found: Tensor, wanted: Tensor, rtol: float = 1e-6, atol: float 
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol, atol)
 
 
-def task(shortest: list[int], longest: list[int], **changes: Any) -> Task:
+def task(shortest: list[int], longest: list[int], **changes: Any) -> DecodingTask:
     count = len(longest)
-    asked = Task(torch.tensor(longest), torch.tensor(shortest), torch.arange(count), list(range(count)))
+    asked = DecodingTask(torch.tensor(longest), torch.tensor(shortest), torch.arange(count), list(range(count)))
     return dataclasses.replace(asked, **changes)
 
 
-def step_of(logits_RV: Tensor, length: int, asked: Task, **changes: Any) -> StepInput:
+def step_of(logits_RV: Tensor, length: int, asked: DecodingTask, **changes: Any) -> StepInput:
     at_limit = bool((asked.max_length_B <= length).any())
     return StepInput(logits_RV, length, asked, at_limit, None, None)._replace(**changes)
 
@@ -71,15 +71,15 @@ def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> Non
     """The `count` largest of each sentence, best first, each of them another id of another hypothesis."""
     B, K, V = total_BKV.shape
     wanted = [sorted(row.flatten().tolist(), reverse=True)[:count] for row in total_BKV]
-    assert found.rank_BC.shape == (B, min(count, K * V))
-    assert_close(found.rank_BC, torch.tensor(wanted).to(found.rank_BC), rtol=1e-6, atol=4e-6)
-    assert torch.equal(found.rank_BC, found.log_probability_BC)
+    assert found.selection_score_BC.shape == (B, min(count, K * V))
+    assert_close(found.selection_score_BC, torch.tensor(wanted).to(found.selection_score_BC), rtol=1e-6, atol=4e-6)
+    assert torch.equal(found.selection_score_BC, found.log_probability_BC)
     assert int(found.ids_BC.min()) >= 0 and int(found.ids_BC.max()) < V, "padding is no id"
     assert int(found.origin_BC.min()) >= 0 and int(found.origin_BC.max()) < K
     index_BC = found.origin_BC * V + found.ids_BC
-    possible_BC = found.rank_BC > NEG_INF
-    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.rank_BC)
-    assert_close(own_BC[possible_BC], found.rank_BC[possible_BC], rtol=1e-6, atol=4e-6)
+    possible_BC = found.selection_score_BC > NEG_INF
+    own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.selection_score_BC)
+    assert_close(own_BC[possible_BC], found.selection_score_BC[possible_BC], rtol=1e-6, atol=4e-6)
     for places, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
         kept = [place for place, yes in zip(places, possible, strict=True) if yes]
         assert len(set(kept)) == len(kept), "no candidate comes twice"
@@ -155,7 +155,7 @@ def test_only_a_cpu_works_in_chunks(device: str, rows: list[int], monkeypatch: p
 
     monkeypatch.setattr(processors, "CHUNK_ROWS", 128)
     monkeypatch.setattr(processors, "process", watched)
-    asked = Task(torch.full((100,), 9, device=device), None, torch.zeros(100, device=device), [0] * 100)
+    asked = DecodingTask(torch.full((100,), 9, device=device), None, torch.zeros(100, device=device), [0] * 100)
     step = StepInput(torch.zeros(300, 65, device=device), 1, asked, False, None, None)
     best = next_candidates(step, step_processors(asked, SPECIALS), step.raw_RV[:, :1].view(100, 3), 6)
     assert best.ids_BC.shape == (100, 6)
@@ -235,7 +235,7 @@ def test_only_end_is_left_where_a_sentence_must_end_and_keeps_its_value() -> Non
 def test_what_is_off_is_not_in_the_list_and_the_rest_is_in_order() -> None:
     """Rules may open END where it is too early, a prefix overrides them, and the longest length overrides all."""
 
-    def names(asked: Task) -> list[str]:
+    def names(asked: DecodingTask) -> list[str]:
         return [type(processor).__name__ for processor in step_processors(asked, SPECIALS)]
 
     everything = task([1], [2], prefix_BP=torch.tensor([[4]]))
@@ -244,9 +244,9 @@ def test_what_is_off_is_not_in_the_list_and_the_rest_is_in_order() -> None:
     assert names(everything) == ["BanSpecials", "MinLength", "ForcedPrefix", "MaxLength"]
     rules = Rules(["", "", "", "", "▁a"], END, forbidden=["a"], no_repeat=1)
     assert names(dataclasses.replace(nothing, rules=rules)) == [
-        *("BanSpecials", "NoRepeat", "Words", "EndIfStuck", "MaxLength")
+        *("BanSpecials", "NoRepeat", "LexicalConstraints", "EndIfStuck", "MaxLength")
     ]
-    assert "Words" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, no_repeat=1)))
+    assert "LexicalConstraints" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, no_repeat=1)))
     assert "NoRepeat" not in names(dataclasses.replace(nothing, rules=Rules([""] * 5, END, forbidden=["a"])))
 
 
@@ -288,7 +288,7 @@ def test_a_task_keeps_its_columns_together() -> None:
     limits = {"source_length_B": torch.tensor([7, 8, 9]), "prefix_BP": torch.tensor([[1, 2], [3, NO_ID], [4, 5]])}
     asked = task([1, 2, 3], [4, 5, 6], seeds=[10, 11, 12], rules=rules, **limits)
 
-    def columns(one: Task) -> list[list[int]]:
+    def columns(one: DecodingTask) -> list[list[int]]:
         assert one.rules is rules and list(one.seeds) == [10, 11, 12]
         assert one.min_length_B is not None and one.prefix_BP is not None
         return [x.tolist() for x in (one.min_length_B, one.max_length_B, one.source_length_B, one.prefix_BP)]

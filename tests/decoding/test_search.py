@@ -21,7 +21,7 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import NO_ID, Hypothesis, Specials, Task
+from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials
 from seq2seq.inference.ensemble import Ensemble, EnsembleState
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
@@ -38,9 +38,9 @@ def search(beam: int, **changes: object) -> SearchConfig:
     return dataclasses.replace(search_preset("beam"), beam=beam, **changes)  # type: ignore[arg-type]
 
 
-def task(longest: list[int], **changes: Any) -> Task:
+def task(longest: list[int], **changes: Any) -> DecodingTask:
     zeros = torch.zeros(len(longest), dtype=torch.int64)
-    return dataclasses.replace(Task(torch.tensor(longest), zeros, zeros, list(range(len(longest)))), **changes)
+    return dataclasses.replace(DecodingTask(torch.tensor(longest), zeros, zeros, list(range(len(longest)))), **changes)
 
 
 def decode(
@@ -233,7 +233,7 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     rules = Rules([f"▁{i}" for i in range(40)], END, [], [], config.no_repeat_ngram)
     prefix_BP = torch.tensor([[10 + i] if i % 2 else [NO_ID] for i in range(11)])
 
-    def batch(rows: slice) -> tuple[State, Task]:
+    def batch(rows: slice) -> tuple[State, DecodingTask]:
         asked = task(limits[rows], source_length_B=torch.tensor(lengths[rows]))
         if config.no_repeat_ngram:
             asked = dataclasses.replace(asked, rules=rules, prefix_BP=prefix_BP[rows])

@@ -20,7 +20,7 @@ from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import Specials, Task
+from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.model.decoder_state import State
 from tests.helpers.configs import FAMILIES
@@ -138,11 +138,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def task(count: int, rules: dict[str, Any]) -> Task:
+def task(count: int, rules: dict[str, Any]) -> DecodingTask:
     """All translations have the same length, so no sentence is decided before the last step."""
     length_B, words = torch.full((count,), LENGTH), {name: rules[name] for name in rules if name != "prefix"}
     prefix_BP = torch.tensor([[6, 9]] * count) if "prefix" in rules else None
-    return Task(length_B, length_B, length_B, [1] * count, Rules(PIECES, END, **words) if words else None, prefix_BP)
+    constraints = Rules(PIECES, END, **words) if words else None
+    return DecodingTask(length_B, length_B, length_B, [1] * count, constraints, prefix_BP)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -163,7 +163,7 @@ def test_repetition_and_breaking_off_are_seen() -> None:
     ]
     references = [["so so it is now", "one two three four", "a b c d e f g h i j"]]
     test = evaluation.TestSet("t", references[0], references)
-    found = diagnostics.lengths(["so so it is now", "one two two three four", "a b c d e f"], test)
+    found = diagnostics.output_errors(["so so it is now", "one two two three four", "a b c d e f"], test)
     assert (found.repeating, found.short) == ([1], [2]), "a repetition of the reference is none"
     assert found.ratio == pytest.approx(16 / 19)
 

@@ -290,7 +290,7 @@ def test_problems_of_length_are_those_of_plain_loops(lines: list[tuple[list[str]
     """Repetition beyond every reference, less than 70 % of the shortest, words left out and added to the first."""
     hypotheses, *references = ([" ".join(line[i]) for line in lines] for i in range(3))
     test = EvaluationSet("t", hypotheses, references[:count])
-    found = diagnostics.lengths(hypotheses, test)
+    found = diagnostics.output_errors(hypotheses, test)
     ratio, repeating, short, omitted, added = reference.length_problems(hypotheses, references[:count])
     assert (found.ratio, found.omitted, found.added) == pytest.approx((ratio, omitted, added), abs=1e-12)
     assert (found.repeating, found.short) == (repeating, short)
@@ -331,7 +331,7 @@ def test_a_translation_breaks_off_under_seventy_percent_of_the_shortest_referenc
     hypothesis, least, more = (" ".join(["w"] * n) for n in (words, of, of + 5))
     for several in ([least], [least, more], [more, least]):
         test = EvaluationSet("t", ["s"], [[text] for text in several])
-        assert diagnostics.lengths([hypothesis], test).short == ([0] if short else [])
+        assert diagnostics.output_errors([hypothesis], test).short == ([0] if short else [])
 
 
 def test_words_are_what_lies_between_spaces_and_punctuation() -> None:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq2seq.config.schema import AttentionConfig, LSTMConfig, ModelConfig, PositionKind, Score, TransformerConfig
+from seq2seq.config.schema import (
+    AttentionConfig,
+    AttentionScore,
+    LSTMConfig,
+    ModelConfig,
+    PositionKind,
+    TransformerConfig,
+)
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import BEGIN, PAD, Vocabulary
 from seq2seq.model import attention as attention_module
@@ -29,7 +36,7 @@ from tests.reference.attention import Weights
 from tests.reference.dropout import OFF, Sites
 
 FAMILIES = ("transformer", "lstm")
-SCORES: tuple[Score, ...] = get_args(Score)
+SCORES: tuple[AttentionScore, ...] = get_args(AttentionScore)
 POSITIONS: tuple[PositionKind, ...] = get_args(PositionKind)
 # No size is another one's, so that a wrong axis or width fails; two heads, so that heads can be mixed up.
 TRANSFORMER = TransformerConfig(

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def test_what_prevents_an_export_is_named(family: str, parts: list[str], told: l
         export(load_config("export", f"run={run.folder}"))
     assert all(problem.startswith(line) for problem, line in zip(error.value.problems, told, strict=True))
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints"}
+
+
+def test_a_score_or_position_that_is_new_is_not_exported_until_it_is_listed() -> None:
+    """The lists name what is possible, so nothing new counts as exportable by default."""
+    config = load_config("train", "model=transformer").model
+    problems = unsupported(replace(config, position="new", attention=replace(config.attention, score="newer")))
+    assert [problem.partition(";")[0] for problem in problems] == [
+        "model.attention.score: CTranslate2 does not support newer",
+        "model.position: CTranslate2 does not support new in the encoder",
+    ]
 
 
 def test_without_ctranslate2_one_line_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,15 +39,15 @@ def test_a_line_is_cut_where_a_plain_scan_sees_an_end(line: str) -> None:
 def test_no_letter_is_lost_and_every_piece_fits(line: str, most: int) -> None:
     """Pieces hold all signs but the spaces between them; what does not fit is halved as a plain loop does it."""
 
-    def fits(text: str) -> bool:
+    def within_limit(text: str) -> bool:
         return len(text) <= most
 
-    found = sentences(line, fits)
+    found = sentences(line, within_limit)
     assert "".join("".join(found).split()) == "".join(line.split())
-    assert all(fits(piece) for piece in found)
+    assert all(within_limit(piece) for piece in found)
     assert all(piece for piece in found) or found == [""]
     parts = sentences(line, always)
-    assert found == [piece for part in parts for piece in halved(part, fits)]
+    assert found == [piece for part in parts for piece in halved(part, within_limit)]
 
 
 @pytest.mark.parametrize(

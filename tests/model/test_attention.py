@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from seq2seq.config.schema import PositionKind, Score
+from seq2seq.config.schema import AttentionScore, PositionKind
 from seq2seq.model import attention as attention_module
 from seq2seq.model.attention import Attention, KeyValue, rotate
 from seq2seq.model.interface import Seq2Seq
@@ -18,7 +18,7 @@ from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import padded, random_sentences, tiny_batch
 from tests.helpers.models import begin, tiny_model
 
-SCORES, POSITIONS = get_args(Score), get_args(PositionKind)
+SCORES, POSITIONS = get_args(AttentionScore), get_args(PositionKind)
 PAIRS = list(itertools.product(SCORES, POSITIONS))
 EVERY = list(itertools.product(FAMILIES, SCORES, POSITIONS))
 

@@ -56,7 +56,7 @@ def expected_row(
         dict(module.named_parameters()),
         module.score,
         module.heads,
-        module.position,
+        module.position_kind,
         query_TD,
         memory_SD,
         visible=visible,

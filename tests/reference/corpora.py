@@ -76,16 +76,16 @@ def sentence_ends(line: str) -> list[int]:
     return ends
 
 
-def halved(text: str, fits: Callable[[str], bool]) -> list[str]:
+def halved(text: str, within_limit: Callable[[str], bool]) -> list[str]:
     """A text that does not fit, cut at the space nearest to its middle within the middle third, else in the middle."""
-    if len(text) <= 1 or fits(text):
+    if len(text) <= 1 or within_limit(text):
         return [text]
     cut, nearest = len(text) // 2, math.inf
     for i, sign in enumerate(text):
         distance = abs(i - len(text) // 2)
         if sign.isspace() and len(text) < 3 * i < 2 * len(text) and distance < nearest:
             cut, nearest = i, distance
-    return halved(text[:cut].strip(), fits) + halved(text[cut:].strip(), fits)
+    return halved(text[:cut].strip(), within_limit) + halved(text[cut:].strip(), within_limit)
 
 
 def misaligned_line(left: Sequence[int], right: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from seq2seq.cli.commands.report import repeat
+from seq2seq.cli.commands.report import reproduction_commands
 from seq2seq.cli.main import load_config
 from seq2seq.data import toy
 from seq2seq.data.corpus import Corpus
@@ -343,7 +343,7 @@ def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
     asked = load_config(
         "report", "split=validation", "show=[2,3]", "search=greedy", "tokenize=none", "outputs=elsewhere"
     )
-    again, scores, page = repeat(Run(runs / "outputs" / "lstm"), asked)
+    again, scores, page = reproduction_commands(Run(runs / "outputs" / "lstm"), asked)
     where = f"run={runs / 'outputs' / 'lstm'} outputs=elsewhere"
     for line, words in (
         (again, ""),
@@ -383,11 +383,11 @@ def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, ru
 
 
 def test_a_score_outside_the_interval_is_no_success() -> None:
-    from seq2seq.cli.commands.reproduce import verdict
+    from seq2seq.cli.commands.reproduce import check_reproduced
 
-    verdict({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})
+    check_reproduced({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})
     with pytest.raises(UserError, match=r"not reproduced: BLEU 21.10, was 20.00; the 95 % interval is 19.00 to 21.00"):
-        verdict({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 21.1})
+        check_reproduced({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 21.1})
 
 
 # -------------------------------------------------------------------------------------------- browser

@@ -241,6 +241,31 @@ def test_damaged_files_are_named_and_change_nothing_of_the_model(tmp_path: Path)
         made.state.read(last(made))
 
 
+@pytest.mark.usefixtures("fast")
+def test_a_missing_or_renamed_field_of_the_training_state_is_a_damaged_file(tmp_path: Path) -> None:
+    """Every part, and every field of the batches and of the progress."""
+    made = trained(tmp_path, 2)
+    made.save()
+    path = last(made) / "training.pt"
+    whole = torch.load(path, weights_only=True)
+
+    def without(part: dict[str, Any], field: str) -> dict[str, Any]:
+        return {name: value for name, value in part.items() if name != field}
+
+    broken = [without(whole, part) for part in whole]
+    for part in ("batches", "progress"):
+        for field, value in whole[part].items():
+            missing = without(whole[part], field)
+            broken += [{**whole, part: missing}, {**whole, part: {**missing, f"new_{field}": value}}]
+    for state in broken:
+        torch.save(state, path)
+        with pytest.raises(UserError, match=r"training\.pt: missing or damaged") as error:
+            made.state.read(last(made))
+        assert len(error.value.problems) == 1 and "\n" not in error.value.problems[0]
+    torch.save(whole, path)
+    made.state.read(last(made))
+
+
 def test_a_damaged_file_has_a_reason_in_one_short_line(tmp_path: Path) -> None:
     """What the system calls it, else what the error says, else the kind of error."""
     path = tmp_path / "training.pt"

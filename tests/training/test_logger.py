@@ -320,18 +320,18 @@ def test_a_line_has_the_means_since_the_line_before(tmp_path: Path, monkeypatch:
     assert expected(given[:2], [5.0, 2.0], 8.5, 1.5, 2e6)["padding"] > 0
     assert progress.seconds == pytest.approx(20 + 8.5)
     metered.clock.sleep(100)  # a line is written
-    meter.next_line()
+    meter.reset_line()
     metered.update(given[2], 3.0, seconds=2, waited=0)
     assert meter.scalars(0.125) == pytest.approx(expected(given[2:], [3.0], 2, 0, 2e6))
     # After a validation: speeds begin anew, the best measured rate of the machine counts, the loss goes on.
     metered.clock.sleep(100)
-    meter.begin()
+    meter.calibrate()
     metered.update(given[1], 1.0, seconds=5, waited=1)
     after = expected([given[1]], [1.0], 6, 1, 5e6)
     after["loss"] = (3.0 * 120 + 1.0 * 110) / 230
     assert meter.scalars(0.125) == pytest.approx(after)
     assert progress.seconds == pytest.approx(20 + 8.5 + 2 + 6), "neither lines nor validations are training"
-    meter.begin()
+    meter.calibrate()
     metered.update(given[1], 1.0, seconds=5, waited=1)
     assert meter.scalars(0.0)["utilisation"] == pytest.approx(after["utilisation"]), "not a rate that was lower"
     assert progress.line_loss == pytest.approx(3.0 * 120 + 2 * 110) and progress.line_tokens == 340

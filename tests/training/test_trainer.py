@@ -27,7 +27,14 @@ from seq2seq.training import memory_check as memory_check_module
 from seq2seq.training.checkpoint import Checkpoints, Progress
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup, join_processes
 from seq2seq.training.loss import loss_sum
-from seq2seq.training.memory_check import MemoryCheck, check_memory, fits, largest_budget, try_batch, try_search
+from seq2seq.training.memory_check import (
+    MemoryCheck,
+    check_memory,
+    fits_in_memory,
+    largest_budget,
+    try_batch,
+    try_search,
+)
 from seq2seq.training.meter import Meter, UpdateStats
 from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, advise_budget, graphs
 from seq2seq.utils.errors import UserError
@@ -663,7 +670,7 @@ def test_the_batch_that_is_tried_is_the_largest_that_can_come(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made, "forward_model", Watched(model, note))
         patch.setattr(made.state.batches, "encoded", encoded)
-        assert fits(made, tokens)
+        assert fits_in_memory(made, tokens)
     assert made.state.batches.encoded is before
     [batch] = seen
     longest = max(len(side[i]) for side in (encoded.source, encoded.target) for i in range(len(lengths)))
@@ -706,7 +713,7 @@ def test_trying_a_batch_leaves_no_trace(
     before, moments = (weights(model), weights(made.working.model)), moments_of(optimizer)
     random, progress = torch.get_rng_state(), asdict(made.state.progress)
     fitting = not (fails and (fails != "step" or update == 0))
-    assert fits(made, 30) == fitting
+    assert fits_in_memory(made, 30) == fitting
     assert steps == ([0.0] if update == 0 else [])
     for one, kept in zip((model, made.working.model), before, strict=True):
         assert all(torch.equal(p, kept[name]) for name, p in one.named_parameters())
@@ -733,20 +740,20 @@ def test_only_a_lack_of_memory_is_a_reason_for_a_smaller_batch(tmp_path: Path, m
         monkeypatch.setattr(made, "forward_model", failing)
         if passes:
             with pytest.raises(RuntimeError, match="x"):
-                fits(made, 30)
+                fits_in_memory(made, 30)
         else:
-            assert not fits(made, 30)
+            assert not fits_in_memory(made, 30)
 
 
 def limited(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine that holds batches of `limit` tokens → what was tried on it."""
     tried: list[int] = []
 
-    def fits(_: Trainer, tokens: int) -> bool:
+    def fits_in_memory(_: Trainer, tokens: int) -> bool:
         tried.append(tokens)
         return tokens <= limit
 
-    monkeypatch.setattr(memory_check_module, "fits", fits)
+    monkeypatch.setattr(memory_check_module, "fits_in_memory", fits_in_memory)
     return tried
 
 
@@ -799,10 +806,10 @@ def test_processes_take_the_budget_that_fits_into_each(tmp_path: Path, monkeypat
     made = [make_trainer(config, tmp_path, process_group=ProcessGroup(rank, 3)) for rank in range(3)]
     limits = [1000, 300, 5000]
 
-    def fits(one: Trainer, tokens: int) -> bool:
+    def fits_in_memory(one: Trainer, tokens: int) -> bool:
         return tokens <= limits[one.state.process_group.rank]
 
-    monkeypatch.setattr(memory_check_module, "fits", fits)
+    monkeypatch.setattr(memory_check_module, "fits_in_memory", fits_in_memory)
     checks = Threads(3, monkeypatch).run(
         lambda process_group: check_memory(made[process_group.rank], Corpus(["a"], ["b"]))
     )
@@ -839,7 +846,7 @@ def test_on_a_gpu_the_longest_sentence_fills_a_batch_of_the_search(
     corpus = Corpus(["the old", "the old dog sees a", "old"], ["a", "b", "c" * 99])
     try_search(made, corpus)
     assert Searcher.seen == []
-    monkeypatch.setattr(memory_check_module, "fits", lambda *_: True)
+    monkeypatch.setattr(memory_check_module, "fits_in_memory", lambda *_: True)
     made.device = torch.device("cuda")
     if error is None:
         check_memory(made, corpus)
@@ -907,7 +914,7 @@ def test_the_largest_batch_is_tried_beside_all_that_later_updates_keep(
         seen.append((all(p in moments for p in parameters), all((p.grad is not None) for p in parameters)))
 
     monkeypatch.setattr(made, "forward_model", Watched(made.working.model, note))
-    assert fits(made, 30) and seen == [(True, update_tokens > 0)]
+    assert fits_in_memory(made, 30) and seen == [(True, update_tokens > 0)]
 
 
 def test_a_budget_that_was_found_cuts_every_batch(tmp_path: Path) -> None:

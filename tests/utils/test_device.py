@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.data.corpus import Corpus
-from seq2seq.decoding.sampling import draw, sampling_probabilities, sampling_shapers
+from seq2seq.decoding.sampling import build_warpers, draw, sampling_probabilities
 from seq2seq.training import pipeline
 from seq2seq.training.memory_check import MemoryCheck
 from seq2seq.utils.device import choose_device, choose_precision, out_of_memory
@@ -142,11 +142,11 @@ class OnGPU(Tensor):
 def test_reproducible_samples_need_no_running_sum_on_a_gpu() -> None:
     logits_RV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     uniform_R = torch.linspace(0, 0.9, 5, dtype=torch.float64)
-    shapers = sampling_shapers(dataclasses.replace(search_preset("sample"), top_p=0.8))
-    expected = draw(sampling_probabilities(logits_RV, shapers), uniform_R)
+    warpers = build_warpers(dataclasses.replace(search_preset("sample"), top_p=0.8))
+    expected = draw(sampling_probabilities(logits_RV, warpers), uniform_R)
     torch.use_deterministic_algorithms(True)
     try:
-        probability_RV = sampling_probabilities(logits_RV.as_subclass(OnGPU), shapers)
+        probability_RV = sampling_probabilities(logits_RV.as_subclass(OnGPU), warpers)
         found = draw(probability_RV.as_subclass(OnGPU), uniform_R)
     finally:
         torch.use_deterministic_algorithms(False)

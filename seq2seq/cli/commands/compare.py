@@ -105,13 +105,13 @@ def print_scores(names: list[str], results: dict[str, list[Paired]], metrics: Se
     print()
     for metric in metrics:
         for name, row in zip(names[1:], results[metric][1:], strict=True):
-            print(verdict(metric, names[0], name, results[metric][0], row))
+            print(describe_significance(metric, names[0], name, results[metric][0], row))
     for metric in metrics:
         for signature in results[metric][0].signatures:
             print(f"{TITLES[metric]:10} {signature}")
 
 
-def verdict(metric: str, baseline: str, name: str, first: Paired, other: Paired) -> str:
+def describe_significance(metric: str, baseline: str, name: str, first: Paired, other: Paired) -> str:
     """Interpret two p-values in a sentence."""
     difference = other.value - first.value
     sign = -1 if metric in LOWER_IS_BETTER else 1

@@ -13,18 +13,18 @@ from seq2seq.data.corpus import open_corpora
 from seq2seq.evaluation.alignment import AlignmentErrors, alignment_of
 from seq2seq.evaluation.diagnostics import (
     Group,
-    Lengths,
+    OutputErrors,
     by_target_frequency,
     count_words,
     grouped_score,
     length_groups,
-    lengths,
+    output_errors,
     source_frequency_groups,
 )
 from seq2seq.evaluation.metrics import (
     LOWER_IS_BETTER,
     TITLES,
-    Score,
+    MetricResult,
     TestSet,
     comet,
     measure,
@@ -51,8 +51,8 @@ class Evaluated:
 
     run: Run
     test: TestSet
-    scores: list[Score]
-    lengths: Lengths
+    scores: list[MetricResult]
+    errors: OutputErrors
     details: dict[str, list[Group]]
     alignment: AlignmentErrors | None  # if the true alignment is known
 
@@ -94,7 +94,7 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
         alignment = alignment_of(translator, test)
-        one = Evaluated(run, test, scores, lengths(hypotheses, test), details, alignment)
+        one = Evaluated(run, test, scores, output_errors(hypotheses, test), details, alignment)
         print_evaluation(one, several)
         write_evaluation(one, hypotheses, config)
         evaluations.append(one)
@@ -105,7 +105,7 @@ def describe_references(test: TestSet) -> str:
     return f", {len(test.references)} references each" if len(test.references) > 1 else ""
 
 
-def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> Score:
+def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> MetricResult:
     if name == "comet":
         return comet(hypotheses, test, config.comet, config.resamples, int(cuda))
     return measure(name, hypotheses, test, tokenize=config.tokenize, resamples=config.resamples)
@@ -138,7 +138,7 @@ def print_evaluation(one: Evaluated, several: bool) -> None:
     if not several:
         for score in one.scores:
             print(f"{score.name:10} {score!s:15} {score.signature}")
-    print(f"length     {one.lengths}")
+    print(f"length     {one.errors}")
     if one.alignment:
         print(f"AER        {one.alignment}")
     for title, groups in one.details.items():
@@ -180,7 +180,7 @@ def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConf
     """Write the hypotheses, one per line, and a file of all measurements."""
     measured = {
         "scores": {name: asdict(score) for name, score in zip(config.metrics, one.scores, strict=True)},
-        "lengths": asdict(one.lengths),
+        "lengths": asdict(one.errors),
         "alignment": asdict(one.alignment) if one.alignment else None,
         "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
         "config": configs.to_dict(config),

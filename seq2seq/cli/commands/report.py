@@ -77,7 +77,7 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> pages.Report:
         alignment=pages.alignment(alignment_of(translator, test)),
         config=yaml.safe_dump(to_dict(stored), sort_keys=False, allow_unicode=True),
         environment=starts[-1] if starts else None,
-        commands=repeat(run, config),
+        commands=reproduction_commands(run, config),
         version=__version__,
     )
 
@@ -114,7 +114,7 @@ def attention_plots(
     return plots
 
 
-def repeat(run: Run, config: ReportConfig) -> list[str]:
+def reproduction_commands(run: Run, config: ReportConfig) -> list[str]:
     """Return the commands that reproduce the run, its scores and this page, with its settings."""
     defaults = yaml.safe_load((CONFIGS / "report.yaml").read_text(encoding="utf-8"))
     overrides = {key: value for key, value in vars(config).items() if key not in GROUPS and value != defaults[key]}

@@ -27,7 +27,7 @@ def reproduce(config: ReproduceConfig) -> None:
     new = Run(Path(new_config.outputs) / new_config.name)
     if new.exists and list_changes(new, new_config):
         raise UserError(f"name: {new.folder} is another run; choose another name with name=…", code=2)
-    expected = expectation(old, new_config.data)
+    expected = scores_with_interval(old, new_config.data)
     print(f"again      {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
     try:
         train(new_config)
@@ -36,12 +36,12 @@ def reproduce(config: ReproduceConfig) -> None:
             raise
         more = hint("reproduce", run=str(old.folder), **({"name": config.name} if config.name else {}))
         raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
-    measured = expectation(new, new_config.data)
+    measured = scores_with_interval(new, new_config.data)
     print()
     for change in changed_since(old, new):
         print(f"changed    {change}")
     print(f"metrics    {'the same at every step' if same_metrics(old, new) else 'not the same at every step'}")
-    verdict(expected, measured)
+    check_reproduced(expected, measured)
 
 
 def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
@@ -58,7 +58,7 @@ def config_of(old: Run, config: ReproduceConfig) -> TrainConfig:
     )
 
 
-def expectation(run: Run, data: Any) -> dict[str, Any]:
+def scores_with_interval(run: Run, data: Any) -> dict[str, Any]:
     """Return a run's test scores with their interval; measure them if none is stored."""
     try:
         test: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))["test"]
@@ -84,15 +84,15 @@ def changed_since(old: Run, new: Run) -> list[str]:
 
 def same_metrics(old: Run, new: Run) -> bool:
     """Whether all logged losses and scores are equal; times never are."""
-    return _noted(old) == _noted(new)
+    return _logged_values(old) == _logged_values(new)
 
 
-def _noted(run: Run) -> list[dict[str, Any]]:
+def _logged_values(run: Run) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return [{key: line.get(key) for key in ("kind", "update", "loss", "bleu", "chrf")} for line in lines]
 
 
-def verdict(expected: dict[str, Any], measured: dict[str, Any]) -> None:
+def check_reproduced(expected: dict[str, Any], measured: dict[str, Any]) -> None:
     low, high = (expected["bleu"] + sign * expected["bleu_interval"] for sign in (-1, 1))
     result = f"BLEU {measured['bleu']:.2f}, was {expected['bleu']:.2f}; the 95 % interval is {low:.2f} to {high:.2f}"
     if not low <= measured["bleu"] <= high:

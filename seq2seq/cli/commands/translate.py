@@ -78,11 +78,11 @@ class Filter:
     def translated(self, texts: list[str]) -> list[list[Translation]]:
         if not self.config.split_lines:
             return self.translator.translate(texts, self.config.search)
-        parts = [sentences(text, self.fits) for text in texts]
+        parts = [sentences(text, self.within_limit) for text in texts]
         results = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
         return [[joined([next(results)[0] for _ in line])] for line in parts]
 
-    def fits(self, text: str) -> bool:
+    def within_limit(self, text: str) -> bool:
         return len(self.translator.tokenizer.encode_source([text])[0]) <= self.translator.max_length
 
     def written(self, number: int, translations: list[Translation]) -> str:

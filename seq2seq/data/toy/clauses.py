@@ -20,19 +20,19 @@ from seq2seq.data.toy.phrases import (
     surface_phrase,
     with_preposition,
 )
-from seq2seq.data.toy.syntax import Body, Clause, Phrase
-from seq2seq.data.toy.tokens import Dice, Tokens, align, new_key, tokens
+from seq2seq.data.toy.syntax import Body, Clause, NounPhrase
+from seq2seq.data.toy.tokens import Dice, Tokens, align, make_tokens, new_key
 
 TENSES = (*("simple",) * 3, *("progressive",) * 2, *("past",) * 4, *("perfect",) * 2, "future", "modal", "modal")
 
 
 def random_clause(
     dice: Dice,
-    subject: Phrase | None = None,
+    subject: NounPhrase | None = None,
     tenses: Sequence[str] = TENSES,
     verbs: Sequence[Verb] = PLAIN,
     *,
-    given: Phrase | None = None,
+    given: NounPhrase | None = None,
     gap: bool = False,
     negate: float = 0.16,
     time: float = 0.6,
@@ -44,7 +44,7 @@ def random_clause(
     if not who.indefinite and tense != "must" and verb.frame not in ("DA", "music") and dice.chance(negate):
         negation = "never" if tense in ("simple", "perfect") and not state and dice.chance(0.3) else "not"
 
-    def make_object() -> Phrase | None:
+    def make_object() -> NounPhrase | None:
         return given if gap or given else random_object(dice, verb, who, negation, not_key)
 
     body, adverbial = complement(dice, verb, who, key, make_object), None
@@ -58,18 +58,18 @@ def random_clause(
 
 
 def fitting_parts(
-    dice: Dice, subject: Phrase | None, tenses: Sequence[str], verbs: Sequence[Verb]
-) -> tuple[Phrase, Verb, str]:
+    dice: Dice, subject: NounPhrase | None, tenses: Sequence[str], verbs: Sequence[Verb]
+) -> tuple[NounPhrase, Verb, str]:
     """Choose a verb, a tense and, unless it is given, a subject that suit each other."""
     while True:
         verb, tense = dice.pick(verbs), dice.pick(tenses)
         tense = dice.pick(tuple(MODALS)) if tense == "modal" else tense
         who = subject or argument(dice, verb.subjects, SUBJECT)
-        if fits(verb, who, tense):
+        if is_idiomatic(verb, who, tense):
             return who, verb, tense
 
 
-def fits(verb: Verb, subject: Phrase, tense: str) -> bool:
+def is_idiomatic(verb: Verb, subject: NounPhrase, tense: str) -> bool:
     """Whether a clause in this tense is idiomatic, and its English shows the tense."""
     if tense in ("simple", "past") and verb.past == verb.base and subject.agreement != THIRD:
         return False  # "they read" could be present or past
@@ -82,7 +82,7 @@ def fits(verb: Verb, subject: Phrase, tense: str) -> bool:
     return tense not in MODALS or "person" in verb.subjects
 
 
-def random_object(dice: Dice, verb: Verb, subject: Phrase, negation: str, not_key: int) -> Phrase:
+def random_object(dice: Dice, verb: Verb, subject: NounPhrase, negation: str, not_key: int) -> NounPhrase:
     """An object of a verb; "no" in it stands for "not a"."""
     options = object_options(verb, negation)
     if options == NOT_OBJECT:
@@ -99,9 +99,11 @@ def object_options(verb: Verb, negation: str) -> str:
     return NO_BARE if verb.frame == "DA" else LOCAL if verb.frame.startswith(("through", "around")) else OBJECT
 
 
-def complement(dice: Dice, verb: Verb, subject: Phrase, key: int, make_object: Callable[[], Phrase | None]) -> Body:
+def complement(
+    dice: Dice, verb: Verb, subject: NounPhrase, key: int, make_object: Callable[[], NounPhrase | None]
+) -> Body:
     """Fill a verb's frame; make_object gives its object, or None to leave a gap."""
-    particle = tokens(verb.particle, key)
+    particle = make_tokens(verb.particle, key)
     match verb.frame.split(":"):
         case ["at" | "to" | "from" as relation]:
             english, tail = place_phrase(dice, verb.objects, relation)
@@ -121,7 +123,7 @@ def complement(dice: Dice, verb: Verb, subject: Phrase, key: int, make_object: C
     return Body(particle + english, tail=tail)
 
 
-def fill_objects(dice: Dice, verb: Verb, subject: Phrase, particle: Tokens, thing: Phrase) -> Body:
+def fill_objects(dice: Dice, verb: Verb, subject: NounPhrase, particle: Tokens, thing: NounPhrase) -> Body:
     """The objects of a transitive, dative or ditransitive verb."""
     german = thing.german("D" if verb.frame == "D" else "A")
     if thing.objective:
@@ -138,7 +140,7 @@ def fill_objects(dice: Dice, verb: Verb, subject: Phrase, particle: Tokens, thin
     return body
 
 
-def add_adjunct(dice: Dice, verb: Verb, body: Body, subject: Phrase) -> Body:
+def add_adjunct(dice: Dice, verb: Verb, body: Body, subject: NounPhrase) -> Body:
     """Add the place, the company, the beneficiary or the manner that the verb allows."""
     flag = dice.pick(verb.flags.split())
     if flag == "plain" or (flag == "with" and verb.frame.startswith("with")):

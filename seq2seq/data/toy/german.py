@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seq2seq.data.toy.lexicon import MODALS, PLURAL, POSSESSIVES, Noun, Verb
 from seq2seq.data.toy.syntax import Clause
-from seq2seq.data.toy.tokens import Token, Tokens, tokens
+from seq2seq.data.toy.tokens import Token, Tokens, make_tokens
 
 # Articles and endings by case for masculine, feminine, neuter and plural; "_" is no ending.
 ARTICLES = {"N": "der die das die", "A": "den die das die", "D": "dem der dem den", "G": "des der des der"}
@@ -79,16 +79,16 @@ def german_verb(c: Clause) -> tuple[Token, Tokens]:
     """The finite verb and the right bracket."""
     verb, agreement = c.verb, c.subject.agreement
     if c.tense in ("simple", "progressive", "past"):
-        return Token(conjugate(verb, agreement, c.tense == "past"), (c.key,)), tokens(verb.prefix, c.key)
+        return Token(conjugate(verb, agreement, c.tense == "past"), (c.key,)), make_tokens(verb.prefix, c.key)
     rest = verb.german_participle if c.tense == "perfect" else verb.infinitive
     auxiliary = {"perfect": verb.auxiliary, "future": "werden"}.get(c.tense, "")
     forms = IRREGULAR_PRESENT[auxiliary] if auxiliary else MODALS[c.tense]
-    return Token(forms.split()[agreement], (c.aux_key,)), tokens(verb.prefix + rest, c.key)
+    return Token(forms.split()[agreement], (c.aux_key,)), make_tokens(verb.prefix + rest, c.key)
 
 
 def middle_field(c: Clause, adverbial: Tokens) -> Tokens:
     """The words between the finite verb and the right bracket, without the subject."""
-    negator = tokens({"not": "nicht", "never": "nie"}.get(c.negation, ""), c.not_key)
+    negator = make_tokens({"not": "nicht", "never": "nie"}.get(c.negation, ""), c.not_key)
     before, after = (negator, ()) if c.body.loose else ((), negator)
     return c.body.light + c.body.dative + adverbial + before + c.body.manner + c.body.object + after + c.body.tail
 

@@ -29,8 +29,8 @@ from seq2seq.data.toy.lexicon import (
     adverbs_for,
     members,
 )
-from seq2seq.data.toy.syntax import Adverbial, Phrase
-from seq2seq.data.toy.tokens import Dice, Sides, Token, Tokens, align, joined, new_key, tokens
+from seq2seq.data.toy.syntax import Adverbial, NounPhrase
+from seq2seq.data.toy.tokens import Dice, Sides, Token, Tokens, align, joined, make_tokens, new_key
 
 # Determiners, repeated by frequency; "+" asks for a plural, "0" for no determiner.
 SUBJECT = "the the the the the the the the the the+ the+ the+ a a a a this these+ every my my my+ some+ many+ number+"
@@ -64,21 +64,23 @@ def random_number(dice: Dice, large: float = 0.15) -> Sides:
     return number_words(dice.pick(TEENS + ADULT) if dice.chance(large) else 2 + int(dice.random() * 11))
 
 
-def build(noun: Noun, determiner: str, plural: bool = False, extras: Sequence[Sides] = (), not_key: int = 0) -> Phrase:
+def build(
+    noun: Noun, determiner: str, plural: bool = False, extras: Sequence[Sides] = (), not_key: int = 0
+) -> NounPhrase:
     """Put a noun phrase together; a not_key makes its article the "kein" of an English "not a"."""
     gender, key, noun_key = "p" if plural else noun.gender, not_key or new_key(), new_key()
     bare = determiner in ("0", "number") or (not_key and (plural or not noun.plural))
-    article = () if bare else tokens("a" if not_key else determiner, key)
+    article = () if bare else make_tokens("a" if not_key else determiner, key)
     english_extras, german_extras = joined(extras)
     english = (*article, *english_extras, Token(noun.english_plural if plural else noun.english, (noun_key,)))
 
     def german(case: str) -> Tokens:
         form, ending = determine("no" if not_key else determiner, gender, case)
         inflected = (token._replace(text=token.text.replace("~", ending)) for token in german_extras)
-        return (*tokens(form, key), *inflected, Token(decline(noun, gender, case), (noun_key,)))
+        return (*make_tokens(form, key), *inflected, Token(decline(noun, gender, case), (noun_key,)))
 
     indefinite = bool(not_key) or determiner in ("0", "a", "some", "many", "number", "every")
-    return Phrase(english, german, PLURAL if plural else THIRD, gender, indefinite=indefinite, noun=noun)
+    return NounPhrase(english, german, PLURAL if plural else THIRD, gender, indefinite=indefinite, noun=noun)
 
 
 def attribute(adjective: Adjective) -> Sides:
@@ -100,7 +102,7 @@ def determiners(noun: Noun, options: str) -> list[str]:
     return [o for o in options.split() if not (o.startswith("my") and noun.kind in UNOWNED)]
 
 
-def noun_phrase(dice: Dice, noun: Noun, options: str, describe: float = 0.3, not_key: int = 0) -> Phrase:
+def noun_phrase(dice: Dice, noun: Noun, options: str, describe: float = 0.3, not_key: int = 0) -> NounPhrase:
     """A phrase around a noun with one of the determiners, now and then with adjectives or an owner."""
     choice = dice.pick(determiners(noun, options))
     determiner, plural, fitting = choice.rstrip("+"), choice.endswith("+"), adjectives_for(noun)
@@ -115,7 +117,7 @@ def noun_phrase(dice: Dice, noun: Noun, options: str, describe: float = 0.3, not
     return build(noun, determiner, plural, number + adjectives, not_key if determiner == "no" else 0)
 
 
-def owned(dice: Dice, noun: Noun, plural: bool, adjectives: Sequence[Sides]) -> Phrase:
+def owned(dice: Dice, noun: Noun, plural: bool, adjectives: Sequence[Sides]) -> NounPhrase:
     """Somebody's thing: a name precedes it in both languages, a noun follows it as a German genitive."""
     named = dice.chance(0.4)
     thing = build(noun, "0" if named else "the", plural, adjectives)
@@ -131,27 +133,29 @@ def owned(dice: Dice, noun: Noun, plural: bool, adjectives: Sequence[Sides]) -> 
     return replace(thing, english=english, german=german, indefinite=False)
 
 
-def first_name(dice: Dice) -> Phrase:
+def first_name(dice: Dice) -> NounPhrase:
     """Somebody's first name."""
     gender = dice.pick("mf")
     english, german = align(*[dice.pick(NAMES[gender])] * 2)
-    return Phrase(english, lambda case: german, gender=gender)
+    return NounPhrase(english, lambda case: german, gender=gender)
 
 
-def pronoun_phrase(pronoun: Pronoun) -> Phrase:
+def pronoun_phrase(pronoun: Pronoun) -> NounPhrase:
     """A personal pronoun as a phrase."""
     key = new_key()
     forms = {"N": pronoun.nominative, "A": pronoun.accusative, "D": pronoun.dative}
-    return Phrase(
-        tokens(pronoun.english, key),
-        lambda case: tokens(forms[case], key),
+    return NounPhrase(
+        make_tokens(pronoun.english, key),
+        lambda case: make_tokens(forms[case], key),
         pronoun.agreement,
         person=pronoun.person,
-        objective=tokens(pronoun.objective, key),
+        objective=make_tokens(pronoun.objective, key),
     )
 
 
-def argument(dice: Dice, classes: str, options: str, subject: Phrase | None = None, describe: float = 0.3) -> Phrase:
+def argument(
+    dice: Dice, classes: str, options: str, subject: NounPhrase | None = None, describe: float = 0.3
+) -> NounPhrase:
     """A phrase for a slot in a verb's frame; no object repeats a subject in the first or second person."""
     if "person" in classes.split() and dice.chance(0.35):
         if dice.chance(0.35):
@@ -161,7 +165,7 @@ def argument(dice: Dice, classes: str, options: str, subject: Phrase | None = No
     return noun_phrase(dice, dice.pick(members(classes)), options, describe)
 
 
-def with_preposition(english: str, german: str, case: str, phrase: Phrase) -> Sides:
+def with_preposition(english: str, german: str, case: str, phrase: NounPhrase) -> Sides:
     """A prepositional phrase."""
     return joined([align(english, german), (phrase.object, phrase.german(case))])
 

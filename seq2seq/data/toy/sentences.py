@@ -42,8 +42,8 @@ from seq2seq.data.toy.phrases import (
     random_adverbial,
     random_number,
 )
-from seq2seq.data.toy.syntax import Body, Clause, Phrase
-from seq2seq.data.toy.tokens import Dice, Sides, Token, align, joined, new_key, tokens
+from seq2seq.data.toy.syntax import Body, Clause, NounPhrase
+from seq2seq.data.toy.tokens import Dice, Sides, Token, align, joined, make_tokens, new_key
 
 NOW, THEN = ("simple", "progressive"), ("past",)
 INHABITANTS = (("furniture vessel", "room"), ("animal", "nature"), ("job", "work"), ("work castle hotel", "city"))
@@ -93,7 +93,7 @@ def yes_no_question(dice: Dice) -> Sides:
 def who_question(dice: Dice) -> Sides:
     """A question for the subject."""
     left, right = align("who", "wer")
-    return statement_of(random_clause(dice, Phrase(left, lambda case: right), verbs=PERSONAL, negate=0, spots="me"))
+    return statement_of(random_clause(dice, NounPhrase(left, lambda case: right), verbs=PERSONAL, negate=0, spots="me"))
 
 
 @pattern(7, "?")
@@ -118,7 +118,7 @@ def place_question(dice: Dice) -> Sides:
     verb = dice.pick([v for v in PLAIN if v.frame in ("at", "to", "from")])
     question = align("where", {"at": "wo", "to": "wohin", "from": "woher"}[verb.frame])
     c = random_clause(dice, verbs=[verb], negate=0, time=0.4, spots="me")
-    rest = tokens("from", *question[0][0].keys) if verb.frame == "from" else ()
+    rest = make_tokens("from", *question[0][0].keys) if verb.frame == "from" else ()
     return question_of(replace(c, body=Body(rest)), question)
 
 
@@ -136,7 +136,7 @@ def reason_question(dice: Dice) -> Sides:
 
 
 def being(
-    dice: Dice, subject: Phrase, predicate: Sides, tense: str = "simple", adverbs: str = "", negate: float = 0
+    dice: Dice, subject: NounPhrase, predicate: Sides, tense: str = "simple", adverbs: str = "", negate: float = 0
 ) -> Clause:
     """A clause with a form of "be" and a predicative, now and then with an adverbial of the given kind."""
     adverbial = random_adverbial(dice, adverbs, "fcme") if adverbs else None
@@ -249,7 +249,7 @@ def subordinate(dice: Dice) -> Sides:
     return joined([link, subordinate_of(side), align(",", ","), (english_clause(first), german_clause(first, ()))])
 
 
-def human(dice: Dice, classes: str = "people person") -> Phrase:
+def human(dice: Dice, classes: str = "people person") -> NounPhrase:
     """A person or persons to whom "he", "she" or "they" can refer."""
     while True:
         subject = argument(dice, classes, DEFINITE, describe=0.1)
@@ -276,7 +276,7 @@ def pair_of_clauses(dice: Dice) -> Sides:
     """Two main clauses; before "und" only English has a comma."""
     tenses = dice.pick((NOW, THEN))
     first, second = (random_clause(dice, None, tenses, time=0.15, negate=0.1, spots="me") for _ in range(2))
-    link = align(", but", ", aber") if dice.chance(0.5) else joined([(tokens(","), ()), align("and", "und")])
+    link = align(", but", ", aber") if dice.chance(0.5) else joined([(make_tokens(","), ()), align("and", "und")])
     return joined([statement_of(first), link, statement_of(second)])
 
 
@@ -299,7 +299,7 @@ def pair_of_people(dice: Dice) -> Sides:
     if one.noun == other.noun:
         return pair_of_people(dice)
     left, right = one.english + link[0] + other.english, link[1]
-    subject = Phrase(left, lambda case: one.german(case) + right + other.german(case), PLURAL)
+    subject = NounPhrase(left, lambda case: one.german(case) + right + other.german(case), PLURAL)
     return statement_of(random_clause(dice, subject, verbs=PERSONAL))
 
 
@@ -325,11 +325,11 @@ def attempt(dice: Dice) -> Sides:
     infinitive = (*zu, Token(verb.infinitive, (deed.key,)))
     if verb.prefix:
         infinitive = (Token(f"{verb.prefix}zu{verb.infinitive}", (*zu[0].keys, deed.key)),)
-    rest = to + tokens(verb.base, deed.key) + deed.body.english, middle_field(deed, ()) + infinitive
+    rest = to + make_tokens(verb.base, deed.key) + deed.body.english, middle_field(deed, ()) + infinitive
     return joined([statement_of(first), GERMAN_COMMA, rest])
 
 
-def relative(dice: Dice, head: Phrase, verbs: Sequence[Verb], gap: bool) -> Sides:
+def relative(dice: Dice, head: NounPhrase, verbs: Sequence[Verb], gap: bool) -> Sides:
     """A relative clause about a noun, which is the subject or, with a gap, the object in it."""
     people, tenses = head.noun in members("people"), ("simple", "past", "perfect")
     if gap:
@@ -347,7 +347,7 @@ def subject_relative(dice: Dice) -> Sides:
     head, gap = noun_phrase(dice, dice.pick(members("folk job")), "the the the+ this"), dice.chance(0.5)
     verbs = [v for v in DEEDS if not gap or (v.frame in ("A", "D") and "person" in v.objects.split())]
     left, right = relative(dice, head, verbs, gap)
-    comma = tokens(",")
+    comma = make_tokens(",")
     whole = replace(head, english=head.english + left, german=lambda case: head.german(case) + comma + right + comma)
     return statement_of(random_clause(dice, whole, verbs=PERSONAL, time=0.2, spots="me"))
 

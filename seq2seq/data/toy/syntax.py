@@ -9,7 +9,7 @@ from seq2seq.data.toy.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Phrase:
+class NounPhrase:
     """A noun phrase: its English words, and its German words for each case (N, A, D or G)."""
 
     english: Tokens
@@ -51,7 +51,7 @@ class Body(NamedTuple):
 class Clause:
     """The parts of a clause."""
 
-    subject: Phrase
+    subject: NounPhrase
     verb: Verb
     tense: str  # simple, progressive, past, perfect, future or a modal
     body: Body

@@ -20,7 +20,7 @@ Sides = tuple[Tokens, Tokens]  # the same in English and German
 new_key = itertools.count(1).__next__
 
 
-def tokens(text: str, *keys: int) -> Tokens:
+def make_tokens(text: str, *keys: int) -> Tokens:
     """The words of a phrase, all carrying the same keys."""
     return tuple(Token(word, keys) for word in text.split())
 
@@ -40,7 +40,7 @@ def align(english: str, german: str) -> Sides:
     if len(english.split()) != len(german.split()):
         pairs = [(english, german)]
     keyed = [(left, right, new_key()) for left, right in pairs]
-    return joined((tokens(left, key), tokens(right, key)) for left, right, key in keyed)
+    return joined((make_tokens(left, key), make_tokens(right, key)) for left, right, key in keyed)
 
 
 class Dice:

@@ -4,7 +4,7 @@
  * @typedef {Object} Report
  * @property {RunFacts} run
  * @property {?TrainingTotals} totals
- * @property {Score[]} scores
+ * @property {MetricResult[]} scores
  * @property {Group[]} lengths
  * @property {Object<string, Object<string, Point[]>>} curves
  * @property {Object<string, number>} time
@@ -39,7 +39,7 @@
  */
 
 /**
- * @typedef {Object} Score
+ * @typedef {Object} MetricResult
  * @property {string} name
  * @property {number} value
  * @property {string} signature
@@ -59,7 +59,7 @@
 /**
  * @typedef {Object} Sentences
  * @property {ExampleGroup[]} groups
- * @property {SentenceErrors} errors
+ * @property {ErrorCounts} errors
  * @property {number[]} histogram
  */
 
@@ -80,7 +80,7 @@
  */
 
 /**
- * @typedef {Object} SentenceErrors
+ * @typedef {Object} ErrorCounts
  * @property {number} sentences
  * @property {number} repeating
  * @property {number} short
