@@ -120,4 +120,4 @@ def check_job(command: str, overrides: list[Override]) -> tuple[dict[str, Any], 
 
 
 def typed_config(command: str, values: dict[str, Any]) -> Any:
-    return build_config(COMMANDS[command][0], values)
+    return build_config(COMMANDS[command], values)

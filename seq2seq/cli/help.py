@@ -12,7 +12,7 @@ from seq2seq.utils.errors import UserError, nearest
 
 
 def overview() -> str:
-    commands = "\n".join(f"  seq2seq {name:10} {purpose}" for name, (_, purpose) in COMMANDS.items())
+    commands = "\n".join(f"  seq2seq {name:10} {purpose(name)}" for name in COMMANDS)
     shown = [*examples("train"), examples("evaluate")[0], examples("translate")[0]]
     return (
         f"seq2seq {__version__}: train a translator from scratch, measure it, and use it.\n\n{commands}\n\n"
@@ -29,7 +29,7 @@ def command_help(command: str, topics: list[str]) -> str:
     groups = [f"{default:22} {', '.join(choices(group))}" for group, default in defaults.items()]
     keys = [line for line in _lines(command) if line[:1].isalpha() and "#" in line]
     return (
-        f"seq2seq {command}: {COMMANDS[command][1]}\n\n"
+        f"seq2seq {command}: {purpose(command)}\n\n"
         f"Config groups: default, then all choices\n{_indented(groups)}\n\n"
         f"Keys: default, then description\n{_indented(keys)}\n\n"
         f"Examples\n{_indented(examples(command))}\n\n"
@@ -38,6 +38,11 @@ def command_help(command: str, topics: list[str]) -> str:
         f"  seq2seq {command} --config-dir FOLDER  add your own YAML files to the groups\n"
         f"  seq2seq {command} -m KEY=A,B           a sweep: one run per value"
     )
+
+
+def purpose(command: str) -> str:
+    """Return the purpose of a command, from the first line of its YAML file."""
+    return _lines(command)[0].partition(": ")[2].removesuffix(".")
 
 
 def examples(command: str) -> list[str]:

@@ -18,7 +18,7 @@ def parse_overrides(command: str, texts: list[str], multirun: bool = False) -> l
     if multirun:
         return overrides
     if settings := [o.input_line for o in overrides if o.is_hydra_override()]:
-        raise UserError(*(f"{text}: a setting of Hydra, which applies to sweeps; add -m" for text in settings), code=2)
+        raise UserError(*(f"{text}: Hydra settings apply only to sweeps; add -m" for text in settings), code=2)
     return [_parse([_as_list(o.input_line)])[0] if o.is_sweep_override() else o for o in overrides]
 
 
@@ -32,7 +32,7 @@ def expand_sweep(overrides: list[Override]) -> list[list[Override]]:
         elif override.is_discrete_sweep():
             values[key] = _parse([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
-            raise UserError(f"{override.input_line}: an interval cannot be enumerated; write {key}=A,B", code=2)
+            raise UserError(f"{override.input_line}: interval sweeps are not supported; write {key}=A,B", code=2)
     return [list(job) for job in itertools.product(*values.values())]
 
 
@@ -51,7 +51,7 @@ def _parse(texts: list[str]) -> list[Override]:
             except HydraException:
                 continue
         else:
-            problems.append(f"{text}: not understood; write key=value, as in training.updates=500")
+            problems.append(f"{text}: cannot be parsed; write key=value, as in training.updates=500")
     if problems:
         raise UserError(*problems, code=2)
     return parsed
@@ -60,7 +60,7 @@ def _parse(texts: list[str]) -> list[Override]:
 def with_runs(command: str, texts: list[str]) -> list[str]:
     """Convert bare words to run names: `compare a b` means run=[a,b]."""
     names = [text for text in texts if "=" not in text and not text.startswith("~")]
-    hints = typing.get_type_hints(COMMANDS[command][0])
+    hints = typing.get_type_hints(COMMANDS[command])
     if not names or "run" not in hints:
         return texts
     several = len(names) > 1 or hints["run"] == list[str] | None

@@ -90,7 +90,7 @@ def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     """Convert one value to its field's type; add what does not fit to `problems`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value == "???":
-        problems.append(f"{key}: no value; set one with {key}=…")
+        problems.append(f"{key}: required; set {key}=…")
     elif dataclasses.is_dataclass(hint):
         return _build_dataclass(typing.cast(type, hint), value, key, problems)
     elif origin is Annotated:
@@ -140,7 +140,7 @@ def _build_union(choices: tuple[Any, ...], value: Any, key: str, problems: list[
 
 def _build_dataclass(cls: type, values: Any, key: str, problems: list[str]) -> Any:
     if not isinstance(values, dict):
-        problems.append(f"{key}: expected a group of values, got {values!r}")
+        problems.append(f"{key}: expected a mapping, got {values!r}")
         return None
     hints = _hints(cls)
     prefix = f"{key}." if key else ""

@@ -43,6 +43,8 @@ MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "com
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
 Problems = Iterator[tuple[str, str]]  # (key below this object, the contradiction)
 
+_EVEN = "sinusoidal positions alternate sine and cosine; make it even"
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -75,7 +77,7 @@ class TransformerConfig:
     def problems(self) -> Problems:
         yield from _head_problems(self.width, self.attention.heads, self.position)
         if self.position == "sinusoidal" and self.width % 2:
-            yield "width", f"{self.width} is odd, but sinusoidal positions come in pairs; make it even"
+            yield "width", f"{self.width} is odd, but {_EVEN}"
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,9 @@ class LSTMConfig:
     def problems(self) -> Problems:
         yield from _head_problems(self.width, self.attention.heads, self.position)
         if self.position == "sinusoidal" and self.embedding % 2:
-            yield (
-                "embedding",
-                f"{self.embedding} is odd, but sinusoidal positions come in pairs; make it even",
-            )
+            yield "embedding", f"{self.embedding} is odd, but {_EVEN}"
         if self.kernel_size % 2 == 0:
-            yield "kernel_size", f"{self.kernel_size} is even, but a convolution needs a middle; make it odd"
+            yield "kernel_size", f"{self.kernel_size} is even, but the kernel must be centred; make it odd"
 
 
 ModelConfig = TransformerConfig | LSTMConfig
@@ -156,7 +155,7 @@ class DataConfig:
     def problems(self) -> Problems:
         for side in ("source", "target"):
             if not getattr(self, side).strip():
-                yield side, "is empty; name a column, or a language of the `translation` column"
+                yield side, "the value is empty; name a column, or a language of the `translation` column"
         if self.source == self.target:
             yield "target", f"{self.target} is also the source; name two different columns"
         for split in ("train", "validation", "test"):
@@ -252,7 +251,7 @@ class TrainingConfig:
 
     def problems(self) -> Problems:
         if self.r_drop and self.simcut:
-            yield "simcut", "and r_drop are mutually exclusive; set one of them to 0"
+            yield "simcut", "simcut and r_drop are mutually exclusive; set one of them to 0"
 
     @property
     def recent(self) -> int:
@@ -305,12 +304,15 @@ class SearchConfig:
         if self.min_length_factor > self.length_factor or (
             self.min_length_factor + self.min_length_extra > self.length_factor + self.length_extra
         ):
-            yield "min_length_factor", "requires longer translations than length_factor and length_extra allow"
+            yield (
+                "min_length_factor",
+                "the minimum length exceeds the maximum (length_factor, length_extra); lower it",
+            )
         yield from self._beam_problems()
         yield from self._sample_problems()
         for key in ("require", "forbid"):
             if any(not text.strip() for text in getattr(self, key)):
-                yield key, "has an empty entry; name words"
+                yield key, "an entry is empty; give a word or a phrase"
         if both := set(self.require) & set(self.forbid):
             yield "forbid", f"{sorted(both)[0]} is also required; remove it from one of them"
 
@@ -322,7 +324,7 @@ class SearchConfig:
         if self.require and self.groups > 1:
             yield (
                 "require",
-                f"and groups={self.groups} are mutually exclusive, as both partition the beam; use one of them",
+                f"require and groups={self.groups} are mutually exclusive, as both partition the beam; use one of them",
             )
         if self.select_by != "score" and self.rows == 1:
             yield (
@@ -336,7 +338,7 @@ class SearchConfig:
             for key in (key for key, value in used.items() if value):
                 yield (
                     key,
-                    f"applies to beam search, but samples={self.samples} are drawn at random; start from search=sample",
+                    f"this key applies to beam search, not to samples={self.samples}; start from search=sample",
                 )
             return
         cuts = {
@@ -346,7 +348,7 @@ class SearchConfig:
             "epsilon_cutoff": self.epsilon_cutoff > 0,
         }
         for key in (key for key, value in {"temperature": self.temperature != 1, **cuts}.items() if value):
-            yield key, "applies to sampling only; set samples, or search=sample"
+            yield key, "this key applies to sampling only; set samples, or search=sample"
 
 
 @dataclass(frozen=True)
@@ -377,19 +379,20 @@ class TrainConfig:
         if self.training.packing and isinstance(self.model, TransformerConfig) and self.model.layer_dropout:
             yield (
                 "training.packing",
-                "and model.layer_dropout are mutually exclusive; set one of them to its default",
+                "packing and model.layer_dropout are mutually exclusive; set one of them to its default",
             )
         if self.training.recompute and not isinstance(self.model, TransformerConfig):
             yield (
                 "training.recompute",
-                f"applies to Transformer layers, and {self.model.name} has none; set it to false",
+                f"only Transformer layers can be recomputed, and {self.model.name} has none; set it to false",
             )
         if not Path(self.name.strip()).parts or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             yield "name", f"{self.name!r} does not name a folder inside {self.outputs}; use letters, digits, - and _"
         if self.model.tie_embeddings == "all" and not self.tokenizer.joint:
             yield (
                 "model.tie_embeddings",
-                "all shares one table between two languages; set tokenizer.joint=true or model.tie_embeddings=output",
+                "'all' shares one embedding table across both languages, which needs a joint vocabulary; "
+                "set tokenizer.joint=true or model.tie_embeddings=output",
             )
         if self.model.position == "learned" and self.model.max_length <= self.data.max_length:
             yield (
@@ -420,7 +423,7 @@ class TestConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.reference is None):
             missing = "source" if self.source is None else "reference"
-            yield missing, "is missing; source and reference must be given together, as files of equal length"
+            yield missing, "a value is missing; source and reference must be given together, as files of equal length"
         elif isinstance(self.source, list) and (
             not isinstance(self.reference, list) or len(self.reference) != len(self.source)
         ):
@@ -433,7 +436,7 @@ class TestConfig:
         ):
             yield "reference", f"{self.reference} must be a file, or a list of files, for the one source"
         if self.source is not None and self.public is not None:
-            yield "public", "and source are mutually exclusive; name files or a public test set"
+            yield "public", "a public test set and source files are mutually exclusive; name one of them"
 
 
 @dataclass(frozen=True)
@@ -449,7 +452,7 @@ class EvaluateConfig(TestConfig):
         yield from super().problems()
         yield from _needs_metrics(self.metrics)
         if self.resamples == 1:
-            yield "resamples", "1 gives no interval; use 0 for none, or many"
+            yield "resamples", "one resample yields no interval; use 0 (no interval) or about 1000"
 
 
 @dataclass(frozen=True)
@@ -488,12 +491,12 @@ class ReproduceConfig:
 
 def _needs_metrics(metrics: list[MetricName]) -> Problems:
     if not metrics:
-        yield "metrics", "is empty; name some, such as [bleu,chrf]"
+        yield "metrics", "the list is empty; name metrics, such as [bleu,chrf]"
 
 
 def _needs_training_pairs(data: DataConfig) -> Problems:
     if data.train is None:
-        yield "data.train", "nothing to read yet; give two files, data.train=[file.source,file.target], or a table"
+        yield "data.train", "no training data; give two files, data.train=[file.source,file.target], or a table"
 
 
 @dataclass(frozen=True)
@@ -523,7 +526,7 @@ class ScoreConfig:
     def problems(self) -> Problems:
         if (self.source is None) != (self.target is None):
             missing = "source" if self.source is None else "target"
-            yield missing, "is missing; source and target must be given together, as files of equal length"
+            yield missing, "a value is missing; source and target must be given together, as files of equal length"
 
 
 @dataclass(frozen=True)
@@ -542,7 +545,10 @@ class TranslateConfig:
 
     def problems(self) -> Problems:
         if self.split_lines and self.search.n_best > 1:
-            yield "split_lines", "joins the best translation of each sentence in a line; set search.n_best=1"
+            yield (
+                "split_lines",
+                "split_lines joins the best translations of a line's sentences; set search.n_best=1",
+            )
 
 
 @dataclass(frozen=True)

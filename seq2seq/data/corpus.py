@@ -79,7 +79,7 @@ class Corpora:
 
 
 def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
-    """Open training, validation and test pairs; without data.validation, split missing ones off the training pairs."""
+    """Open training, validation and test pairs; without data.validation, hold missing ones out of training."""
     stored, ends = store_training(config, status)
     held_out = {}
     for split in ("validation", "test"):
@@ -94,7 +94,7 @@ def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None)
         raise UserError("data: no training pairs remain; loosen data.filters, or lower data.held_out")
     validation = held_out["validation"]
     if validation is None or not len(validation):
-        raise UserError("data.validation: empty; training needs validation pairs to choose the best checkpoint")
+        raise UserError("data.validation: the set is empty; training needs it to choose the best checkpoint")
     corpus_ends = tuple(int(end) for end in np.searchsorted(rows["train"], ends))
     train = stored.corpus(rows["train"], metadata["content"], corpus_ends)
     return Corpora(train, validation, held_out["test"], tuple(metadata["notes"]))
@@ -168,7 +168,7 @@ def store(stream: PairStream, cache: str, status: Status = lambda _: None) -> St
                 done += len(block)
                 status(f"reading the corpus: {done:,} pairs …")
         if not done:
-            raise UserError(f"{_describe(stream)}: contains no pairs")
+            raise UserError(f"{_describe(stream)}: no pairs found")
 
     build_once(folder, build)
     return StoredPairs(

@@ -66,7 +66,7 @@ def examine(corpora: Corpora) -> list[Finding]:
     lengths = [train.characters[side] for side in SIDES]
     empty, identical = (np.minimum(*lengths) == 0), train.hashes["source"] == train.hashes["target"]
     return [
-        _finding(train, "one-sided empty pairs", empty, "data.filters.empty=true removes them", 0.0),
+        _finding(train, "pairs with an empty side", empty, "data.filters.empty=true removes them", 0.0),
         _finding(train, "identical pairs", identical & ~empty, "data.filters.identical=true removes them", 0.01),
         *quick(corpora),
         *_normalised_overlaps(corpora),
@@ -78,7 +78,11 @@ def examine(corpora: Corpora) -> list[Finding]:
             0.01,
         ),
         _finding(
-            train, "lines far longer than the rest", _far_longer(*lengths), "data.filters.max_characters=…", 0.001
+            train,
+            "lines far longer than the rest",
+            _far_longer(*lengths),
+            "data.filters.max_characters=N removes them",
+            0.001,
         ),
         *(finding for side in SIDES for finding in _letters(train, side)),
         *_wrong_language(train),
@@ -157,7 +161,7 @@ def _far_longer(source: NDArray[np.int32], target: NDArray[np.int32]) -> Flags:
 def _shift(corpus: Corpus) -> list[Finding]:
     """Find stretches where the lengths of the two sides fit better with one side shifted by a few lines."""
     name, advice = (
-        "pairs that seem shifted",
+        "possibly misaligned pairs",
         "a line is missing or duplicated on one side, just before the first of them",
     )
     source, target = (_standard(np.log1p(corpus.characters[side])) for side in SIDES)

@@ -358,7 +358,7 @@ def _identity(paths: list[Path]) -> tuple[object, ...]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     for path in paths:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give a file, or a corpus folder with data.path={path}")
+            raise UserError(f"{path}: this is a folder; give a file, or a corpus folder with data.path={path}")
     return tuple(
         (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         for path, stat in zip(paths, stats, strict=True)

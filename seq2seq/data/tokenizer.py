@@ -133,7 +133,7 @@ def _train(sides: list[Chosen], config: TokenizerConfig, what: str) -> tuple[byt
         return _train_exactly(sides, config, size), [note]
     if least:
         raise UserError(
-            f"tokenizer.vocabulary: {config.vocabulary} cannot hold the characters of {what}; "
+            f"tokenizer.vocabulary: {config.vocabulary} is smaller than the character set of {what}; "
             f"it must be at least {least.group(1)}"
         )
     raise UserError(f"tokenizer: sentencepiece cannot train on {what}: {reason_of(reason)}")

@@ -92,7 +92,7 @@ class AlignmentErrors:
         rate, layer, head = self.best
         if len(self.heads) == len(self.heads[0]) == 1:
             return f"{rate:.3f}"
-        return f"{rate:.3f} by layer {layer + 1}, head {head + 1}; {self.mean:.3f} by the mean of all heads"
+        return f"best head: {rate:.3f} (layer {layer + 1}, head {head + 1}); mean of all heads: {self.mean:.3f}"
 
 
 def alignment_of(translator: Translator, test: TestSet) -> AlignmentErrors | None:

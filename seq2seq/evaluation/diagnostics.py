@@ -107,7 +107,7 @@ class OutputErrors:
     added: float  # fraction of the output's words missing in the first reference
 
     def __str__(self) -> str:
-        return f"{self.ratio:.3f} of the reference; {len(self.repeating):,} repeat, {len(self.short):,} break off"
+        return f"ratio {self.ratio:.3f}; {len(self.repeating):,} repetitive, {len(self.short):,} too short"
 
 
 def output_errors(hypotheses: Sequence[str], test: TestSet) -> OutputErrors:

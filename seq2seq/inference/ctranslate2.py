@@ -1,4 +1,4 @@
-"""Export of a trained Transformer to CTranslate2, and the proof that both compute the same.
+"""Export of a trained Transformer to CTranslate2, and the verification that both compute the same.
 
 Shapes: D width, N heads, H head width, V vocabulary, P positions.
 """
@@ -195,7 +195,7 @@ def numpy_array(tensor: Tensor) -> Any:
     return tensor.detach().float().contiguous().numpy()
 
 
-# ------------------------------------------------------------------------------------------ the proof
+# ------------------------------------------------------------------------------------- verification
 
 
 @dataclass(frozen=True)

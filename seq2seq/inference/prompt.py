@@ -141,7 +141,7 @@ class Prompt:
             facts = f"[{translation.score:.3f}{'' if rank else seconds}]"
             self.screen.print(f"{label}{' '.join(translation.text.splitlines())}  {self.screen.dim(facts)}")
         if translations[0].truncated:
-            self.screen.print(f"{label}over {model.translator.max_length} subwords; its end was cut off")
+            self.screen.print(f"{label}source truncated to {model.translator.max_length} subwords")
 
     def retranslate(self) -> None:
         """Translate the last sentence again, under the changed settings."""
@@ -160,7 +160,7 @@ class Prompt:
     def _score(self, text: str) -> None:
         self.last_translations()
         if not text:
-            raise UserError(":score needs your translation of the last sentence: :score TEXT")
+            raise UserError("usage: :score TEXT (your translation of the last sentence)")
         self.last = []
         for model in self.models:
             scored = model.translator.score([self.source], [text], self.search, attention=True)[0]

@@ -196,7 +196,7 @@ class Translator:
     ) -> list[list[Translation]]:
         sources, prefix_ids = self._encode_sources(sentences), self._target_ids(prefixes)
         n_best: list[list[Hypothesis]] = [[] for _ in sentences]
-        # Batching sentences of like length pads little, and every batch ends early.
+        # Batching sentences of similar length pads little, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
         for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search), strict=True):
@@ -252,7 +252,7 @@ class Translator:
         return logits_RTV, state, weights_RLNTS[:, :, :, -1].float().mean((1, 2))
 
     def _select(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:
-        """Return the best hypotheses, by score or by expected similarity to the others."""
+        """Return the best hypotheses, by score or by expected similarity to all."""
         if search.select_by != "score":
             texts = [self.tokenizer.decode(hypothesis.ids) for hypothesis in hypotheses]
             similarity = dict(zip(texts, expected_similarity(texts, search.select_by), strict=True))
@@ -377,7 +377,7 @@ class Translator:
         return [ids[:-1] for ids in self.tokenizer.encode_target(texts)]
 
     def _start(self, sources: list[EncodedSource]) -> State:
-        """Return the state before the first token; a CPU encodes small batches of like length, which fit its cache."""
+        """Return the state before the first token; a CPU encodes small batches of similar length, to fit its cache."""
         if self.device.type != "cpu":
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)

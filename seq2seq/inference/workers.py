@@ -47,7 +47,7 @@ class Workers:
                 results += (pipe.recv() for pipe in self.pipes[: len(requests)])
             except (EOFError, OSError):
                 raise UserError(
-                    "a worker process died or failed to start (out of memory?); processes=1 needs less"
+                    "a worker process died or failed to start (out of memory?); processes=1 uses less memory"
                 ) from None
             finally:
                 if len(results) < len(requests):

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from seq2seq.model import attention
 from seq2seq.model.attention import KeyValue, as_stored
 
-SPARE_STEPS = 6  # additional steps allocated when a cache grows, …
-FUSED_SPARE_STEPS = 32  # … more on a GPU, where each allocation and each new shape costs a launch or a plan, …
-SLOT_MULTIPLE = 16  # … rounded up to this multiple for vector instructions
+SPARE_STEPS = 6  # additional steps allocated when a cache grows
+FUSED_SPARE_STEPS = 32  # on a GPU more, as each allocation and each new shape costs a launch or a plan
+SLOT_MULTIPLE = 16  # capacities are rounded up to this multiple, for vector instructions
 
 
 class KVBuffer:

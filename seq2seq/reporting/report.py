@@ -81,7 +81,7 @@ class ErrorCounts:
 
     sentences: int  # in the test set
     repeating: int  # sentences that repeat words where no reference does
-    short: int  # sentences that break off
+    short: int  # sentences with under 70 % of the words of the shortest reference
     ratio: float  # output words / reference words
     omitted: float  # fraction of reference words missing in the output
     added: float  # fraction of output words missing in the reference
@@ -224,7 +224,7 @@ def time_spent(metrics: Metrics) -> dict[str, float]:
 
 
 def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> Sentences:
-    """Return the worst and the best sentences, and those that repeat themselves or break off."""
+    """Return the worst and the best sentences, and those that are repetitive or too short."""
     scores, errors = sentence_scores(hypotheses, test), output_errors(hypotheses, test)
     order = sorted(range(len(test)), key=lambda i: scores[i])
 
@@ -234,8 +234,8 @@ def sentences(hypotheses: Sequence[str], test: TestSet, count: int) -> Sentences
     groups = [
         group("Worst", None, order),
         group("Best", None, order[::-1]),
-        group("Repeating", len(errors.repeating), errors.repeating),
-        group("Breaking off", len(errors.short), errors.short),
+        group("Repetitive", len(errors.repeating), errors.repeating),
+        group("Too short", len(errors.short), errors.short),
     ]
     totals = len(test), len(errors.repeating), len(errors.short)
     histogram = np.histogram(scores, bins=20, range=(0, 100))[0].tolist()

@@ -15,8 +15,8 @@ from seq2seq.config.schema import TrainingConfig
 from seq2seq.data.encoding import Batch
 from seq2seq.model.interface import Seq2Seq
 
-CHUNK = {"cpu": 2**22}  # logits per chunk: few enough for a CPU's cache …
-LARGE_CHUNK = 2**26  # … and enough to keep a GPU busy
+CHUNK = {"cpu": 2**22}  # logits per chunk, few enough for a CPU's cache
+LARGE_CHUNK = 2**26  # logits per chunk elsewhere, enough to keep a GPU busy
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -38,7 +38,7 @@ def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tup
         divergences = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
         return (plain + second + settings.r_drop * divergences / 2) / 2, plain.detach()
     if settings.simcut:
-        # Gao et al. 2022, §3.2: divergence from a pass with words cut out; the gradient flows through both.
+        # Gao et al. 2022, §3.2: divergence from a pass with word embeddings zeroed; the gradient flows through both.
         cut_MD = model(batch, settings.simcut_cutoff, packing=packing)
         return plain + settings.simcut * divergence(first_MD, cut_MD, weight_VD), plain.detach()
     return plain, plain.detach()

@@ -84,9 +84,9 @@ def try_batch(trainer: Trainer, batch: Batch) -> None:
         for p in state.model.parameters():
             p.grad = torch.zeros_like(p)
         if state.progress.update == 0:
-            state.optimizer.step(0.0)  # every later update computes beside the moments, …
+            state.optimizer.step(0.0)  # later updates also hold the moments in memory
         if not state.config.training.update_tokens:
-            state.model.zero_grad()  # … and beside gradients where batches are accumulated
+            state.model.zero_grad()  # gradients stay only where batches are accumulated
         training_loss(trainer.forward_model, batch.to(trainer.device), state.config.training)[0].backward()
         trainer.working.transfer_gradients()
     model.eval()

@@ -107,7 +107,7 @@ class Meter:
             f"gradient {gradient:{'.2f' if gradient < 1000 else '.1e'}}",
             f"lr {v['rate']:.1e}",
             f"{v['memory_gb']:.1f} GB",
-            f"left {format_duration((settings.updates - progress.update) * seconds_per_update)}",
+            f"{format_duration((settings.updates - progress.update) * seconds_per_update)} left",
             f"validation in {format_duration(next_validation * seconds_per_update)}",
             *([f"skipped {progress.skipped}"] if progress.skipped else []),
         ]

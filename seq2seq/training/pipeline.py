@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> Run:
         logger.field("run", str(run.folder))
         logger.field("device", f"{device} ({device_reason}), {str(precision)[6:]} ({precision_reason})")
         if process_group.world_size > 1:
-            logger.field("processes", f"{process_group.world_size}, each with its part of every update")
+            logger.field("processes", f"{process_group.world_size}; each update is divided among them")
         for change in list_changes(run, config):
             logger.field("changed", change)
         corpora = open_corpora(config.data, config.seed, logger.status)
@@ -184,10 +184,10 @@ def build_state(
         state.read(last)
         finished = state.progress.update >= config.training.updates
         more = "; it is finished: raise training.updates to train longer" if finished else ""
-        logger.field("continues", f"after update {state.progress.update:,}{more}")
+        logger.field("resumed", f"after update {state.progress.update:,}{more}")
     elif origin:
         load_initial_weights(model, origin)
-        logger.field("starts from", f"{origin}: weights and tokenizer")
+        logger.field("initialised", f"from {origin}: weights and tokenizer")
     return state
 
 
@@ -236,7 +236,7 @@ def build_batches(
     data, limit = config.data, config.data.max_length
     encoded, cached = encode_training(corpus, tokenizer, limit, data.cache, logger.status)
     if not len(encoded):
-        raise UserError(f"data.max_length: no training pair has two sides of 1 to {limit} subwords; raise it")
+        raise UserError(f"data.max_length: no training pair fits 1 to {limit} subwords per side; raise data.max_length")
     if encoded.dropped:
         logger.field("", f"{encoded.dropped:,} pairs omitted: a side is empty or over {limit} subwords")
     mix = None

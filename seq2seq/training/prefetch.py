@@ -1,4 +1,4 @@
-"""Batches prepared one update ahead of a GPU, in a thread and on a stream beside its computation."""
+"""Batches prepared one update ahead of a GPU, in a thread and on a separate stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seq2seq.data.batching import Batches, RankBatches
 
 
 class Upload:
-    """Copy batches to a GPU without waiting, from pinned memory and on a stream of their own."""
+    """Copy batches to a GPU without waiting, from pinned memory and on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)

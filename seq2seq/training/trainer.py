@@ -116,7 +116,7 @@ class Trainer:
 
     @contextmanager
     def explaining_lack_of_memory(self) -> Iterator[None]:
-        """Turn running out of memory in an update into an error that names smaller batches."""
+        """Turn a lack of memory in an update into an error that recommends smaller batches."""
         update = self.state.progress.update + 1
         try:
             yield
@@ -137,8 +137,8 @@ class Trainer:
         self.logger.info(f"update {progress.update:,}: loss {loss:.3g}, gradient norm {norm:.3g}; skipped")
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"update {progress.update}: loss {loss:.3g}, gradient norm {norm:.3g}, for the "
-                f"{MAX_SKIPPED_IN_A_ROW}th time in a row; lower optimizer.lr, or set precision=float32",
+                f"update {progress.update:,}: {MAX_SKIPPED_IN_A_ROW} consecutive non-finite updates (loss {loss:.3g}, "
+                f"gradient norm {norm:.3g}); lower optimizer.lr, or set precision=float32",
                 f"first non-finite number: {self.first_non_finite(rank_batches)}",
                 *describe_pairs(rank_batches.micro_batches[0], self.state.tokenizer),
                 self.checkpoints.describe_last(),
@@ -200,7 +200,7 @@ class Trainer:
         self.logger.info(meter.line(values))
         uniform_loss = math.log(len(self.state.model.output.weight))
         if values["loss"] > 1.5 * uniform_loss:
-            self.logger.info(f"    a loss over {uniform_loss:.1f} is worse than guessing; try a lower optimizer.lr")
+            self.logger.info(f"    the loss exceeds that of a uniform guess ({uniform_loss:.1f}); lower optimizer.lr")
         compiled = {"graphs": float(graphs())} if self.forward_model is not self.working.model else {}
         self.logger.scalars("train", update, {**values, **compiled})
         # Named to sort after the most important curves.

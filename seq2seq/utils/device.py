@@ -24,7 +24,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
             device = torch.device("cuda", int(rank or 0) % gpus)
             return device, f"auto: {torch.cuda.get_device_name(device)}"
         if apple:
-            return torch.device("mps"), "auto: the GPU of this Apple computer"
+            return torch.device("mps"), "auto: Apple GPU"
         return torch.device("cpu"), "auto: no GPU found"
     if name not in (*present, *(["cuda"] if gpus else [])):
         raise UserError(f"device: {name} is unavailable; this machine has {', '.join(present)}", code=2)
@@ -49,12 +49,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         return (
-            (torch.bfloat16, "auto: native on this GPU")
+            (torch.bfloat16, "auto: this GPU has native bfloat16 support")
             if fast
             else (torch.float32, "auto: bfloat16 is slow on this device")
         )
     if device.type == "cpu" and _cpu_multiplies_bfloat16():
-        return torch.bfloat16, "auto: this CPU multiplies it natively"
+        return torch.bfloat16, "auto: this CPU has native bfloat16 support"
     return torch.float32, "auto: bfloat16 is slow on this device"
 
 
@@ -113,7 +113,7 @@ def _wait(device: torch.device) -> None:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device; from pinned memory, a GPU copies it while the host goes on."""
+    """Copy a tensor to a device; from pinned memory, a GPU copies it while the host continues."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 

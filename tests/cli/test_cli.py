@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import _compose_groups, compose_job, hydra_session
-from seq2seq.cli.help import choices, command_help, examples
+from seq2seq.cli.help import choices, command_help, examples, overview
 from seq2seq.cli.jobs import call
 from seq2seq.cli.main import load_config
 from seq2seq.cli.overrides import parse_overrides
@@ -63,6 +63,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_groups_choices_keys_and_five_examples(command: str) -> None:
     text = command_help(command, [])
+    head = text.splitlines()[0]
+    assert (CONFIGS / f"{command}.yaml").read_text(encoding="utf-8").startswith(f"# {head}.\n")
+    assert head.partition(": ")[2] in overview()
     config = load_config(command)
     for field in dataclasses.fields(config):
         assert f" {field.name}" in text, field.name
@@ -112,7 +115,7 @@ def test_every_default_stands_in_yaml(command: str) -> None:
     plain = dataclasses.asdict(load_config(command))
     for name in plain:
         with pytest.raises(UserError, match=f"{name}: missing"):
-            build_config(COMMANDS[command][0], {k: v for k, v in plain.items() if k != name})
+            build_config(COMMANDS[command], {k: v for k, v in plain.items() if k != name})
 
 
 def test_a_preset_for_python_is_the_command_lines() -> None:
@@ -161,14 +164,14 @@ CONTRADICTIONS = {
     "model.attention.heads: 3 does not divide the width 256": ["model.attention.heads=3"],
     "rotary positions rotate pairs": ["model.position=rotary", "model.width=36", "model.attention.heads=12"],
     "model.heads: no such key; did you mean model.attention.heads?": ["model.heads=3"],
-    "model.tie_embeddings: all shares one table": ["tokenizer.joint=false"],
+    "model.tie_embeddings: 'all' shares one embedding table": ["tokenizer.joint=false"],
     "model.max_length: 20 learned positions are too few": ["model.position=learned", "model.max_length=20"],
     "data.target: en is also the source": ["data.target=en"],
     "search.n_best: 3 exceeds beam=1": ["search.n_best=3"],
     "optimizer.betas: [0.9] must be two numbers": ["optimizer.betas=[0.9]"],
     "model.dropout: 1.5 is out of range; it must be between 0 and 0.999": ["model.dropout=1.5"],
     "model.kernel_size: 4 is even": ["model=lstm", "model.kernel_size=4"],
-    "data.train: nothing to read yet; give two files": ["data=files"],
+    "data.train: no training data; give two files": ["data=files"],
     "model: 2 choices given; to try each in turn, add -m": ["model=lstm,transformer"],
     "seed: [1, 2] is not a whole number; to try several values in turn, add -m": ["seed=1,2"],
     "did you mean model.norm_position?": ["model.norm_positon=pre"],
@@ -272,8 +275,8 @@ def test_an_override_that_contradicts_a_stored_value_is_named(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("texts", "multirun", "message"),
     [
-        (["hydra.verbose=true"], False, "hydra.verbose=true: a setting of Hydra, which applies to sweeps; add -m"),
-        (["seed=interval(1,2)"], True, "seed=interval(1,2): an interval cannot be enumerated; write seed=A,B"),
+        (["hydra.verbose=true"], False, "hydra.verbose=true: Hydra settings apply only to sweeps; add -m"),
+        (["seed=interval(1,2)"], True, "seed=interval(1,2): interval sweeps are not supported; write seed=A,B"),
         (["seed@x=1"], False, "seed@x: no such key; did you mean seed?"),
         (
             ["model.attention={hedas: 3}"],

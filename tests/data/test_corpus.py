@@ -521,7 +521,7 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
         ({}, "a.en", "a single file must be a table"),
         ({}, "none.tsv", "none.tsv: cannot be read (No such file"),
         ({}, ["none.en", "a.en"], "none.en: cannot be read (No such file"),
-        ({}, "folder.tsv", "folder.tsv: is a folder; give a file"),
+        ({}, "folder.tsv", "folder.tsv: this is a folder; give a file"),
         ({"path": "a.en"}, "train", "data.path: a.en is a file, not a folder; use data.train=a.en"),
         ({"path": "./none"}, "train", "data.path: ./none is not a folder"),
         ({"path": "a/b/c"}, "train", "data.path: a/b/c is not a folder"),

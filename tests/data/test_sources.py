@@ -496,12 +496,12 @@ def test_the_doctor_names_each_damage(real: dict[str, list[Pair]], tmp_path: Pat
     train, middle = real["train"], len(real["train"]) // 2
     german = [de for _, de in train]
     damages = {
-        "pairs that seem shifted": [
+        "possibly misaligned pairs": [
             (en, de) for (en, _), de in zip(train, german[:middle] + german[middle + 1 :], strict=False)
         ],
         "test sources seen in training": train + real["test"][:200],
         "target lines in the other language": [(en, en if i % 20 == 0 else de) for i, (en, de) in enumerate(train)],
-        "one-sided empty pairs": [(en, "" if i % 50 == 0 else de) for i, (en, de) in enumerate(train)],
+        "pairs with an empty side": [(en, "" if i % 50 == 0 else de) for i, (en, de) in enumerate(train)],
         "target lines with misread encoding (Ã¼, �)": [
             (en, de.encode().decode("cp1252", "replace") if i % 10 == 0 else de) for i, (en, de) in enumerate(train)
         ],

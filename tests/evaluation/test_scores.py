@@ -489,7 +489,7 @@ def test_each_head_each_layer_and_their_mean_have_an_error_rate_of_their_own() -
     where = next((i, j) for i, rates in enumerate(heads) for j, value in enumerate(rates) if value == least)
     assert found.best[0] == pytest.approx(least) and found.best[1:] == where
     assert str(found) == (
-        f"{least:.3f} by layer {where[0] + 1}, head {where[1] + 1}; {found.mean:.3f} by the mean of all heads"
+        f"best head: {least:.3f} (layer {where[0] + 1}, head {where[1] + 1}); mean of all heads: {found.mean:.3f}"
     )
     assert str(alignment.AlignmentErrors([[0.25]], [0.25], 0.25)) == "0.250"
 

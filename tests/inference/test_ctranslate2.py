@@ -132,7 +132,7 @@ def test_the_readme_beside_an_export_runs(run: Run, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     folder = run.folder / "ctranslate2-int8"
     text = (folder / "README.md").read_text(encoding="utf-8")
-    proofs = [line.split(maxsplit=1)[1] for line in told.splitlines() if line.startswith(("proof", "agreement"))]
+    proofs = [line.split(maxsplit=1)[1] for line in told.splitlines() if line.startswith(("verified", "agreement"))]
     assert len(proofs) == 3 and all(proof in text for proof in proofs) and "BLEU" in proofs[2]
     code = text.split("```python\n")[1].split("```")[0]
     exec(code.replace("…", SENTENCES[0]), {})
@@ -157,7 +157,7 @@ def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: py
 
     monkeypatch.setattr("seq2seq.cli.commands.export.save_ctranslate2", save_another)
     (run.folder / "old").mkdir()
-    with pytest.raises(UserError, match="export refused, nothing was written"):
+    with pytest.raises(UserError, match="export refused and nothing written"):
         export(load_config("export", "run=any", f"output={run.folder / 'old'}", "overwrite=true"))
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints", "old"}
 

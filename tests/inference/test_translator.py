@@ -269,17 +269,17 @@ def test_broken_pairs_are_named_by_their_line() -> None:
 
 def test_contradictory_searches_are_refused() -> None:
     given = {**dataclasses.asdict(search_preset("greedy")), "samples": 4, "beam": 2, "temperature": 0.5}
-    with pytest.raises(UserError, match="beam: applies to beam search, but samples=4"):
+    with pytest.raises(UserError, match="beam: this key applies to beam search, not to samples=4"):
         build_config(SearchConfig, given)
     wrong: dict[str, dict[str, object]] = {
-        "temperature: applies to sampling only": {"temperature": 0.5},
+        "temperature: this key applies to sampling only": {"temperature": 0.5},
         "groups: 2 does not divide the beam of 5": {"groups": 2},
         "diversity: 0.5 has no effect with one group": {"diversity": 0.5},
         "select_by: chrf compares candidates": {"beam": 1, "select_by": "chrf"},
         "n_best: 9 exceeds beam=5": {"n_best": 9},
-        "min_length_factor: requires longer": {"min_length_factor": 3.0},
+        "min_length_factor: the minimum length exceeds": {"min_length_factor": 3.0},
         "forbid: Hund is also required": {"require": ["Hund"], "forbid": ["Hund"]},
-        "require: has an empty entry": {"require": [" "]},
+        "require: an entry is empty": {"require": [" "]},
     }
     for message, changes in wrong.items():
         with pytest.raises(UserError, match=message):

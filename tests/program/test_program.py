@@ -67,7 +67,7 @@ def _translates_line_by_line(program: Program, folder: Path) -> None:
     out = piped.stdout.split("\n")
     assert len(out) == len(given) + 1 and out[-1] == ""
     assert (out[0], out[1], out[2], out[3], out[7]) == ("zwei rote Katze", "", "", "jetzt", "alte Hund")
-    assert "line 5: over 512 subwords" in piped.stderr
+    assert "line 5: source truncated to 512 subwords" in piped.stderr
     (folder / "in.en").write_text("two red cat\n\nnow", encoding="utf-8")
     filed = program("translate", "run=mine", "input=in.en", "output=out.de", "search=greedy")
     assert (filed.returncode, filed.stdout) == (0, ""), filed.stderr
@@ -98,7 +98,7 @@ def test_a_run_continues_under_its_own_config(program: Program, tmp_path: Path) 
     longer = program("train", "name=a", "training.updates=4")
     assert longer.returncode == 0, longer.stderr
     assert "changed    training.updates: 2 → 4" in longer.stdout
-    assert "continues  after update 2" in longer.stdout and "update 4/4" in longer.stdout
+    assert "resumed    after update 2" in longer.stdout and "update 4/4" in longer.stdout
     assert "model      lstm" in longer.stdout
     for change in ("model=transformer", "model.width=32", "tokenizer=bpe", "optimizer=muon", "seed=2"):
         refused = program("train", "name=a", change)
@@ -109,7 +109,7 @@ def test_a_run_continues_under_its_own_config(program: Program, tmp_path: Path) 
     finished = program("train", "name=a")
     assert "it is finished" in finished.stdout
     again = program("train", "name=a", *TINY["lstm"], "model=lstm", *files(tmp_path), *QUICK, *short, "overwrite=true")
-    assert again.returncode == 0 and "continues" not in again.stdout
+    assert again.returncode == 0 and "resumed" not in again.stdout
 
 
 def test_a_sweep_gives_each_job_a_folder(program: Program, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_attention_on_the_true_links_has_no_errors(
     sides = [p.source for p in single], [p.target for p in single]
     errors = alignment.alignment_errors(ours, *sides, [frozenset(p.links) for p in single])
     assert errors.best == (0.0, 0, 1) and errors.heads[0][0] > 0.5
-    assert "0.000 by layer 1, head 2" in str(errors)
+    assert "0.000 (layer 1, head 2)" in str(errors)
 
 
 # --------------------------------------------------------------------------------------- the page
@@ -359,7 +359,7 @@ def test_a_run_comes_out_the_same_again(program: Program, runs: Path) -> None:
     assert entry["seed"] == 1 and entry["tokenizer"] and all(entry["data"].values()) and entry["hardware"]["cores"]
     again = program("reproduce", "lstm", cwd=runs)
     assert again.returncode == 0, again.stderr
-    assert "metrics    the same at every step" in again.stdout and "reproduced BLEU" in again.stdout
+    assert "metrics    identical at every logged step" in again.stdout and "reproduced BLEU" in again.stdout
     assert "changed" not in again.stdout
     assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
     twice = program("reproduce", "lstm", cwd=runs)
@@ -386,7 +386,8 @@ def test_a_score_outside_the_interval_is_no_success() -> None:
     from seq2seq.cli.commands.reproduce import check_reproduced
 
     check_reproduced({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})
-    with pytest.raises(UserError, match=r"not reproduced: BLEU 21.10, was 20.00; the 95 % interval is 19.00 to 21.00"):
+    problem = r"not reproduced: BLEU 21.10 \(originally 20.00\); the 95 % interval is 19.00 to 21.00"
+    with pytest.raises(UserError, match=problem):
         check_reproduced({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 21.1})
 
 

@@ -365,7 +365,7 @@ def test_a_line_says_how_long_it_will_take(
     left = 30 - update
     coming = min(n for n in [*range(0, 30, every), 30] if n > update) - update if left else 0
     wanted = [f"update {update:2}/30", "epoch 1.3", "loss 2.346", "12,346 tokens/s", "mfu 26%", "padding 10%",
-              "waiting 99%", "gradient 1.24", "lr 1.2e-03", "2.3 GB", f"left {format_duration(250 * left)}",
+              "waiting 99%", "gradient 1.24", "lr 1.2e-03", "2.3 GB", f"{format_duration(250 * left)} left",
               f"validation in {format_duration(250 * coming)}", *(["skipped 1"] if update % 2 else [])]  # fmt: skip
     if bar:
         done = round(16 * update / 30)
@@ -382,9 +382,9 @@ def test_a_line_before_the_first_update_divides_by_nothing(tmp_path: Path, monke
     metered.clock.sleep(2)
     values = metered.meter.scalars(0.1)
     assert values["tokens_per_second"] == 0 and values["padding"] in (0, 1) and math.isnan(values["loss"])
-    assert "left 0:00" not in metered.meter.line(values), "the pace of a session before"
+    assert "  0:00 left" not in metered.meter.line(values), "the pace of a session before"
     metered.made.state.progress.seconds = 0.0
-    assert "left 0:00" in metered.meter.line(values)
+    assert "  0:00 left" in metered.meter.line(values)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -348,7 +348,7 @@ def test_numbers_that_stay_wrong_end_a_run_with_their_origin(kind: str, tmp_path
     with pytest.raises(UserError) as raised:
         made.update(rank_batches)
     first, origin, pairs, *rest, last = raised.value.problems
-    assert first.startswith("update 5: loss ") and "5th time" in first
+    assert first.startswith("update 5: 5 consecutive non-finite updates (loss ")
     assert {
         "weight": "the weight decoder.layers.0.feed_forward.outer.weight",
         "output": "the output of encoder.layers.0 (",
@@ -588,7 +588,7 @@ def test_norms_are_those_of_each_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("factor", "warned"), [(1.49, False), (1.51, True)])
-def test_a_line_reports_its_numbers_and_warns_of_a_loss_worse_than_guessing(
+def test_a_line_reports_its_numbers_and_warns_of_a_loss_above_a_uniform_guess(
     factor: float, warned: bool, tmp_path: Path
 ) -> None:
     """Guessing costs ln V a word; a tenth of uncertainty more is no reason, half as much again is."""

@@ -1,4 +1,4 @@
-"""seq2seq compare: whether one run is better than another or just lucky, and where they differ."""
+"""seq2seq compare: test whether runs differ significantly, and show where."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def describe_significance(metric: str, baseline: str, name: str, first: Paired, 
         return f"{TITLES[metric]:10} {name} and {baseline} are equal"
     word = "better" if sign * difference > 0 else "worse"
     if p >= 0.05:
-        return f"{TITLES[metric]:10} {name} and {baseline}: {difference:+.2f}, which may be luck (p = {p:.2f})"
+        return f"{TITLES[metric]:10} {name} and {baseline}: {difference:+.2f}, not significant (p = {p:.2f})"
     return f"{TITLES[metric]:10} {name} is {word} than {baseline}: {difference:+.2f} (p < 0.05 in both tests)"
 
 
@@ -132,7 +132,7 @@ def print_config_differences(names: list[str], configs: list[dict[str, Any]]) ->
     rows = [["config", *names], *([key, *every[key]] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
     print()
-    for row in rows if keys else [["config", "the same"]]:
+    for row in rows if keys else [["config", "identical"]]:
         print("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
 
 
@@ -155,7 +155,7 @@ def print_sentence_differences(
     order = sorted(range(len(gains)), key=lambda i: gains[i])
     changes = (
         ("most improved", [i for i in reversed(order) if gains[i] > 0]),
-        ("most harmed", [i for i in order if gains[i] < 0]),
+        ("most degraded", [i for i in order if gains[i] < 0]),
     )
     for title, rows in changes:
         print(f"\n{title} in {names[1]} against {names[0]}, by chrF of the sentence" if rows else f"\n{title}: none")

@@ -1,4 +1,4 @@
-"""seq2seq doctor: the problems of a corpus, on one page."""
+"""seq2seq doctor: check a corpus, and print its problems on one page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def doctor(config: DoctorConfig) -> None:
         "subwords", f"{tokenizer.vocabulary.source:,}; unknown {unknown / max(1, sum(tokens)):.3%} of all tokens"
     )
     if cut:
-        logger.field("cut", f"{cut:,} pairs with a side empty or over {config.data.max_length} subwords are left out")
+        logger.field("omitted", f"{cut:,} pairs: a side is empty or over {config.data.max_length} subwords")
     logger.field(
         "epoch",
         f"{tokens[0]:,} source and {tokens[1]:,} target tokens; about {batches:,} updates, padding {padding:.1%}",

@@ -1,4 +1,4 @@
-"""seq2seq evaluate: scores with error bars, of one or several runs on one or several test sets."""
+"""seq2seq evaluate: score one or several runs on one or several test sets, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""seq2seq export: a CTranslate2 model of a run, verified to translate alike."""
+"""seq2seq export: convert a run to CTranslate2, and verify that both translate alike."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ def verify(
     """Compare the translations and scores of both engines, and return a summary; a disagreement is an error."""
     comparison = compare_engines(ours, theirs, sentences, sources, beam)
     if problem := comparison.problem():
-        raise UserError(f"export refused, nothing was written: CTranslate2 and seq2seq disagree; {problem}")
+        raise UserError(f"export refused and nothing written, because CTranslate2 and seq2seq disagree: {problem}")
     equal = f"{comparison.equal:,} of {comparison.sentences:,} translations equal those of seq2seq"
     difference = f"log probabilities per subword differ by up to {comparison.difference:.0e}"
-    print(f"proof      float32, beam {beam}: {equal}; {difference}")
+    print(f"verified   float32, beam {beam}: {equal}; {difference}")
     return f"float32, beam {beam}: {equal}; {difference}"
 
 

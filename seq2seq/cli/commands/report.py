@@ -1,4 +1,4 @@
-"""seq2seq report: one offline page about a run."""
+"""seq2seq report: write one offline page about a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def report(config: ReportConfig) -> None:
     tune_cuda()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"output: {output} cannot be written (no such folder, or a folder itself); name a file")
+        raise UserError(
+            f"output: {output} cannot be written (the folder does not exist, or the path is a folder); name a file"
+        )
     try:
         write_atomically(output, pages.page(gather(run, test, config)))
     except OSError as error:

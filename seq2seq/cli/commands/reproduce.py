@@ -1,4 +1,4 @@
-"""seq2seq reproduce: train a run again from its stored config, and compare the scores."""
+"""seq2seq reproduce: retrain a run from its stored config, and compare the scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reproduce(config: ReproduceConfig) -> None:
     if new.exists and list_changes(new, new_config):
         raise UserError(f"name: {new.folder} is another run; choose another name with name=…", code=2)
     expected = scores_with_interval(old, new_config.data)
-    print(f"again      {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
+    print(f"original   {old.folder}: BLEU {expected['bleu']:.2f} ± {expected['bleu_interval']:.2f}")
     try:
         train(new_config)
     except UserError as error:
@@ -40,7 +40,7 @@ def reproduce(config: ReproduceConfig) -> None:
     print()
     for change in changed_since(old, new):
         print(f"changed    {change}")
-    print(f"metrics    {'the same at every step' if same_metrics(old, new) else 'not the same at every step'}")
+    print(f"metrics    {'identical' if same_metrics(old, new) else 'not identical'} at every logged step")
     check_reproduced(expected, measured)
 
 
@@ -94,7 +94,9 @@ def _logged_values(run: Run) -> list[dict[str, Any]]:
 
 def check_reproduced(expected: dict[str, Any], measured: dict[str, Any]) -> None:
     low, high = (expected["bleu"] + sign * expected["bleu_interval"] for sign in (-1, 1))
-    result = f"BLEU {measured['bleu']:.2f}, was {expected['bleu']:.2f}; the 95 % interval is {low:.2f} to {high:.2f}"
+    result = (
+        f"BLEU {measured['bleu']:.2f} (originally {expected['bleu']:.2f}); the 95 % interval is {low:.2f} to {high:.2f}"
+    )
     if not low <= measured["bleu"] <= high:
         raise UserError(f"not reproduced: {result}")
     print(f"reproduced {result}")

@@ -1,4 +1,4 @@
-"""seq2seq score: the probability of given translations."""
+"""seq2seq score: compute the log probability and perplexity of given translations."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ def scored(translator: Translator, pairs: Iterable[tuple[str, str]]) -> Iterator
         for translation in translator.score([source for source, _ in chunk], [target for _, target in chunk]):
             number += 1
             if translation.truncated:
-                limit = f"over {translator.max_length} subwords; its end is left out"
-                print(f"line {number}: its source is {limit}", file=sys.stderr)
+                print(f"line {number}: source truncated to {translator.max_length} subwords", file=sys.stderr)
             yield translation.token_log_probabilities
 
 

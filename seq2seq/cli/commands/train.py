@@ -1,4 +1,4 @@
-"""seq2seq train: from a corpus to a trained run and its test score."""
+"""seq2seq train: train a run on a corpus, and score it on the test set."""
 
 from seq2seq.training.pipeline import train
 

@@ -1,4 +1,4 @@
-"""seq2seq translate: a prompt on a terminal, a filter everywhere else."""
+"""seq2seq translate: an interactive prompt on a terminal, a filter everywhere else."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Filter:
             if line.invalid:
                 print(f"line {number}: not UTF-8; invalid bytes are replaced{clear}", file=sys.stderr)
             if translations[0].truncated:
-                limit = f"over {self.translator.max_length} subwords; its end is cut off; split_lines=true keeps it"
+                limit = f"source truncated to {self.translator.max_length} subwords; split_lines=true avoids this"
                 print(f"line {number}: {limit}{clear}", file=sys.stderr)
         if self.progress:
             # On a terminal each status overwrites the one before.

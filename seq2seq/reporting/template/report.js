@@ -956,7 +956,7 @@ function errorFacts(errors) {
     "div",
     { class: "facts", style: "margin:0 0 14px" },
     fact(formatPercent(repeating / sentences), `repeat themselves where no reference does: ${formatCount(repeating)}`),
-    fact(formatPercent(short / sentences), `break off before 70 % of the reference: ${formatCount(short)}`),
+    fact(formatPercent(short / sentences), `have under 70 % as many words as the reference: ${formatCount(short)}`),
     fact(formatPercent(errors.omitted), "of the reference words are missing from the output"),
     fact(formatPercent(errors.added), "of the output words are missing from the reference"),
     fact(errors.ratio.toFixed(3), "output words for each reference word"),
