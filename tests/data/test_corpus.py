@@ -388,7 +388,7 @@ def test_a_warm_cache_gives_what_an_empty_one_gives_for_every_setting(tmp_path: 
     for number, (name, (changes, seed)) in enumerate(chosen.items()):
         cold[name] = summary(open_corpora(data_of(tmp_path / f"cold{number}", **changes), seed))
     for left, right in itertools.combinations(cold, 2):
-        assert cold[left] != cold[right], f"{left} and {right} are told apart by nothing"
+        assert cold[left] != cold[right], f"{left} and {right} do not differ"
     for _ in range(2):
         for name, (changes, seed) in chosen.items():
             assert summary(open_corpora(data_of(tmp_path / "warm", **changes), seed)) == cold[name], name
@@ -599,7 +599,7 @@ def test_columns_are_found_by_name_in_every_kind_of_table(tmp_path: Path) -> Non
 
 
 def test_quotes_group_in_csv_and_are_letters_in_tsv(tmp_path: Path) -> None:
-    """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are told by line."""
+    """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are named by line."""
     text = 'id,de,en\n1,"a, ""b""",c\n\n2,"two\nlines",d\n3,,e\n'
     csv_path = packed(tmp_path / "a.csv", text.encode())
     assert read(csv_path) == [("c", 'a, "b"'), ("d", "two lines"), ("e", "")]

@@ -1,4 +1,4 @@
-"""What the tests of training share: small trainers, given validations, a clock, and processes that are threads."""
+"""Shared by the tests of training: small trainers, given validations, a clock, and processes that are threads."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def rank_batches_of(*batches: Batch, target_tokens: int | None = None) -> RankBa
 
 
 class Clock:
-    """Seconds that pass only when they are told to."""
+    """A clock that advances only by `sleep`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -302,7 +302,7 @@ def test_saving_an_update_again_replaces_its_checkpoint(tmp_path: Path) -> None:
 
 
 class Disk:
-    """Every change of the file system passes here: it can be noted, and fail at any one of them."""
+    """Intercepts every change of the file system: records it, and fails at any one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None, at: int = -1) -> None:
         self.error, self.at, self.count = error, at, 0
@@ -345,7 +345,7 @@ class Disk:
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Stands for the kill of the process."""
 
 
 def resumed(folder: Path, made: Trainer) -> Trainer:

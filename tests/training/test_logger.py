@@ -44,7 +44,7 @@ def board(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def session(config: TrainConfig, folder: Path, scores: Sequence[float], stop: int = 0, killed: int = 0) -> Trainer:
-    """A run from its start or its last checkpoint, as the program does it: stopped, or killed without a word."""
+    """A run from its start or its last checkpoint, as the program does it: stopped, or killed without notice."""
     run = Run(folder)
     resume = run.exists
     with RunLogger() as logger:

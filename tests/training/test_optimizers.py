@@ -121,11 +121,11 @@ def test_each_optimizer_is_its_papers_with_the_settings_of_the_config(name: str,
         optimizer.step(lr)
         for kind, ps in members.items():
             for reference, chosen in references[kind]:
-                for i, place in enumerate(chosen):
+                for i, index in enumerate(chosen):
                     where = reference.y if name == "schedule_free" else reference.x
-                    message = f"{name}: {kind}[{place}] after step {n + 1}"
+                    message = f"{name}: {kind}[{index}] after step {n + 1}"
                     torch.testing.assert_close(
-                        ps[place].detach(), where[i], rtol=1e-9, atol=1e-10, msg=partial("{}: {}".format, message)
+                        ps[index].detach(), where[i], rtol=1e-9, atol=1e-10, msg=partial("{}: {}".format, message)
                     )
     assert torch.equal(model.frozen, torch.ones(3, 3).double()), "what is not trained stays"
 
@@ -536,7 +536,7 @@ def test_an_update_in_bfloat16_steps_the_master_and_rounds_it_once(family: str, 
 
 
 def test_the_divisor_is_the_target_tokens_of_all_processes(tmp_path: Path) -> None:
-    """An update is told how many tokens it has in all, which may be more than those of its own batches."""
+    """The number of tokens in the whole update is given; it may exceed that of the process's own batches."""
     batch = tiny_batch()
     norms = []
     for factor in (1, 4):
