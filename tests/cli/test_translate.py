@@ -24,7 +24,7 @@ from seq2seq.utils.run import Run
 from tests.helpers.program import Program, forks
 from tests.helpers.runs import saved_run
 
-SHORT = ["model.max_length=24"]  # what has learned nothing knows no end
+SHORT = ["model.max_length=24"]  # an untrained model never ends a sentence
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +82,14 @@ def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureF
         text = [line.text for line in decode_lines([b"", given[number]])][1]
         alone = translator.translate([text], load_config("translate", "search=greedy").search)
         assert out[number] == one_line(alone[0][0].text)
-    warnings_ = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for number, line in enumerate(given, 1):
         try:
             line.decode()
-            assert f"line {number}: not UTF-8" not in warnings_
+            assert f"line {number}: not UTF-8" not in errors
         except UnicodeDecodeError:
-            assert f"line {number}: not UTF-8" in warnings_
-    assert "over 24 subwords" in warnings_ and "\r" not in warnings_, "no progress where nobody watches"
+            assert f"line {number}: not UTF-8" in errors
+    assert "over 24 subwords" in errors and "\r" not in errors, "no progress where nobody watches"
 
 
 def test_a_translation_is_one_line() -> None:

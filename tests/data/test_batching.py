@@ -451,7 +451,7 @@ def test_a_mix_follows_its_formula_and_uses_each_corpus_up(parts: list[tuple[int
         assert max(times, default=0) - min(times, default=0) <= 1
 
 
-def test_each_epoch_draws_a_mix_anew_and_shuffles_it() -> None:
+def test_each_epoch_draws_a_new_mix_and_shuffles_it() -> None:
     """Which pairs of a large corpus come differs between epochs and seeds; the counts do not."""
     corpus = corpus_of([3] * 60)
     mix = Mix((20, 60), (30, 10))
@@ -466,7 +466,7 @@ def test_each_epoch_draws_a_mix_anew_and_shuffles_it() -> None:
         assert repeated[0] != repeated[1]
 
 
-# ------------------------------------------------------------------------------------ sampling anew
+# -------------------------------------------------------------------------------------------------- resampling
 
 
 def test_each_pool_is_sampled_under_a_key_of_its_own(small_pools: int) -> None:
@@ -522,7 +522,7 @@ def real_tokenizer() -> tuple[Tokenizer, list[str]]:
     return train_tokenizer(Corpus(text, text), config)[0], text
 
 
-def test_sampling_segments_the_same_pairs_anew_and_each_side_by_itself() -> None:
+def test_sampling_segments_the_same_pairs_again_and_each_side_separately() -> None:
     """Equal texts on both sides are cut unlike; the pairs, their order and their text stay."""
     tokenizer, text = real_tokenizer()
     corpus = Corpus(["", *text], ["", *text])
@@ -640,7 +640,7 @@ def test_the_largest_ids_of_both_sides_survive_in_the_cache(sizes: tuple[int, in
 
 
 def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path: Path) -> None:
-    """Any of them changed makes them anew, with another result than the cache holds; the same again reads the cache."""
+    """A change of any makes them again, with a result unlike the cached one; unchanged ones read the cache."""
     text = [sentence(n) for n in (1, 2, 3, 4)]
 
     class Shifted(Words):

@@ -257,7 +257,7 @@ def test_named_sets_are_read_and_only_missing_ones_split_off(tmp_path: Path) -> 
 
 
 def test_where_nothing_is_left_the_setting_to_loosen_is_named(tmp_path: Path) -> None:
-    """Neither training nor validation goes on without a pair."""
+    """Neither training nor validation continues without a pair."""
     valid = table(tmp_path / "v.tsv", numbered(2))
     with pytest.raises(UserError, match="no training pairs remain"):
         opened(tmp_path, [("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True))
@@ -286,7 +286,7 @@ def test_parts_end_where_each_corpus_ends_after_filters_and_splits(tmp_path: Pat
     assert alone.train.parts == (len(alone.train),)
 
 
-def test_further_corpora_lie_where_their_own_entry_says(tmp_path: Path) -> None:
+def test_further_corpora_are_read_from_the_folder_of_their_own_entry(tmp_path: Path) -> None:
     """Neither the folder nor the revision of the first corpus is theirs; columns are."""
     folder = tmp_path / "more"
     (folder / "sub").mkdir(parents=True)
@@ -420,7 +420,7 @@ def folders(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir() if path.is_dir()}
 
 
-def test_what_changes_no_pair_makes_nothing_anew(tmp_path: Path) -> None:
+def test_settings_that_change_no_pair_use_the_cache(tmp_path: Path) -> None:
     """Lengths in subwords, temperature and weights come later; seed and number held out count for a split alone."""
     chosen = variants(tmp_path)
     cache = tmp_path / "cache"

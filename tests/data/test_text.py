@@ -115,7 +115,7 @@ def test_a_vocabulary_too_large_is_clamped_with_a_message(type_: str) -> None:
     assert made.decode(made.encode_target(["alt Kuh sieht Männer"])[0]) == "alt Kuh sieht Männer"
 
 
-def test_a_vocabulary_too_small_says_how_large_it_must_be() -> None:
+def test_a_vocabulary_too_small_is_refused_with_the_smallest_possible() -> None:
     with pytest.raises(UserError, match=r"tokenizer.vocabulary: 10 .* at least (\d+)") as error:
         tokenizer(vocabulary=10)
     assert tokenizer(vocabulary=int(str(error.value).rpartition(" ")[2]))

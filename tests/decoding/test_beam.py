@@ -101,7 +101,7 @@ def assert_is_the_definition(case: Case) -> None:
 
 @st.composite
 def cases(draw: st.DrawFn, stop: Stop, vocabularies: tuple[int, ...], constrained: bool) -> Case:
-    """Every option is drawn by itself, so that all of them meet."""
+    """Every option is drawn independently, so that all combinations occur."""
     random = Random(f"{draw(st.integers(0, 2**32))} {stop}")
     pick = random.choice
     vocabulary = pick(vocabularies)

@@ -191,7 +191,7 @@ CHANGED = {
 }
 
 
-def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: Path, fake: FakeTranslator) -> None:
+def test_translations_are_made_again_for_every_setting_they_depend_on(tmp_path: Path, fake: FakeTranslator) -> None:
     """Each field of the search, the precision, the checkpoint, the sentences; and for the same ones they are read."""
     run = empty_run(
         tmp_path / "run", ["update-0000001", "update-0000002"], last="update-0000001", best="update-0000001"

@@ -60,7 +60,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @needed
 @pytest.mark.parametrize("parts", PARTS, ids=" ".join)
 def test_every_supported_part_is_the_same_in_both(parts: list[str], tmp_path: Path) -> None:
-    """And the smallest change of any parameter is noticed."""
+    """And a small change of any parameter is noticed."""
     config, tokenizer, model = load_checkpoint(saved_run(tmp_path, "transformer", *SHORT, *parts).checkpoint("best"))
     assert isinstance(config.model, TransformerConfig) and not unsupported(config.model)
     (tmp_path / "exported").mkdir()

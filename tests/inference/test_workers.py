@@ -77,7 +77,7 @@ def test_a_killed_worker_is_an_error_and_is_replaced(workers: Workers) -> None:
 
 @forks
 def test_closed_workers_end_and_can_be_made_again(workers: Workers) -> None:
-    """Each process ends when nobody is at the other end, whichever was made first."""
+    """Each process ends when its pipe is closed, in whatever order they were made."""
     pids = {pid for _, pid, _ in workers.map([(1,), (2,), (3,)])}
     processes = [p for p in multiprocessing.active_children() if p.pid in pids]
     workers.close()
@@ -100,7 +100,7 @@ def test_an_interrupt_is_not_for_workers_and_a_termination_is(workers: Workers) 
 
 
 def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as threads on a Linux CPU by itself, otherwise one; a number counts, and must be possible."""
+    """By default as many as threads on a Linux CPU, otherwise one; a given number is used if it is possible."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     counts: dict[str, Any] = {"linux": 7, "darwin": 1, "win32": 1}
     for platform, count in counts.items():

@@ -1,4 +1,4 @@
-"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals reading all anew."""
+"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals reading everything again."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def inside(draw: random.Random, sentences: int, beam: int) -> list[int]:
 
 @pytest.mark.parametrize("family,position,seed", WALKS)
 @torch.inference_mode()
-def test_any_walk_through_states_equals_reading_anew(family: str, position: str, seed: int) -> None:
+def test_any_walk_through_states_equals_reading_again(family: str, position: str, seed: int) -> None:
     """Steps, selections, new ranks and joins in any order; every earlier state stays usable."""
     draw = random.Random(f"{family} {position} {seed}")
     model = small(family, position)
@@ -130,7 +130,7 @@ def test_any_walk_through_states_equals_reading_anew(family: str, position: str,
 @every_kind
 @pytest.mark.parametrize("beam", [1, 3])
 @torch.inference_mode()
-def test_forty_steps_of_a_search_equal_reading_anew(family: str, position: str, beam: int) -> None:
+def test_forty_steps_of_a_search_equal_reading_again(family: str, position: str, beam: int) -> None:
     """New ranks after every step, as in a search; far beyond the room that a past first gets."""
     draw, now = random.Random(0), Tracked.begin(small(family, position), [2, 1])
     now = now.select([i for i in (0, 1) for _ in range(beam)], beam) if beam > 1 else now

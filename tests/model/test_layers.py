@@ -92,7 +92,7 @@ def test_dropout_keeps_the_shape_and_the_type_of_any_size(shape: tuple[int, ...]
         assert set(y.flatten().tolist()) <= {0.0, 2.0}
 
 
-def test_dropout_draws_anew_for_each_window_and_each_call(window: int) -> None:
+def test_dropout_draws_separately_for_each_window_and_each_call(window: int) -> None:
     """No part of a large tensor, and no second call, has the mask of another; neighbours are independent."""
     torch.manual_seed(0)
     masks = [dropout(torch.ones(3 * window + 5), 0.5, True).ne(0) for _ in range(8)]
@@ -315,7 +315,7 @@ def test_a_prepared_product_is_the_plain_one(bias: bool, then: str, shape: tuple
 
 
 def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU that has it, and in bfloat16 only where it supports that; elsewhere a model stays as it is."""
+    """On a CPU that has it, and in bfloat16 only where it supports that; otherwise a model stays as it is."""
     supported = [True]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0], raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -343,7 +343,7 @@ def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.Mo
     ids=str,
 )
 def test_a_prepared_model_is_the_papers(family: str, options: dict[str, Any]) -> None:
-    """Every linear map is laid out anew, none is left out, and the logits stay; the plain model is untouched."""
+    """Every linear map is laid out again, and the logits stay; the plain model is untouched."""
     config = variant(family, **options)
     exact = small_model(config)
     plain = copy.deepcopy(exact).float()

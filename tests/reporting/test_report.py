@@ -138,7 +138,7 @@ def test_the_alignment_error_rate_is_that_of_its_paper() -> None:
 
 
 @pytest.mark.slow
-def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
+def test_the_grammar_gives_the_links_of_its_pairs_in_both_directions() -> None:
     sources, targets = [p.source for p in grammar_pairs()], [p.target for p in grammar_pairs()]
     forth, back = alignment.known_links(sources, targets), alignment.known_links(targets, sources)
     assert forth == [frozenset(pair.links) for pair in grammar_pairs()]
@@ -150,7 +150,7 @@ def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
 def test_attention_on_the_true_links_has_no_errors(
     family: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted weights: one head looks where the grammar says, all others at the first word."""
+    """Planted weights: one head attends to the true links, all others to the first word."""
     ours = translator(family, tokenizer)
     single = [
         p for p in grammar_pairs() if len(p.links) == len(words_and_marks(p.target)) == len({j for _, j in p.links})

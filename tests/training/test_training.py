@@ -1,4 +1,4 @@
-"""Laws of the loss, the updates, and of a run that stops and goes on."""
+"""Laws of the loss, the updates, and of a run that stops and continues."""
 
 from __future__ import annotations
 
