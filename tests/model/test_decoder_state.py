@@ -1,4 +1,4 @@
-"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals reading everything again."""
+"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals a new reading."""
 
 from __future__ import annotations
 
