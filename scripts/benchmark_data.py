@@ -141,7 +141,7 @@ def main() -> None:
         row = f"| {size:,} | {first['opened']:.1f} | {size / first['opened']:,.0f} | {first['peak_gb']:.2f} "
         row += f"| {second['first_batch']:.1f} | {epoch['peak_gb']:.2f} | {epoch['batches_per_second']:,.0f} |"
         print(row, flush=True)
-    print(f"\nTraining the default Transformer here takes {training:.2f} batches of {TOKENS:,} tokens a second.")
+    print(f"\nThe default Transformer trains on {training:.2f} batches of {TOKENS:,} tokens a second on this machine.")
 
 
 if __name__ == "__main__":

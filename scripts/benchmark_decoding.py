@@ -58,19 +58,19 @@ def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, tokenizer: T
         tensors |= {f"model.{side}.layer_norm.{k}": own[f"{side}.norm.{k}"] for k in ("weight", "bias") if pre(config)}
         tensors[f"model.{side}.embed_positions.weight"] = positions(model, config)
         for i in range(count):
-            here, there = f"{side}.layers.{i}", f"model.{side}.layers.{i}"
-            for part in (name for name in shared if f"{here}.{name}.query.weight" in own):
+            own_layer, peer_layer = f"{side}.layers.{i}", f"model.{side}.layers.{i}"
+            for part in (name for name in shared if f"{own_layer}.{name}.query.weight" in own):
                 for name, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
-                    weight = own[f"{here}.{part}.{name}.weight"]
-                    bias = own.get(f"{here}.{part}.{name}.bias", torch.zeros(config.width))
-                    target = f"{there}.{shared[part]}.{letter}_proj"
+                    weight = own[f"{own_layer}.{part}.{name}.weight"]
+                    bias = own.get(f"{own_layer}.{part}.{name}.bias", torch.zeros(config.width))
+                    target = f"{peer_layer}.{shared[part]}.{letter}_proj"
                     tensors |= {f"{target}.weight": weight, f"{target}.bias": bias}
             for kind in ("weight", "bias"):
-                for part in (name for name in norms if f"{here}.{name}.norm.weight" in own):
-                    tensors[f"{there}.{norms[part]}_layer_norm.{kind}"] = own[f"{here}.{part}.norm.{kind}"]
-                tensors[f"{there}.final_layer_norm.{kind}"] = own[f"{here}.feed_forward_residual.norm.{kind}"]
-                tensors[f"{there}.fc1.{kind}"] = own[f"{here}.feed_forward.inner.{kind}"]
-                tensors[f"{there}.fc2.{kind}"] = own[f"{here}.feed_forward.outer.{kind}"]
+                for part in (name for name in norms if f"{own_layer}.{name}.norm.weight" in own):
+                    tensors[f"{peer_layer}.{norms[part]}_layer_norm.{kind}"] = own[f"{own_layer}.{part}.norm.{kind}"]
+                tensors[f"{peer_layer}.final_layer_norm.{kind}"] = own[f"{own_layer}.feed_forward_residual.norm.{kind}"]
+                tensors[f"{peer_layer}.fc1.{kind}"] = own[f"{own_layer}.feed_forward.inner.{kind}"]
+                tensors[f"{peer_layer}.fc2.{kind}"] = own[f"{own_layer}.feed_forward.outer.{kind}"]
     tensors["model.shared.weight"] = own["source_embedding.weight"]
     save_file(
         {name: t.detach().float().clone().contiguous() for name, t in tensors.items()}, folder / "model.safetensors"
@@ -192,8 +192,8 @@ def contestants(
             ("CTranslate2, int8 per thread", "ctranslate2-workers", "ctranslate2-int8"),
             ("Hugging Face, float32", "huggingface", "huggingface"),
         ):
-            told = (kind, work / folder, file, beam, alone)
-            taking_part[name, search] = partial(benchmarks.measured, peers, str(PEER), *told)
+            peer_arguments = (kind, work / folder, file, beam, alone)
+            taking_part[name, search] = partial(benchmarks.measured, peers, str(PEER), *peer_arguments)
     return taking_part
 
 
@@ -206,7 +206,7 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], references: li
         bleu = sacrebleu.corpus_bleu(first, [references]).score
         latencies = sorted(1000 * latency for run in runs for latency in run["latencies"])
         own = speed_of(results["this project", search])
-        middle, late = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95))
+        middle, late = (latencies[int(len(latencies) * quantile)] for quantile in (0.5, 0.95))
         ratio = "" if name.startswith("this project") else f"{own / speed:.2f} ×"
         alone = (f"{middle:.1f}", f"{late:.1f}")
         shown = "" if "LSTM" in name else f"{equal:.1%}"
@@ -249,7 +249,7 @@ def main() -> None:
         "sentences/s",
         "this project is faster by",
         "BLEU",
-        "equal to float32 here",
+        "equal to own float32",
         "one sentence, ms",
         "95 %, ms",
     )

@@ -3,7 +3,7 @@
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
 train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates; base decodes greedily and
 with a beam of 4. Tokens are real target tokens, padding not counted. Utilisation: the model's multiply-adds against the
-rate of a matrix product here. Without a GPU everything runs small on the CPU, to try the code; those figures mean
+rate of a matrix product on it. Without a GPU everything runs small on the CPU, to try the code; those figures mean
 nothing.
 """
 

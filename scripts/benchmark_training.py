@@ -216,7 +216,7 @@ def main() -> None:
     shown = benchmarks.table(heads, rows)
     print(shown)
     print(
-        f"\nMatrix products here: {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, "
+        f"\nMatrix products on this machine: {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, "
         f"{rates['bfloat16'] / 1e9:,.0f} in bf16."
     )
     for model, count in needed.items():
@@ -243,16 +243,16 @@ def _median(runs: list[dict[str, float]], key: str = "tokens_per_second") -> flo
 
 
 def summary(results: dict[str, list[dict[str, float]]], rates: dict[str, float], needed: dict[str, float]) -> list[Any]:
-    """A row for each contestant: ratios to this project's model of the same family, and the share of the bound."""
+    """A row for each contestant: ratios to this project's model of the same family, and the fraction of the bound."""
     rows = []
     for name, runs in results.items():
         speeds = [run["tokens_per_second"] for run in runs]
         lstm, speed = "LSTM" in name, statistics.median(speeds)
         own = _median(results["this project, LSTM" if lstm else "this project"])
-        share = speed * needed["lstm" if lstm else "transformer"] / rates["bfloat16"]
+        fraction = speed * needed["lstm" if lstm else "transformer"] / rates["bfloat16"]
         ratio = "" if name in ("this project", "this project, LSTM") else f"{own / speed:.1f} ×"
         spread = f"{min(speeds):,.0f} – {max(speeds):,.0f}"
-        rows.append((name, f"{speed:,.0f}", spread, ratio, f"{share:.0%}", f"{_median(runs, 'peak_gb'):.2f}"))
+        rows.append((name, f"{speed:,.0f}", spread, ratio, f"{fraction:.0%}", f"{_median(runs, 'peak_gb'):.2f}"))
     return rows
 
 

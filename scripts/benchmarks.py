@@ -1,4 +1,4 @@
-"""What the benchmarks share: environments for peers, watched processes, the machine's matrix rate, tables, pictures."""
+"""Shared by the benchmarks: environments for peers, watched processes, the machine's matrix rate, tables, pictures."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def watch(command: Sequence[str | Path], pattern: str, count: int) -> Watched:
 
 
 def _peak_gb(process: int) -> float:
-    """The most memory a running process has held so far; not a number where the kernel does not tell."""
+    """The most memory a running process has held so far; not a number where the kernel does not report it."""
     status = Path(f"/proc/{process}/status")
     found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
     return int(found[1]) / 2**20 if found else math.nan
@@ -140,7 +140,7 @@ def multiply_adds(config: ModelConfig, vocabulary: int, source: int, target: int
 
 
 def operations(trainer: Trainer, rank_batches: RankBatches) -> int:
-    """Floating-point operations of an update: a multiply-add is two, and the way back is twice the way forth."""
+    """Floating-point operations of an update: two for each multiply-add, and three times the forward pass."""
     model, total = trainer.state.config.model, 0
     for batch in rank_batches.micro_batches:
         source_B, target_B = (mask.numpy().sum(1) for mask in (batch.source_mask_BS, batch.target_mask_BT))
@@ -165,7 +165,7 @@ def synthetic(pairs: int, vocabulary: int, length: float = 27.0) -> EncodedCorpu
 
 
 def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, device: torch.device) -> Trainer:
-    """The trainer as it is, with nothing to save, to say or to validate: for its updates."""
+    """The real trainer without saving, logging or validation: for its updates alone."""
     torch.manual_seed(1)
     model = build_model(config.model, Vocabulary(vocabulary, vocabulary, joint=True)).to(device)
     batches = Batches(encoded, int(config.training.tokens), config.seed)

@@ -107,7 +107,7 @@ class Program:
         return load_file(self.folder / run / "checkpoints" / index["last"] / "model.safetensors")
 
     def trained(self, family: str) -> str:
-        """Train a run once that all checks of the search share → its name."""
+        """Train one run for all checks of the search → its name."""
         name = f"trained-{family}"
         if not (self.folder / name / "result.json").exists():
             self.train(name, family, "precision=float32", "optimizer.lr=3e-3", "optimizer.warmup=50", updates=300)

@@ -120,7 +120,7 @@ def largest(run: Run) -> int:
 
 
 def fill(draw: random.Random, size: int, folder: Path, name: str, turn: int) -> str:
-    """No file may grow beyond some part of the largest one of a checkpoint; the run must say so in one line.
+    """No file may grow beyond some part of the largest one of a checkpoint; the run must report it in one line.
 
     Between two such turns it goes on for a while, so that other checkpoints meet the full disk.
     """
@@ -130,7 +130,7 @@ def fill(draw: random.Random, size: int, folder: Path, name: str, turn: int) -> 
     lines = errors.splitlines()
     kill(draw, signal.SIGTERM, folder, name, 2)
     if process.returncode and lines and all(line.startswith("error: ") for line in lines):
-        return "told in a line"
+        return "reported in one line"
     return f"exit {process.returncode} with {len(lines)} lines {lines[-1:]}"
 
 

@@ -102,7 +102,7 @@ def hugging_face(folder: Path, beam: int) -> Translate:
     @torch.inference_mode()
     def translate(sentences: Sequence[str]) -> list[str]:
         encoded = [[*ids, END] for ids in pieces.encode(list(sentences))]
-        order, said = sorted(range(len(encoded)), key=lambda i: len(encoded[i])), [""] * len(encoded)
+        order, translated = sorted(range(len(encoded)), key=lambda i: len(encoded[i])), [""] * len(encoded)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             longest = len(encoded[rows[-1]])
@@ -117,8 +117,8 @@ def hugging_face(folder: Path, beam: int) -> Translate:
                 suppress_tokens=[PAD, UNKNOWN, BEGIN],
             )
             for i, row in zip(rows, found.tolist(), strict=True):
-                said[i] = words.decode([token for token in row if token > END])
-        return said
+                translated[i] = words.decode([token for token in row if token > END])
+        return translated
 
     return translate
 

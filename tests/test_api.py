@@ -1,4 +1,4 @@
-"""Laws of the Python front door: importing it takes no time, and its functions do what the commands do."""
+"""Laws of the Python interface: importing it takes no time, and its functions do what the commands do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_every_public_name_exists_and_no_other() -> None:
     assert all(getattr(seq2seq, name) for name in seq2seq.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         seq2seq.nothing  # noqa: B018

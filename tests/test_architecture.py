@@ -1,4 +1,4 @@
-"""Laws of the floor plan: each package imports only from those above it, and no import runs in a circle."""
+"""Laws of the architecture: each package imports only from those above it, and no import runs in a circle."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_shared_module_of_both_families_is_one() -> None:
         assert "model.attention" in set(imports(modules()[f"model.{family}"]))
 
 
-def test_what_tests_share_lies_in_their_helpers() -> None:
+def test_shared_test_code_is_in_the_helpers() -> None:
     """No file imports tests or fixtures from another one."""
     for path in (REPOSITORY / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Laws of the command line: help at once, errors that teach, one default in one place."""
+"""Laws of the command line: instant help, helpful errors, each default defined once."""
 
 from __future__ import annotations
 
@@ -110,21 +110,21 @@ def test_every_config_composes(choice: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_default_stands_in_yaml(command: str) -> None:
-    """Typed objects have no defaults of their own: take away any value, and the config is refused by its name."""
+def test_every_default_is_in_yaml(command: str) -> None:
+    """Typed objects have no defaults of their own: a config without any one value is refused under its key."""
     plain = dataclasses.asdict(load_config(command))
     for name in plain:
         with pytest.raises(UserError, match=f"{name}: missing"):
             build_config(COMMANDS[command], {k: v for k, v in plain.items() if k != name})
 
 
-def test_a_preset_for_python_is_the_command_lines() -> None:
+def test_presets_are_the_same_in_python_and_on_the_command_line() -> None:
     assert search_preset("beam") == load_config("evaluate").search
     assert search_preset("greedy") == load_config("train").search
 
 
 @pytest.mark.parametrize("given", ["[a.en,a.de]", "a.en,a.de", "c.tsv", "dir/c.jsonl.gz"])
-def test_naming_training_files_leaves_the_default_corpus(given: str) -> None:
+def test_naming_training_files_replaces_the_default_corpus(given: str) -> None:
     data = load_config("train", f"data.train={given}").data
     assert (data.path, data.validation, data.test) == (None, None, None)
     assert data.train == (["a.en", "a.de"] if "," in given else given)
@@ -136,7 +136,7 @@ def test_the_resolved_config_is_printed(program: Program) -> None:
     assert "name: toy-x" in result.stdout and "family: lstm" in result.stdout and "${" not in result.stdout
 
 
-def test_a_folder_of_ones_own_joins(program: Program, tmp_path: Path) -> None:
+def test_a_config_folder_of_the_user_adds_choices(program: Program, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "small.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
     result = program("train", "--config-dir", "mine", "model=small", "--cfg", "job")
@@ -148,15 +148,15 @@ def test_a_folder_of_ones_own_joins(program: Program, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- errors
 
 
-def test_all_that_is_wrong_is_told_at_once(program: Program, tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(program: Program, tmp_path: Path) -> None:
     lines = refused(program, "train", "modle=lstm", "model=lstn", "training.udpates=5", "model.width=abc", "seed=-1")
     assert len(lines) == 5
-    told = "\n".join(lines)
-    assert "modle: no such key; did you mean model?" in told
-    assert "model: 'lstn' is not a choice; possible: lstm, " in told and "did you mean lstm?" in told
-    assert "training.udpates: no such key; did you mean training.updates?" in told
-    assert "model.width: 'abc' is not a whole number" in told
-    assert "seed: -1 is out of range; it must be between 0 and" in told
+    output = "\n".join(lines)
+    assert "modle: no such key; did you mean model?" in output
+    assert "model: 'lstn' is not a choice; possible: lstm, " in output and "did you mean lstm?" in output
+    assert "training.udpates: no such key; did you mean training.updates?" in output
+    assert "model.width: 'abc' is not a whole number" in output
+    assert "seed: -1 is out of range; it must be between 0 and" in output
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
@@ -180,7 +180,7 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)
-def test_contradictions_name_key_value_and_way_out(message: str) -> None:
+def test_contradictions_name_key_value_and_remedy(message: str) -> None:
     with pytest.raises(UserError) as error:
         load_config("train", *CONTRADICTIONS[message])
     assert message in str(error.value) and error.value.code == 2
@@ -191,14 +191,14 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(program: Progra
     assert len(lines) == 2 and "transformr" in lines[1] and "'x' is not a whole number" in lines[0]
 
 
-def test_commands_flags_and_devices_that_are_not_there(program: Program) -> None:
+def test_unknown_commands_flags_and_devices_are_named(program: Program) -> None:
     commands = ", ".join(COMMANDS)
     assert refused(program, "trian") == [f"trian: no such command; possible: {commands}; did you mean train?"]
     assert refused(program, "train", "--fast")[0].startswith("unrecognized arguments: --fast")
     assert "cuda:99 is unavailable; this machine has cpu" in refused(program, "train", "device=cuda:99")[0]
 
 
-def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:
+def test_missing_runs_and_files_are_named(program: Program, tmp_path: Path) -> None:
     for command in ("evaluate", "translate"):
         result = program(command, "run=nothing", input="x\n")
         assert result.returncode == 1 and "Traceback" not in result.stderr
@@ -213,7 +213,7 @@ def test_a_run_that_is_not_there(program: Program, tmp_path: Path) -> None:
     "word,hint",
     [("lstn", "; did you mean lstm?"), ("heads", "; did you mean attention.heads?"), ("zzz", "")],
 )
-def test_the_nearest_spelling(word: str, hint: str) -> None:
+def test_the_nearest_spelling_is_suggested(word: str, hint: str) -> None:
     assert nearest(word, ["lstm", "attention.heads", "width"]) == hint
 
 
@@ -247,7 +247,7 @@ def test_hydra_composes_the_same_values() -> None:
         assert compose_job("train", parse_overrides("train", texts)) == (expected, [])
 
 
-def test_a_choice_of_ones_own_goes_before_the_built_in_one(program: Program, tmp_path: Path) -> None:
+def test_a_choice_of_the_user_overrides_the_built_in_one(program: Program, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "lstm_large.yaml").write_text("defaults: [lstm, _self_]\nwidth: 48\nname: small\n")
     result = program("train", "--config-dir", "mine", "model=lstm_large", "--cfg", "job")

@@ -24,7 +24,7 @@ from seq2seq.utils.run import Run
 from tests.helpers.program import Program, forks
 from tests.helpers.runs import saved_run
 
-SHORT = ["model.max_length=24"]  # what has learned nothing knows no end
+SHORT = ["model.max_length=24"]  # an untrained model never ends a sentence
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def filtered(translator: Translator, given: bytes, *overrides: str) -> str:
 
 
 def anything(chance: random.Random) -> bytes:
-    """A line of what no corpus holds."""
+    """A line unlike those of any corpus."""
     alphabets = [
         "abc .,!?",
         "אבגד ה",
@@ -73,7 +73,7 @@ def anything(chance: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
-    """And each is what its line alone would give, and the lines that are not UTF-8 are named."""
+    """Each is the translation of its line alone, and lines that are not UTF-8 are named."""
     chance = random.Random(1)
     given = [anything(chance) for _ in range(400)]
     out = filtered(translator, b"".join(line + b"\n" for line in given)).split("\n")
@@ -82,17 +82,17 @@ def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureF
         text = [line.text for line in decode_lines([b"", given[number]])][1]
         alone = translator.translate([text], load_config("translate", "search=greedy").search)
         assert out[number] == one_line(alone[0][0].text)
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for number, line in enumerate(given, 1):
         try:
             line.decode()
-            assert f"line {number}: not UTF-8" not in told
+            assert f"line {number}: not UTF-8" not in errors
         except UnicodeDecodeError:
-            assert f"line {number}: not UTF-8" in told
-    assert "truncated to 24 subwords" in told and "\r" not in told, "no progress where nobody watches"
+            assert f"line {number}: not UTF-8" in errors
+    assert "truncated to 24 subwords" in errors and "\r" not in errors, "no progress where nobody watches"
 
 
-def test_a_line_stays_a_line() -> None:
+def test_a_translation_is_one_line() -> None:
     """Subwords made of bytes can spell line feeds."""
     assert one_line("a\nb\r\nc\u2028d\x0b\x85e f") == "a b c d  e f"
     assert one_line("unchanged  text ") == "unchanged  text "
@@ -113,7 +113,7 @@ def lines(count: int) -> list[Line]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 64, 1000])
-def test_chunks_are_the_lines(count: int) -> None:
+def test_chunks_hold_all_lines_in_order(count: int) -> None:
     chunks = list(LineReader(iter(lines(count)), pauses=False).chunks(4, 32))
     assert [line for chunk in chunks for line in chunk] == lines(count)
     sizes = [len(chunk) for chunk in chunks]
@@ -121,7 +121,7 @@ def test_chunks_are_the_lines(count: int) -> None:
 
 
 def test_what_has_arrived_is_handed_on_when_the_input_pauses() -> None:
-    """The input goes on only when its first lines have come out: waiting for more would wait for ever."""
+    """The input continues only after its first lines are translated: waiting for more would never end."""
     came_out = threading.Event()
 
     def pausing() -> Iterator[Line]:
@@ -152,7 +152,7 @@ def test_no_more_is_read_than_fits() -> None:
     assert len(read) == 64
 
 
-def test_an_error_of_reading_comes_after_the_lines_before_it() -> None:
+def test_lines_before_a_read_error_are_still_translated() -> None:
     def breaking() -> Iterator[Line]:
         yield from lines(5)
         raise UserError("the archive is cut off")
@@ -190,7 +190,7 @@ def within_limit(text: str) -> bool:
         ("", [""]),
     ],
 )
-def test_sentences_of_a_line(line: str, parts: list[str]) -> None:
+def test_a_line_is_split_into_sentences(line: str, parts: list[str]) -> None:
     assert sentences(line, within_limit) == parts
 
 
@@ -205,10 +205,10 @@ def test_nothing_of_a_long_line_is_lost() -> None:
 
 def test_split_lines_translate_as_their_sentences(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["The old dog runs. A man sees two cats.", "", "cat " * 40]
-    apart = [sentences(line, Filter(translator, load_config("translate")).within_limit) for line in given]
-    assert len(apart[0]) == 2 and len(apart[2]) > 1
+    split = [sentences(line, Filter(translator, load_config("translate")).within_limit) for line in given]
+    assert len(split[0]) == 2 and len(split[2]) > 1
     search = load_config("translate", "search=greedy").search
-    wanted = [" ".join(t[0].text for t in translator.translate(parts, search) if t[0].text) for parts in apart]
+    wanted = [" ".join(t[0].text for t in translator.translate(parts, search) if t[0].text) for parts in split]
     assert filtered(translator, "".join(f"{line}\n" for line in given).encode(), "split_lines=true") == "".join(
         f"{one_line(line)}\n" for line in wanted
     )
@@ -230,7 +230,7 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         out.write("line\n")
         raise KeyboardInterrupt
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.part", "line\n")], (
-        "Ctrl-C keeps what there is"
+        "Ctrl-C keeps the complete lines"
     )
     with output_stream(str(path)) as out:
         out.write("all\n")
@@ -241,11 +241,11 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @forks
 def test_a_file_is_divided_among_processes(run: Run, program: Program, tmp_path: Path) -> None:
-    """The same lines in the same places as from one process."""
+    """The same lines in the same order as from one process."""
     (tmp_path / "in.txt").write_text("".join(f"{'the dog ' * (i % 9)}\n" for i in range(90)), encoding="utf-8")
-    told = [f"run={run.folder}", f"input={tmp_path / 'in.txt'}", "search=greedy", "precision=float32"]
+    overrides = [f"run={run.folder}", f"input={tmp_path / 'in.txt'}", "search=greedy", "precision=float32"]
     for processes in (1, 3):
-        program("translate", *told, f"processes={processes}", f"output={tmp_path / str(processes)}")
+        program("translate", *overrides, f"processes={processes}", f"output={tmp_path / str(processes)}")
     assert (tmp_path / "3").read_text("utf-8") == (tmp_path / "1").read_text("utf-8")
 
 
@@ -261,7 +261,7 @@ def test_ctrl_c_waits_for_the_line() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_complete_lines(run: Run) -> None:
-    """Output begins while the input is open, and an interrupted program says how far it came."""
+    """Output begins while the input is open, and an interrupted program reports how far it got."""
     command = [sys.executable, "-m", "seq2seq", "translate", f"run={run.folder}", "search=greedy"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
@@ -270,7 +270,7 @@ def test_ctrl_c_leaves_complete_lines(run: Run) -> None:
         program.stdin.flush()
         first = program.stdout.readline() + program.stdout.readline()
         program.send_signal(signal.SIGINT)
-        rest, told = program.stdout.read(), program.stderr.read().decode()
+        rest, errors = program.stdout.read(), program.stderr.read().decode()
         assert program.wait() == 130
     assert (first + rest).count(b"\n") == 2 and rest == b""
-    assert told.strip() == "stopped: 2 complete lines"
+    assert errors.strip() == "stopped: 2 complete lines"

@@ -1,4 +1,4 @@
-"""Laws of batches: cuts, padding, order, resuming, shares, mixes and resegmentation against plain loops."""
+"""Laws of batches: cuts, padding, order, resuming, processes, mixes and resegmentation against plain loops."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def ranks(batches: Batches, epoch: int, pool_batches_: int) -> list[tuple[int, .
 
 
 def test_every_pool_of_every_epoch_and_seed_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither pairs nor batches come alike in two pools, epochs or seeds, not even in seed 1 epoch 2 and 2, 1."""
+    """No two pools, epochs or seeds have equal orders of pairs or batches, not even seed 1 epoch 2 and 2, 1."""
     monkeypatch.setattr(Batches, "POOL", 40)
     corpus = corpus_of([4] * 80)
     orders: list[tuple[int, ...]] = []
@@ -269,7 +269,7 @@ def test_the_same_pairs_meet_other_pairs_in_another_epoch(small_pools: int) -> N
         assert len(left & right) < len(left) / 3
 
 
-def test_what_was_asked_before_changes_nothing(small_pools: int) -> None:
+def test_earlier_requests_change_nothing(small_pools: int) -> None:
     """Epochs can be read in any order and in the middle of training; caches never show."""
     corpus = corpus_of(random_lengths(50))
     fresh = [rows_of(Batches(corpus, 30, 1), epoch) for epoch in range(3)]
@@ -316,7 +316,7 @@ def made(kind: str, corpus: EncodedCorpus, seed: int = 1, **part: int) -> Batche
 
 @pytest.mark.parametrize("update_tokens", [0, 60])
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_goes_on_after_any_update_as_if_it_had_not_stopped(
+def test_training_continues_after_any_update_as_if_it_had_not_stopped(
     kind: str, update_tokens: int, small_pools: int
 ) -> None:
     """The few integers of a state are enough, at the ends of pools and epochs too, in an object used before."""
@@ -435,7 +435,7 @@ def test_epochs_done_are_the_part_of_the_pairs_that_was_drawn(small_pools: int) 
 @example([(0, 1.0), (5, 1.0)], 1.0)
 @example([(5, 1.0), (0, 3.0), (1, 0.25)], 2.0)
 def test_a_mix_follows_its_formula_and_uses_each_corpus_up(parts: list[tuple[int, float]], temperature: float) -> None:
-    """Shares are (pairs × weight) ^ (1 / temperature); no pair comes a second time before all of its corpus came."""
+    """Proportions are (pairs × weight) ^ (1 / temperature); no pair repeats before all of its corpus was drawn."""
     sizes, weights = zip(*parts, strict=True)
     ends = list(itertools.accumulate(sizes))
     mix = temperature_mix(ends, weights, temperature)
@@ -451,7 +451,7 @@ def test_a_mix_follows_its_formula_and_uses_each_corpus_up(parts: list[tuple[int
         assert max(times, default=0) - min(times, default=0) <= 1
 
 
-def test_each_epoch_draws_a_mix_anew_and_shuffles_it() -> None:
+def test_each_epoch_draws_a_new_mix_and_shuffles_it() -> None:
     """Which pairs of a large corpus come differs between epochs and seeds; the counts do not."""
     corpus = corpus_of([3] * 60)
     mix = Mix((20, 60), (30, 10))
@@ -466,7 +466,7 @@ def test_each_epoch_draws_a_mix_anew_and_shuffles_it() -> None:
         assert repeated[0] != repeated[1]
 
 
-# ------------------------------------------------------------------------------------ resegmentation
+# ---------------------------------------------------------------------------------------------- resegmentation
 
 
 def test_each_pool_is_sampled_under_a_key_of_its_own(small_pools: int) -> None:
@@ -522,7 +522,7 @@ def real_tokenizer() -> tuple[Tokenizer, list[str]]:
     return train_tokenizer(Corpus(text, text), config)[0], text
 
 
-def test_sampling_segments_the_same_pairs_anew_and_each_side_by_itself() -> None:
+def test_sampling_segments_the_same_pairs_again_and_each_side_separately() -> None:
     """Equal texts on both sides are cut unlike; the pairs, their order and their text stay."""
     tokenizer, text = real_tokenizer()
     corpus = Corpus(["", *text], ["", *text])
@@ -621,12 +621,12 @@ def test_pairs_that_fit_are_encoded_and_the_others_dropped_whole_across_blocks(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "BLOCK", 3)
-        found, there = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
-        again, there_again = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
+        found, cached = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
+        again, cached_again = encode_training(corpus, tokenizer_of(Words()), limit, str(folder))
     expected = list(expected_ids(corpus, limit))
     assert ids_of(found) == ids_of(again) == expected
     assert found.dropped == again.dropped == len(lengths) - len(expected) and len(found) == len(expected)
-    assert (there, there_again) == (False, True)
+    assert (cached, cached_again) == (False, True)
 
 
 @pytest.mark.parametrize("sizes", [(2**16 - 1, 8), (2**16, 8), (2**16 + 1, 8), (8, 2**16 + 1), (8, 10**6), (10**6, 8)])
@@ -640,7 +640,7 @@ def test_the_largest_ids_of_both_sides_survive_in_the_cache(sizes: tuple[int, in
 
 
 def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path: Path) -> None:
-    """Any of them changed makes them anew, with another result than the cache holds; the same again reads the cache."""
+    """A change of any makes them again, with a result unlike the cached one; unchanged ones read the cache."""
     text = [sentence(n) for n in (1, 2, 3, 4)]
 
     class Shifted(Words):
@@ -658,9 +658,9 @@ def test_ids_are_cached_by_corpus_models_and_limit_and_by_nothing_else(tmp_path:
         (base[0], Words(), 4),
     ]
     for corpus, tokenizer, limit in variants:
-        found, there = encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path))
+        found, cached = encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path))
         cold, _ = encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path / "cold" / str(id(tokenizer))))
-        assert not there and ids_of(found) == ids_of(cold)
+        assert not cached and ids_of(found) == ids_of(cold)
     for corpus, tokenizer, limit in variants:
         assert encode_training(corpus, tokenizer_of(tokenizer), limit, str(tmp_path))[1]
     other = dataclasses.replace(base[0], corpus_ends=(2, 4))

@@ -257,7 +257,7 @@ def test_named_sets_are_read_and_only_missing_ones_split_off(tmp_path: Path) -> 
 
 
 def test_where_nothing_is_left_the_setting_to_loosen_is_named(tmp_path: Path) -> None:
-    """Neither training nor validation goes on without a pair."""
+    """Neither training nor validation continues without a pair."""
     valid = table(tmp_path / "v.tsv", numbered(2))
     with pytest.raises(UserError, match="no training pairs remain"):
         opened(tmp_path, [("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True))
@@ -287,7 +287,7 @@ def test_parts_end_where_each_corpus_ends_after_filters_and_splits(tmp_path: Pat
     assert alone.train.corpus_ends == (len(alone.train),)
 
 
-def test_further_corpora_lie_where_their_own_entry_says(tmp_path: Path) -> None:
+def test_further_corpora_are_read_from_the_folder_of_their_own_entry(tmp_path: Path) -> None:
     """Neither the folder nor the revision of the first corpus is theirs; columns are."""
     folder = tmp_path / "more"
     (folder / "sub").mkdir(parents=True)
@@ -389,7 +389,7 @@ def test_a_warm_cache_gives_what_an_empty_one_gives_for_every_setting(tmp_path: 
     for number, (name, (changes, seed)) in enumerate(chosen.items()):
         cold[name] = summary(open_corpora(data_of(tmp_path / f"cold{number}", **changes), seed))
     for left, right in itertools.combinations(cold, 2):
-        assert cold[left] != cold[right], f"{left} and {right} are told apart by nothing"
+        assert cold[left] != cold[right], f"{left} and {right} do not differ"
     for _ in range(2):
         for name, (changes, seed) in chosen.items():
             assert summary(open_corpora(data_of(tmp_path / "warm", **changes), seed)) == cold[name], name
@@ -421,7 +421,7 @@ def folders(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir() if path.is_dir()}
 
 
-def test_what_changes_no_pair_makes_nothing_anew(tmp_path: Path) -> None:
+def test_settings_that_change_no_pair_use_the_cache(tmp_path: Path) -> None:
     """Lengths in subwords, temperature and weights come later; seed and number held out count for a split alone."""
     chosen = variants(tmp_path)
     cache = tmp_path / "cache"
@@ -600,7 +600,7 @@ def test_columns_are_found_by_name_in_every_kind_of_table(tmp_path: Path) -> Non
 
 
 def test_quotes_group_in_csv_and_are_letters_in_tsv(tmp_path: Path) -> None:
-    """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are told by line."""
+    """A quoted field may hold commas, quotes and line ends; empty lines are skipped, and rows are named by line."""
     text = 'id,de,en\n1,"a, ""b""",c\n\n2,"two\nlines",d\n3,,e\n'
     csv_path = compressed(tmp_path / "a.csv", text.encode())
     assert read(csv_path) == [("c", 'a, "b"'), ("d", "two lines"), ("e", "")]

@@ -1,4 +1,4 @@
-"""Every kind of corpus: read alike, failing well, stored once; and what the doctor says of damaged ones."""
+"""Every kind of corpus: read alike, failing well, stored once; and the findings of the doctor on damaged ones."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_plain_files_pair_by_line_feeds_alone(archive: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "csv", "parquet"])
 def test_a_folder_in_hub_layout(kind: str, tmp_path: Path) -> None:
-    """Splits are told by names below the folder, whatever the folder itself is called."""
+    """Names below the folder decide which split a file belongs to; the folder's own name does not."""
     folder = tmp_path / "test-of-train"
     for name, part in (
         ("train-00000-of-00002", PAIRS[:10]),
@@ -160,7 +160,7 @@ def trained(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
 def test_two_updates_on_every_kind(
     kind: str, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All kinds in all archives are read alike, as the laws above say; here each once through a whole training."""
+    """All kinds in all archives are read alike, as the laws above say; each is also trained on once."""
     monkeypatch.chdir(tmp_path)
     if kind == "text":
         for i, side in enumerate(("en", "de")):
@@ -197,17 +197,19 @@ def refused(folder: Path, *overrides: str) -> str:
     return line
 
 
-def test_sides_of_different_length_are_named_with_the_place_where_they_part(multi30k: Path, tmp_path: Path) -> None:
+def test_sides_of_different_length_are_reported_with_the_line_where_they_diverge(
+    multi30k: Path, tmp_path: Path
+) -> None:
     rows = [json.loads(line) for line in (multi30k / "val.jsonl").read_text(encoding="utf-8").splitlines()]
     (tmp_path / "a.en").write_text("".join(row["en"] + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "a.de").write_text("".join(row["de"] + "\n" for row in rows[:600] + rows[601:]), encoding="utf-8")
     line = refused(tmp_path, f"data.train=[{tmp_path}/a.en,{tmp_path}/a.de]")
     assert "a.en has 1,014 lines" in line and "a.de has 1,013" in line
-    place = int(line.partition("at line ")[2].partition(";")[0])
-    assert abs(place - 601) < 12, "lengths alone find the place to a few lines"
+    line_number = int(line.partition("at line ")[2].partition(";")[0])
+    assert abs(line_number - 601) < 12, "lengths alone find the line within a dozen"
 
 
-def test_parting_is_where_the_lengths_stop_fitting() -> None:
+def test_sides_diverge_where_their_lengths_stop_matching() -> None:
     left = [3, 50, 9, 80, 20, 33, 70, 12, 95, 41]
     assert misaligned_line(left, left[:4] + left[5:]) in (5, 6)
     assert misaligned_line(left[:4] + left[5:], left) in (5, 6)
@@ -244,7 +246,7 @@ def test_a_missing_column_names_those_that_exist(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.tsv"])
-def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+def test_an_empty_file_is_reported_as_empty(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     assert refused(tmp_path, f"data.train={tmp_path / name}").endswith(f"{name}: contains no pairs")
 
@@ -272,10 +274,10 @@ def test_rows_that_do_not_fit_are_named_by_their_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_toy")
-def test_the_toy_corpus_knows_two_directions() -> None:
-    there = find_stream(load_config("train").data, "validation").pairs()
-    back = find_stream(load_config("train", "data.source=de", "data.target=en").data, "validation").pairs()
-    assert [(t, s) for s, t in there] == list(back)
+def test_the_toy_corpus_has_two_directions() -> None:
+    forward = find_stream(load_config("train").data, "validation").pairs()
+    backward = find_stream(load_config("train", "data.source=de", "data.target=en").data, "validation").pairs()
+    assert [(t, s) for s, t in forward] == list(backward)
     with pytest.raises(UserError, match="fr→de is not in the toy corpus; possible: en→de, de→en"):
         find_stream(load_config("train", "data.source=fr").data, "train")
 
@@ -310,7 +312,7 @@ def test_filters_drop_whole_pairs_and_count_them(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_split_off_shares_no_source_with_training(tmp_path: Path) -> None:
+def test_held_out_sets_have_no_source_in_common_with_training(tmp_path: Path) -> None:
     pairs = [(f"source {n % 70}", f"target {n}") for n in range(400)]
     corpora = files(tmp_path, pairs, "data.held_out=15")
     parts = [corpora.train, corpora.validation, corpora.test]
@@ -348,30 +350,30 @@ def test_several_corpora_train_as_one(program: Program, tmp_path: Path) -> None:
 
 def test_a_store_is_built_once_by_processes_that_start_together(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        there = pool.map(_build_slowly, [tmp_path / "x"] * 4)
-    assert sorted(there) == [False, True, True, True]
+        found = pool.map(_build_slowly, [tmp_path / "x"] * 4)
+    assert sorted(found) == [False, True, True, True]
     assert (tmp_path / "x" / "log").read_text() == "built\n"
 
 
 def _build_slowly(folder: Path) -> bool:
-    def build(aside: Path) -> None:
+    def build(tmp: Path) -> None:
         time.sleep(0.3)
-        with open(aside / "log", "a") as log:
+        with open(tmp / "log", "a") as log:
             log.write("built\n")
 
     return build_once(folder, build)
 
 
 def test_a_killed_build_leaves_nothing_half_made(tmp_path: Path) -> None:
-    def killed(aside: Path) -> None:
-        (aside / "half").touch()
+    def killed(tmp: Path) -> None:
+        (tmp / "half").touch()
         os._exit(9)
 
     child = multiprocessing.get_context("fork").Process(target=build_once, args=(tmp_path / "x", killed))
     child.start()
     child.join()
     assert child.exitcode == 9 and not (tmp_path / "x").exists()
-    build_once(tmp_path / "x", lambda aside: (aside / "whole").touch())
+    build_once(tmp_path / "x", lambda tmp: (tmp / "whole").touch())
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
 
 
@@ -434,7 +436,7 @@ def test_a_sample_that_is_too_long_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_late_epoch_needs_no_replay() -> None:
-    """The state is the place itself: nothing that came before is looked at."""
+    """The state is the position itself: nothing before it is computed again."""
     corpus = random_corpus([int(n) for n in np.random.default_rng(0).integers(1, 30, 500)])
     batches, asked = Batches(corpus, 200, seed=1), []
     order = batches.order
@@ -445,15 +447,15 @@ def test_a_late_epoch_needs_no_replay() -> None:
     assert batch.index_B.tolist() == list(Batches(corpus, 200, seed=1).rows(1000))[7].tolist()
 
 
-def test_processes_share_an_epoch() -> None:
-    """The shares of three processes are disjoint, and together the batches of one process."""
+def test_processes_divide_an_epoch() -> None:
+    """The batches of three processes are disjoint, and together those of one process."""
     corpus = random_corpus([int(n) for n in np.random.default_rng(0).integers(1, 30, 500)])
     alone = [batch.index_B.tolist() for batch in drawn(Batches(corpus, 200, seed=1), 90)]
-    shares = []
+    rank_batches = []
     for rank in range(3):
         batches = Batches(corpus, 200, seed=1, rank=rank, world_size=3)
-        shares.append([batch.index_B.tolist() for batch in drawn(batches, 30)])
-    assert [batch for together in zip(*shares, strict=True) for batch in together] == alone
+        rank_batches.append([batch.index_B.tolist() for batch in drawn(batches, 30)])
+    assert [batch for together in zip(*rank_batches, strict=True) for batch in together] == alone
 
 
 # ---------------------------------------------------------------------------------------- the doctor
@@ -472,7 +474,7 @@ def real(request: pytest.FixtureRequest) -> dict[str, list[Pair]]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 249, 250, 600, 750])
-def test_the_doctor_sees_corpora_of_any_size(size: int, tmp_path: Path) -> None:
+def test_the_doctor_checks_corpora_of_any_size(size: int, tmp_path: Path) -> None:
     corpora = files(tmp_path, [(f"sentence {n}", f"Satz {n}") for n in range(size + 2)], "data.held_out=1")
     assert len(examine(corpora)) >= 10 and len(quick(corpora)) >= 3
 
@@ -519,5 +521,5 @@ def test_the_doctors_page_fits_a_screen(program: Program, multi30k: Path) -> Non
     assert (
         len(result.stdout.splitlines()) < 40 and "29,000 training, 1,014 validation, 1,000 test pairs" in result.stdout
     )
-    told = json.loads(program("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe", "json=true").stdout)
-    assert told["pairs"] == 29000 and {f["name"] for f in told["findings"]} >= {"duplicate pairs", "identical pairs"}
+    data = json.loads(program("doctor", "data=multi30k", f"data.path={multi30k}", "tokenizer=bpe", "json=true").stdout)
+    assert data["pairs"] == 29000 and {f["name"] for f in data["findings"]} >= {"duplicate pairs", "identical pairs"}

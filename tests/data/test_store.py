@@ -71,7 +71,7 @@ def test_chosen_rows_are_padded_on_the_right_in_the_order_asked(rows: list[list[
     assert found.tolist() == matrix([rows[i] for i in chosen], filler) and found.dtype == np.int64
 
 
-def test_two_stores_in_one_folder_stay_apart(tmp_path: Path) -> None:
+def test_two_stores_in_one_folder_stay_separate(tmp_path: Path) -> None:
     """A name that begins another name is another store."""
     written(tmp_path, "source", [[[1, 2]]], np.int32)
     written(tmp_path, "source2", [[[3]]], np.int32)
@@ -145,7 +145,7 @@ def test_a_folder_is_built_once_and_whole(tmp_path: Path) -> None:
 def test_a_folder_that_another_process_built_meanwhile_is_not_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waited for the lock finds it there; every process takes the same lock."""
+    """A process that waited for the lock finds the folder built; every process takes the same lock."""
     taken: list[str] = []
 
     @contextmanager

@@ -59,7 +59,7 @@ def test_text_survives_encoding(type_: str, joint: bool) -> None:
 
 
 @pytest.mark.parametrize("type_", ["char", "word"])
-def test_other_units(type_: str) -> None:
+def test_characters_and_words_can_be_units(type_: str) -> None:
     made, _ = tokenizer(type=type_, vocabulary=60)
     assert made.decode(made.encode_target(["alt Kuh sieht Männer"])[0]) == "alt Kuh sieht Männer"
     pieces = made.pieces(made.encode_target(["alt Kuh"])[0][:-1])
@@ -73,7 +73,7 @@ def test_byte_fallback_symbols_and_normalisation() -> None:
     assert made.encode_target(["ALT"]) == made.encode_target(["alt"])
 
 
-def test_a_model_of_ones_own(tmp_path: Path) -> None:
+def test_a_tokenizer_model_of_the_user_is_used_or_refused(tmp_path: Path) -> None:
     made, _ = tokenizer(joint=False)
     made.save(tmp_path)
     paths = [str(tmp_path / name) for name in ("tokenizer.source.model", "tokenizer.target.model")]
@@ -94,7 +94,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
         make_tokenizer(SENTENCES, dataclasses.replace(config, model=str(tmp_path / "bad.model")), str(tmp_path))
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_do_not_change_encoding() -> None:
     made, _ = tokenizer()
     one, four = (made.source.encode(list(SENTENCES.source) * 50, num_threads=n) for n in (1, 4))
     assert one == four
@@ -115,7 +115,7 @@ def test_a_vocabulary_too_large_is_clamped_with_a_message(type_: str) -> None:
     assert made.decode(made.encode_target(["alt Kuh sieht Männer"])[0]) == "alt Kuh sieht Männer"
 
 
-def test_a_vocabulary_too_small_says_how_large_it_must_be() -> None:
+def test_a_vocabulary_too_small_is_refused_with_the_smallest_possible() -> None:
     with pytest.raises(UserError, match=r"tokenizer.vocabulary: 10 .* at least (\d+)") as error:
         tokenizer(vocabulary=10)
     assert tokenizer(vocabulary=int(str(error.value).rpartition(" ")[2]))
@@ -178,16 +178,16 @@ def check_shift(batch: Batch) -> None:
     assert torch.equal(batch.target_in_BT[:, 1:][batch.target_mask_BT[:, 1:]], inner[batch.target_mask_BT[:, 1:]])
 
 
-def test_target_in_is_target_out_one_place_later() -> None:
+def test_target_in_is_target_out_one_position_later() -> None:
     corpus = random_corpus(LENGTHS)
     seen: Iterator[Batch] = sequential_batches(corpus, 200)
     rows = []
     for batch in seen:
         check_shift(batch)
         rows += batch.index_B.tolist()
-        for i, place in enumerate(batch.index_B.tolist()):
-            assert batch.source_mask_BS[i].sum() == len(corpus.source[place])
-            assert batch.target_mask_BT[i].sum() == len(corpus.target[place])
+        for i, index in enumerate(batch.index_B.tolist()):
+            assert batch.source_mask_BS[i].sum() == len(corpus.source[index])
+            assert batch.target_mask_BT[i].sum() == len(corpus.target[index])
     assert sorted(rows) == list(range(len(corpus)))
 
 
@@ -195,11 +195,11 @@ def test_empty_and_long_pairs_are_left_out_whole_and_counted(tmp_path: Path) -> 
     made, _ = tokenizer()
     sentences = ["the old dog", "", "the cat", "the big cow sees the red bird sees the old man"]
     corpus = Corpus(sentences, ["alt", "rot", "", "groß"], fingerprint="a")
-    encoded, there = encode_training(corpus, made, 12, str(tmp_path))
-    assert (len(encoded), encoded.dropped, there, encoded.rows.tolist()) == (1, 3, False, [0])
+    encoded, cached = encode_training(corpus, made, 12, str(tmp_path))
+    assert (len(encoded), encoded.dropped, cached, encoded.rows.tolist()) == (1, 3, False, [0])
     assert made.target.decode(encoded.source[0][:-1].tolist()) == "the old dog"
-    again, there = encode_training(corpus, made, 12, str(tmp_path))
-    assert there and again.source[0].tolist() == encoded.source[0].tolist()
+    again, cached = encode_training(corpus, made, 12, str(tmp_path))
+    assert cached and again.source[0].tolist() == encoded.source[0].tolist()
 
 
 @pytest.mark.slow
@@ -209,14 +209,14 @@ def test_padding_is_small_on_real_text(multi30k: Path, tmp_path: Path) -> None:
     assert len(corpus) == 29000
     made, _ = train_tokenizer(corpus, config.tokenizer)
     batches = Batches(encode_training(corpus, made, 250, str(tmp_path))[0], 4096, seed=1)
-    real = places = 0
+    real = positions = 0
     for (batch,), _ in iter(batches):
         if batches.epoch:
             break
         real += int(batch.source_mask_BS.sum() + batch.target_mask_BT.sum())
-        places += batch.source_BS.numel() + batch.target_in_BT.numel()
-    assert 1 - real / places < 0.08
-    assert batches.estimate_padding()[1] == pytest.approx(1 - real / places, abs=0.003)
+        positions += batch.source_BS.numel() + batch.target_in_BT.numel()
+    assert 1 - real / positions < 0.08
+    assert batches.estimate_padding()[1] == pytest.approx(1 - real / positions, abs=0.003)
 
 
 def test_sampled_segmentations_are_the_same_in_every_process(tmp_path: Path) -> None:

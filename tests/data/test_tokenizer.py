@@ -62,7 +62,7 @@ def test_a_warm_cache_gives_the_tokenizer_that_each_setting_asks_for(tmp_path: P
     cold = {"base": train_tokenizer(CORPUS, base())}
     cold |= {name: train_tokenizer(CORPUS, dataclasses.replace(base(), **change)) for name, change in CHANGES.items()}
     for left, right in itertools.combinations(cold, 2):
-        assert cold[left][0].models != cold[right][0].models, f"{left} and {right} are told apart by nothing"
+        assert cold[left][0].models != cold[right][0].models, f"{left} and {right} do not differ"
     assert cold["larger"][1] and not cold["base"][1]
     for _ in range(2):
         for name, change in {"base": {}, **CHANGES}.items():
@@ -76,9 +76,9 @@ def test_a_tokenizer_is_cached_by_corpus_and_version_and_not_by_sampling(
 ) -> None:
     """Another corpus has another model; sampling alone takes the same one, and is trained once."""
     turned = Corpus(CORPUS.target, CORPUS.source[::-1], "turned")
-    apart = dataclasses.replace(base(), joint=False)
-    first, _ = make_tokenizer(CORPUS, apart, str(tmp_path))
-    other, _ = make_tokenizer(turned, apart, str(tmp_path))
+    separate = dataclasses.replace(base(), joint=False)
+    first, _ = make_tokenizer(CORPUS, separate, str(tmp_path))
+    other, _ = make_tokenizer(turned, separate, str(tmp_path))
     assert first.models["source"] != other.models["source"]
     assert other.decode_source(other.encode_source(["Die Kuh"])[0]) == "Die Kuh"
 
@@ -86,15 +86,15 @@ def test_a_tokenizer_is_cached_by_corpus_and_version_and_not_by_sampling(
         return sum(path.is_dir() for path in tmp_path.iterdir())
 
     before = count()
-    sampled, _ = make_tokenizer(CORPUS, dataclasses.replace(apart, sampling=0.3), str(tmp_path))
+    sampled, _ = make_tokenizer(CORPUS, dataclasses.replace(separate, sampling=0.3), str(tmp_path))
     assert sampled.models == first.models and count() == before
     monkeypatch.setattr(sentencepiece, "__version__", "another")
-    make_tokenizer(CORPUS, apart, str(tmp_path))
+    make_tokenizer(CORPUS, separate, str(tmp_path))
     assert count() == before + 1
 
 
-def test_models_of_ones_own_are_read_side_by_side(tmp_path: Path) -> None:
-    """The first file is the source's, one file is both sides', and nothing is trained or cached."""
+def test_models_of_the_user_are_read_for_each_side(tmp_path: Path) -> None:
+    """The first file is the source's, a single one is for both sides, and nothing is trained or cached."""
     sides = [made(joint=False).models[side] for side in ("source", "target")]
     paths = [str(tmp_path / name) for name in "ab"]
     for path, model in zip(paths, sides, strict=True):
@@ -142,16 +142,16 @@ def test_long_lines_are_read_too() -> None:
 
 def test_the_largest_vocabulary_a_corpus_supports_is_taken_for_each_side_with_a_note() -> None:
     """Exactly that many is no reason for a note; one more is, and names the side."""
-    apart = dataclasses.replace(base(), joint=False, vocabulary=9000)
-    tokenizer, notes = train_tokenizer(CORPUS, apart)
+    separate = dataclasses.replace(base(), joint=False, vocabulary=9000)
+    tokenizer, notes = train_tokenizer(CORPUS, separate)
     most = tokenizer.vocabulary
     assert notes == [
         f"vocabulary 9,000 → {size:,}: as many subwords as this corpus supports for the {side} language"
         for size, side in ((most.source, "source"), (most.target, "target"))
     ]
     alike = Corpus(SOURCE[:24], SOURCE[:24])
-    assert train_tokenizer(alike, dataclasses.replace(apart, vocabulary=most.source))[1] == []
-    more = train_tokenizer(alike, dataclasses.replace(apart, vocabulary=most.source + 1))[1]
+    assert train_tokenizer(alike, dataclasses.replace(separate, vocabulary=most.source))[1] == []
+    more = train_tokenizer(alike, dataclasses.replace(separate, vocabulary=most.source + 1))[1]
     assert [note.partition(":")[0] for note in more] == [f"vocabulary {most.source + 1:,} → {most.source:,}"] * 2
     joint, notes = train_tokenizer(CORPUS, dataclasses.replace(base(), vocabulary=9000))
     assert notes == [
@@ -231,8 +231,8 @@ def test_special_ids_have_their_numbers_and_are_no_text() -> None:
     assert tokenizer.decode(tokenizer.encode_target(["Die \U0001f600 Kuh"])[0]).split() == ["Die", "Kuh"]
 
 
-def test_models_that_mark_unknown_words_say_nothing_of_them_either() -> None:
-    """A model of one's own may decode an unknown word as a sign; no translation shows it."""
+def test_unknown_words_are_never_decoded_to_text() -> None:
+    """A model of the user may decode an unknown word as a sign; no translation contains it."""
     model = io.BytesIO()
     numbers = {"pad_id": PAD, "unk_id": UNKNOWN, "bos_id": BEGIN, "eos_id": END}
     sentencepiece.SentencePieceTrainer.train(
@@ -267,8 +267,8 @@ def test_sampled_segmentations_are_those_of_the_library(kind: str) -> None:
         assert drawn[left] != drawn[right]
 
 
-def test_a_saved_tokenizer_keeps_its_sides_apart(tmp_path: Path) -> None:
-    """Each side in a file of its name; what cannot be read is named with its folder."""
+def test_a_saved_tokenizer_keeps_its_sides_separate(tmp_path: Path) -> None:
+    """Each side in its own file; what cannot be read is named with its folder."""
     tokenizer = made(joint=False)
     tokenizer.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {

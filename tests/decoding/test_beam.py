@@ -103,7 +103,7 @@ def assert_is_the_definition(case: Case) -> None:
 
 @st.composite
 def cases(draw: st.DrawFn, stop: Stop, vocabularies: tuple[int, ...], constrained: bool) -> Case:
-    """Every option is drawn by itself, so that all of them meet."""
+    """Every option is drawn independently, so that all combinations occur."""
     random = Random(f"{draw(st.integers(0, 2**32))} {stop}")
     pick = random.choice
     vocabulary = pick(vocabularies)
@@ -175,13 +175,13 @@ def many(sizes: list[int], **changes: Any) -> Case:
 
 @pytest.mark.parametrize("beam,sizes", [(1, [150, 40]), (2, [70]), (5, [9, 40, 9])])
 def test_large_batches_are_the_definition(beam: int, sizes: list[int]) -> None:
-    """More rows than are ranked together, and sentences that leave down to one of few sizes."""
+    """More rows than are ranked together, and finished sentences leave in a few fixed sizes."""
     assert_is_the_definition(many(sizes, beam=beam, n_best=beam, coverage_penalty=0.2))
 
 
 @pytest.mark.parametrize("stop", ["likely", "certain"])
-def test_a_tie_with_what_is_hoped_for_ends_the_search(stop: Stop) -> None:
-    """END and one word are equally likely: without a length penalty nothing can become better than what is finished."""
+def test_a_tie_with_the_best_possible_score_ends_the_search(stop: Stop) -> None:
+    """END and one word are equally likely: without a length penalty nothing can beat the finished hypothesis."""
     table_V = torch.full((6,), -torch.inf)
     table_V[[END, 4]] = 0.0
     calls: list[int] = []
@@ -199,5 +199,5 @@ def test_a_tie_with_what_is_hoped_for_ends_the_search(stop: Stop) -> None:
 
 
 def test_no_batches_give_no_translations() -> None:
-    """Nothing asked, nothing found."""
+    """Empty input is no error."""
     assert beam_search(Table(0, 9, 1).step, [], preset(), SPECIALS) == []

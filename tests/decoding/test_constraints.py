@@ -1,4 +1,4 @@
-"""Constraints answer as if they looked at the whole text of every continuation."""
+"""Constraints decide as if they searched the whole text of every continuation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def letters(text: str) -> list[int]:
 
 
 def random_text(random: Random, phrases: list[str]) -> str:
-    """Characters and parts of phrases, so that much is said and half said."""
+    """Characters and parts of phrases, so that many phrases occur in full or in part."""
     parts = []
     for _ in range(random.randint(0, 5)):
         phrase = random.choice(phrases)
@@ -127,24 +127,24 @@ def test_no_sequence_of_ids_comes_twice(seed: int) -> None:
     ids = [[random.randint(4, 6) for _ in range(length)] for _ in range(rows)]
     logits_RV = torch.randn(rows, 8)
     wanted_RV = logits_RV.clone()
-    for row, said in enumerate(ids):
-        grams = {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+    for row, row_ids in enumerate(ids):
+        grams = {tuple(row_ids[i : i + n]) for i in range(len(row_ids) - n + 1)}
         for id_ in range(8):
-            if len(said) >= n - 1 and (*said[len(said) - n + 1 :], id_) in grams:
+            if len(row_ids) >= n - 1 and (*row_ids[len(row_ids) - n + 1 :], id_) in grams:
                 wanted_RV[row, id_] = NEG_INF
     ban_repeats(logits_RV, torch.tensor(ids, dtype=torch.int64).view(rows, length), n)
     assert torch.equal(logits_RV, wanted_RV)
 
 
 def test_where_nothing_is_possible_a_sentence_may_end() -> None:
-    """Only there, with the value that the model gave END, even where it is too early."""
+    """Only in that case, with the value that the model gave END, even where it is too early."""
     rules = Rules(PIECES, END, no_repeat=1)
     everything = [i for i in range(len(PIECES)) if i != END]
     assert banned(rules, everything, final=False, early=True) == set(everything)
     assert banned(rules, everything[:-1], final=False, early=True) == {*everything[:-1], END}
 
 
-def test_a_prefix_is_said_id_by_id_whatever_is_forbidden() -> None:
+def test_a_prefix_is_forced_id_by_id_whatever_is_forbidden() -> None:
     """Each row follows the prefix of its sentence; after it everything is free again."""
     prefixes = [letters("a.a"), [], [ID["a"], 1], letters("é")]
     sentence_R = torch.tensor([3, 0, 0, 2, 1])
@@ -154,9 +154,9 @@ def test_a_prefix_is_said_id_by_id_whatever_is_forbidden() -> None:
     raw_RV = torch.randn(5, len(PIECES))
     for position in range(4):
         others = letters("-é1_")
-        said = [[*prefixes[s][:position], *others][:position] for s in sentence_R]
+        prefix_ids = [[*prefixes[s][:position], *others][:position] for s in sentence_R]
         logits_RV = torch.full_like(raw_RV, NEG_INF)
-        exclude(logits_RV, raw_RV, said, task)
+        exclude(logits_RV, raw_RV, prefix_ids, task)
         for row, s in enumerate(sentence_R.tolist()):
             only = prefixes[s][position] if position < len(prefixes[s]) else END
             assert (logits_RV[row] > NEG_INF).nonzero()[:, 0].tolist() == [only]
@@ -171,22 +171,22 @@ def test_progress_and_what_is_wanted_next(seed: int) -> None:
     phrases = random.sample(["a", "aa1", "a a", "a-a-1", "aé", "éa é", "-a-", "aaa1"], random.randint(1, 3))
     required = [(text, letters(text)) for text in phrases]
     rules, plain = Rules(PIECES, END, required), PlainRules(PIECES, END, required)
-    said = [letters(random_text(random, phrases)[-6:].rjust(6, ".")) for _ in range(3)]
-    states_R1X = words_of(rules, said)
+    prefixes = [letters(random_text(random, phrases)[-6:].rjust(6, ".")) for _ in range(3)]
+    states_R1X = words_of(rules, prefixes)
     assert states_R1X is not None
-    assert rules.progress(states_R1X)[:, 0].tolist() == [plain.progress(tuple(ids)) for ids in said]
+    assert rules.progress(states_R1X)[:, 0].tolist() == [plain.progress(tuple(ids)) for ids in prefixes]
     ids_RY, counts_RY = rules.wanted(states_R1X[:, 0])
     wanted = [ids_Y[counts_Y].tolist() for ids_Y, counts_Y in zip(ids_RY, counts_RY, strict=True)]
-    assert [set(ids) for ids in wanted] == [plain.wanted(tuple(ids)) for ids in said]
+    assert [set(ids) for ids in wanted] == [plain.wanted(tuple(ids)) for ids in prefixes]
     assert all(len(set(ids)) == len(ids) for ids in wanted)
-    for ids in said:
+    for ids in prefixes:
         for _, phrase in required:
             assert partial_match(ids, phrase) == plain.begun(tuple(ids), phrase)
 
 
 @FAST
 @given(SEEDS)
-def test_a_beam_is_shared_among_degrees_of_progress(seed: int) -> None:
+def test_a_beam_is_divided_among_degrees_of_progress(seed: int) -> None:
     """Dynamic beam allocation (Post & Vilar 2018, §3.2): which candidates go on, and which only fill the beam."""
     random = Random(seed)
     required = random.choice([[("a", letters("a"))], [("a a", letters("a a")), ("é", letters("é"))]])
@@ -220,7 +220,7 @@ def test_a_beam_is_shared_among_degrees_of_progress(seed: int) -> None:
 
 
 def test_the_end_of_a_sentence_ends_a_word() -> None:
-    """A forbidden word at the end of what was said forbids END; a required one there allows it."""
+    """A forbidden word at the end of the prefix forbids END; a required one allows it."""
     assert END in banned(Rules(PIECES, END, forbidden=["aé"]), letters("- aé"), final=False)
     assert END not in banned(Rules(PIECES, END, forbidden=["aé"]), letters("- aé1"), final=False)
     assert END not in banned(Rules(PIECES, END, [("aé", letters("aé"))]), letters("- aé"), final=False)

@@ -156,9 +156,9 @@ def test_each_cut_takes_what_the_one_before_it_left(seed: int) -> None:
     ],
 )
 def test_cuts_are_exact_where_probabilities_are(counts: list[int], changes: dict[str, Any], kept: int) -> None:
-    """Ties stay together, what equals a bound is kept, and each cut looks at what the one before it left.
+    """Ties stay together, what equals a bound is kept, and each cut applies to what the one before it left.
 
-    Top p keeps the fewest that have the share (Holtzman et al. 2020, §3.1), so a sum that equals it is enough.
+    Top p keeps the fewest ids whose sum reaches it (Holtzman et al. 2020, §3.1), so a sum that equals it is enough.
     """
     logits_V = torch.tensor([*counts, 0.0]).log()
     if sum(counts) in (4, 8):
@@ -231,6 +231,6 @@ def test_expected_similarity_counts_every_text_as_often_as_it_was_drawn(metric: 
         wanted.append(math.fsum(measure.sentence_score(text, [other]).score for other in texts) / len(texts))
     assert expected_similarity(texts, metric) == pytest.approx(wanted, rel=1e-12)
     turned = measure.sentence_score(texts[0], [texts[1]]).score - measure.sentence_score(texts[1], [texts[0]]).score
-    assert abs(turned) > 1, "which of two texts is the reference must matter here"
+    assert abs(turned) > 1, "which of two texts is the reference must matter"
     assert expected_similarity(["ein Hund"], metric) == pytest.approx([100.0])
     assert expected_similarity([], metric) == []

@@ -80,8 +80,8 @@ def assert_are_the_best(found: Candidates, total_BKV: Tensor, count: int) -> Non
     possible_BC = found.selection_score_BC > NEG_INF
     own_BC = total_BKV.flatten(1).gather(1, index_BC).to(found.selection_score_BC)
     assert_close(own_BC[possible_BC], found.selection_score_BC[possible_BC], rtol=1e-6, atol=4e-6)
-    for places, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
-        kept = [place for place, yes in zip(places, possible, strict=True) if yes]
+    for indices, possible in zip(index_BC.tolist(), possible_BC.tolist(), strict=True):
+        kept = [index for index, yes in zip(indices, possible, strict=True) if yes]
         assert len(set(kept)) == len(kept), "no candidate comes twice"
 
 
@@ -180,8 +180,8 @@ def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
 
 @FAST
 @given(SEEDS)
-def test_permitted_log_probabilities_are_normalised_before_anything_is_forbidden(seed: int) -> None:
-    """What may not be said keeps its share: the rest is log-softmax over the whole vocabulary, bit by bit as asked."""
+def test_log_probabilities_are_normalised_before_anything_is_forbidden(seed: int) -> None:
+    """Forbidden ids keep their probability mass: the others are the log-softmax over the whole vocabulary."""
     random = Random(seed)
     B, rows, V, length = random.choice([1, 3]), random.choice([1, 2]), random.choice([5, 64, 70]), random.randint(1, 5)
     shortest = [random.randint(0, 6) for _ in range(B)]

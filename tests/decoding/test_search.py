@@ -52,7 +52,7 @@ def decode(
 
 
 def log_probability(model: Seq2Seq, source: list[int], ids: list[int]) -> float:
-    """What the model gives a translation that it is told: teacher forcing."""
+    """The log probability of a given translation, by teacher forcing."""
     with torch.inference_mode():
         logits, _ = model.step(torch.tensor([[BEGIN, *ids]]), model.start(*padded([source])))
     chosen = logits[0].log_softmax(-1).gather(1, torch.tensor([[*ids, END]]).T)
@@ -64,14 +64,14 @@ def penalty(length: int, alpha: float) -> float:
 
 
 def everything(words: int) -> list[tuple[int, ...]]:
-    """All that can be said in at most so many words of the small vocabulary."""
+    """All sequences of at most so many words of the small vocabulary."""
     return [w for n in range(words + 1) for w in itertools.product(range(4, 8), repeat=n)]
 
 
-def continuations(model: Seq2Seq, source: list[int], said: tuple[int, ...]) -> list[float]:
+def continuations(model: Seq2Seq, source: list[int], prefix: tuple[int, ...]) -> list[float]:
     """The log probabilities of all next ids."""
     with torch.inference_mode():
-        logits, _ = model.step(torch.tensor([[BEGIN, *said]]), model.start(*padded([source])))
+        logits, _ = model.step(torch.tensor([[BEGIN, *prefix]]), model.start(*padded([source])))
     return [float(x) for x in logits[0, -1].log_softmax(-1)]
 
 
@@ -86,15 +86,15 @@ def plain_beam(model: Seq2Seq, source: list[int], groups: int, k: int, diversity
         taken = [0] * 8
         for g in range(groups):
             ranked = []
-            for total, said in beams[g]:
-                logs = continuations(model, source, said)
+            for total, prefix in beams[g]:
+                logs = continuations(model, source, prefix)
                 for word in (END, *range(4, 8)) if length < longest else (END,):
-                    ranked.append((total + logs[word] - diversity * taken[word], total + logs[word], said, word))
+                    ranked.append((total + logs[word] - diversity * taken[word], total + logs[word], prefix, word))
             ranked.sort(reverse=True)
-            finished[g] += [(total, said) for _, total, said, word in ranked[:k] if word == END]
-            beams[g] = [(total, (*said, word)) for _, total, said, word in ranked if word != END][:k]
-            for _, said in beams[g]:
-                taken[said[-1]] += 1
+            finished[g] += [(total, prefix) for _, total, prefix, word in ranked[:k] if word == END]
+            beams[g] = [(total, (*prefix, word)) for _, total, prefix, word in ranked if word != END][:k]
+            for _, prefix in beams[g]:
+                taken[prefix[-1]] += 1
         if all(len(each) >= k for each in finished):
             break
     return sorted({one for each in finished for one in sorted(each, reverse=True)[:k]}, reverse=True)
@@ -105,16 +105,16 @@ def test_beam_one_is_the_argmax_loop(family: str) -> None:
     model, sentences = tiny_model(family), random_sentences([5, 2, 8, 3], seed=3)
     found = decode(model, sentences, search(1), longest=12)
     for source, (hypothesis,) in zip(sentences, found, strict=True):
-        said: list[int] = []
+        prefix: list[int] = []
         with torch.inference_mode():
-            while len(said) < 11:
-                logits, _ = model.step(torch.tensor([[BEGIN, *said]]), model.start(*padded([source])))
+            while len(prefix) < 11:
+                logits, _ = model.step(torch.tensor([[BEGIN, *prefix]]), model.start(*padded([source])))
                 logits[..., list(SPECIALS.banned)] = -torch.inf
                 word = int(logits[0, -1].argmax())
                 if word == END:
                     break
-                said.append(word)
-        assert hypothesis.ids == said
+                prefix.append(word)
+        assert hypothesis.ids == prefix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,7 +201,7 @@ def test_beam_and_diverse_groups_are_their_definition(family: str, groups: int, 
     sentences = random_sentences([3, 5, 1], seed=2, vocabulary=8)
     for source, found in zip(sentences, decode(model, sentences, config, longest), strict=True):
         expected = plain_beam(model, source, groups, k, diversity, longest)
-        assert [tuple(h.ids) for h in found] == [said for _, said in expected]
+        assert [tuple(h.ids) for h in found] == [ids for _, ids in expected]
         assert [h.log_probability for h in found] == pytest.approx([total for total, _ in expected], abs=1e-4)
 
 
@@ -226,7 +226,7 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
     joined: list[int] = []
     monkeypatch.setattr(EnsembleState, "join", lambda self, other: joined.append(other.length) or join(self, other))  # type: ignore[func-returns-value]
 
-    def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
+    def step_with_coverage(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
         logits, state, weights = ensemble.step_with_attention(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
@@ -239,7 +239,7 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
             asked = dataclasses.replace(asked, rules=rules, prefix_BP=prefix_BP[rows])
         return ensemble.start([padded(sentences[rows])]), asked
 
-    step = look if config.coverage_penalty else ensemble.step
+    step = step_with_coverage if config.coverage_penalty else ensemble.step
     with torch.inference_mode():
         cuts = [slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 11)]
         found = beam_search(step, (batch(rows) for rows in cuts), config, SPECIALS)
@@ -255,20 +255,20 @@ def test_sentences_that_wait_for_the_next_batch_end_as_alone(
 def test_coverage_is_its_formula(family: str) -> None:
     """A wide beam ranks everything by log probability / length penalty + coverage penalty (Wu et al. 2016, §7)."""
     model, longest, beta = tiny_model(family, vocabulary=SMALL), 3, 0.8
-    said, ensemble = everything(longest - 1), Ensemble([model])
+    possible, ensemble = everything(longest - 1), Ensemble([model])
     sentences = random_sentences([3, 5], seed=2, vocabulary=8)
-    config = search(len(said), coverage_penalty=beta, n_best=len(said), length_normalization="average")
+    config = search(len(possible), coverage_penalty=beta, n_best=len(possible), length_normalization="average")
 
-    def look(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
+    def step_with_coverage(tokens: torch.Tensor, state: State) -> tuple[torch.Tensor, State, torch.Tensor]:
         logits, state, weights = ensemble.step_with_attention(tokens, state)
         return logits, state, weights[:, :, :, -1].mean((1, 2))
 
     with torch.inference_mode():
         asked = task([longest] * 2, source_length_B=torch.tensor([len(s) for s in sentences]))
-        found = beam_search(look, [(ensemble.start([padded(sentences)]), asked)], config, SPECIALS)
+        found = beam_search(step_with_coverage, [(ensemble.start([padded(sentences)]), asked)], config, SPECIALS)
     for source, hypotheses in zip(sentences, found, strict=True):
         scores = {}
-        for ids in said:
+        for ids in possible:
             with torch.inference_mode():
                 decoded = model.decode(torch.tensor([[BEGIN, *ids]]), model.start(*padded([source])), weights=True)
             got_S = torch.stack(decoded.weights).mean((0, 1, 2)).sum(0)
@@ -346,8 +346,8 @@ def spoken(ids: tuple[int, ...]) -> list[str]:
 def test_a_very_wide_beam_under_rules_is_brute_force(rules: Any, prefix: list[int], allowed: Any) -> None:
     """The best of all that the rules allow, however it is cut into subwords."""
     model, source = tiny_model("transformer", vocabulary=SMALL), random_sentences([4], seed=3, vocabulary=8)[0]
-    said = [ids for ids in everything(3) if allowed(ids)]
-    scores = {ids: log_probability(model, source, list(ids)) / penalty(len(ids) + 1, 1.0) for ids in said}
+    possible = [ids for ids in everything(3) if allowed(ids)]
+    scores = {ids: log_probability(model, source, list(ids)) / penalty(len(ids) + 1, 1.0) for ids in possible}
     found = constrained(len(everything(3)), Rules(PIECES, END, **rules), prefix, 4)
     assert [tuple(h.ids) for h in found] == sorted(scores, key=scores.__getitem__, reverse=True)
     assert [h.score for h in found] == pytest.approx([scores[tuple(h.ids)] for h in found], abs=1e-4)
@@ -355,8 +355,8 @@ def test_a_very_wide_beam_under_rules_is_brute_force(rules: Any, prefix: list[in
 
 @pytest.mark.parametrize("beam", [1, 4, 85])
 @pytest.mark.parametrize("required", [["ab"], ["a", "bb"]])
-def test_required_words_are_said(beam: int, required: list[str]) -> None:
-    """With any beam each word appears as a word; a very wide one finds the best of all that say them."""
+def test_required_words_are_in_every_translation(beam: int, required: list[str]) -> None:
+    """With any beam each word appears as a word; a very wide one finds the best translation that has them."""
     as_ids = {"ab": [7], "a": [4], "bb": [5, 6]}
     model, source = tiny_model("transformer", vocabulary=SMALL), random_sentences([4], seed=3, vocabulary=8)[0]
     found = constrained(beam, Rules(PIECES, END, [(word, as_ids[word]) for word in required]), [], 4)
@@ -396,13 +396,13 @@ def sampling(samples: int, **changes: object) -> SearchConfig:
 def test_samples_are_as_frequent_as_probable(changes: dict[str, float], kept: tuple[int, ...]) -> None:
     """Pearson's chi-square of 20,000 first words against the distribution that the options describe."""
     model = torch.log(torch.tensor([0.2, 0.2, 0.1, 0.03, 0.1, 0.3, 0.17, 0.4]) + 1e-9)
-    shares = torch.zeros(8)
-    shares[list(kept)] = (model[list(kept)] / changes.get("temperature", 1.0)).exp()
-    shares /= shares.sum()
+    probabilities = torch.zeros(8)
+    probabilities[list(kept)] = (model[list(kept)] / changes.get("temperature", 1.0)).exp()
+    probabilities /= probabilities.sum()
     found = drawn(sampling(200, n_best=200, **changes), model, list(range(100)), longest=2)
     counts = Counter(([*h.ids, END])[0] for hypotheses in found for h in hypotheses)
     assert set(counts) == set(kept)
-    expected = {id_: float(shares[id_]) * 20_000 for id_ in kept}
+    expected = {id_: float(probabilities[id_]) * 20_000 for id_ in kept}
     chi_square = sum((counts[id_] - expected[id_]) ** 2 / expected[id_] for id_ in kept)
     # One in a thousand for 1 to 4 degrees of freedom.
     assert chi_square < {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}[len(kept) - 1]
@@ -419,7 +419,7 @@ def test_samples_depend_on_the_sentence_and_the_seed_alone() -> None:
     assert ids(sampling(5, n_best=5), [44, 22]) == [together[3], together[1]]
     assert ids(sampling(5, n_best=5, seed=2), [11, 22, 33, 44]) != together
     fewer = ids(sampling(3, n_best=3), [11])[0]
-    assert all(said in together[0] for said in fewer), "more samples add to those that were there"
+    assert all(sample_ids in together[0] for sample_ids in fewer), "more samples keep the earlier ones"
 
 
 def test_samples_have_the_log_probability_that_the_model_gives_them() -> None:

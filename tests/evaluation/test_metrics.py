@@ -1,4 +1,4 @@
-"""Laws of scores: equal to sacreBLEU's own program, and what is counted beside them is what its name says."""
+"""Laws of scores: equal to sacreBLEU's own program; the diagnostics count what their names state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def noisy_test(sentences: int = 40, systems: int = 2, references: int = 2) -> tu
 
 
 def sacrebleu(folder: Path, systems: list[list[str]], test: evaluation.TestSet, *flags: str) -> Any:
-    """What sacreBLEU's program says about the same text in files."""
+    """The output of sacreBLEU's program on the same text in files."""
     files = {f"system{i}": lines for i, lines in enumerate(systems)}
     files.update((f"reference{i}", list(lines)) for i, lines in enumerate(test.references))
     for name, lines in files.items():
@@ -65,29 +65,29 @@ def sacrebleu(folder: Path, systems: list[list[str]], test: evaluation.TestSet, 
 @pytest.mark.parametrize("name", COMMAND_LINE)
 def test_scores_and_intervals_are_those_of_sacrebleus_program(name: str, tmp_path: Path) -> None:
     (hypotheses,), test = noisy_test(systems=1)
-    told = sacrebleu(tmp_path, [hypotheses], test, *COMMAND_LINE[name], "--confidence")
+    printed = sacrebleu(tmp_path, [hypotheses], test, *COMMAND_LINE[name], "--confidence")
     ours = evaluation.measure(name, hypotheses, test, resamples=evaluation.RESAMPLES)
     assert ours.interval and ours.mean and ours.interval > 0
     assert (ours.value, ours.mean, ours.interval) == pytest.approx(
-        (told["score"], told["confidence_mean"], told["confidence_var"]), abs=1e-11
+        (printed["score"], printed["confidence_mean"], printed["confidence_var"]), abs=1e-11
     )
-    assert ours.signature == told["signature"]
+    assert ours.signature == printed["signature"]
     plain = evaluation.measure(name, hypotheses, test)
     assert (plain.value, plain.interval) == (ours.value, None)
 
 
 @pytest.mark.parametrize("name", COMMAND_LINE)
-def test_a_model_that_says_next_to_nothing_has_an_interval(name: str) -> None:
-    """Some resamples match nothing at all: sacreBLEU's own program ends in a traceback there."""
+def test_near_empty_output_has_an_interval(name: str) -> None:
+    """Some resamples match nothing at all: sacreBLEU's own program ends in a traceback."""
     references = [f"Satz {number} ist da ." for number in range(40)]
     test = evaluation.TestSet("t", references, [references])
-    for said in (["", *[references[1]], *[""] * 38], [""] * 40, ["x y z"] * 39 + [references[39]]):
-        found = evaluation.measure(name, said, test, resamples=200)
+    for output in (["", *[references[1]], *[""] * 38], [""] * 40, ["x y z"] * 39 + [references[39]]):
+        found = evaluation.measure(name, output, test, resamples=200)
         assert found.mean is not None and found.interval is not None
         assert math.isfinite(found.mean) and found.interval >= 0
 
 
-def test_a_model_that_says_almost_nothing_right_has_scores() -> None:
+def test_output_that_is_almost_all_wrong_has_scores() -> None:
     """Some resamples match nothing at all, others a little."""
     scores = evaluation.score(
         ["q"] * 5 + ["ein Hund"], ["zwei Katzen sehen dich"] * 5 + ["ein alter Hund"], resamples=100
@@ -96,11 +96,11 @@ def test_a_model_that_says_almost_nothing_right_has_scores() -> None:
 
 
 @pytest.mark.parametrize("tokenize", ["none", "char", "intl"])
-def test_text_is_split_as_it_is_told(tokenize: str, tmp_path: Path) -> None:
+def test_text_is_split_by_the_given_tokenizer(tokenize: str, tmp_path: Path) -> None:
     (hypotheses,), test = noisy_test(systems=1, references=1)
-    told = sacrebleu(tmp_path, [hypotheses], test, "-m", "bleu", "-tok", tokenize, "--force")
+    printed = sacrebleu(tmp_path, [hypotheses], test, "-m", "bleu", "-tok", tokenize, "--force")
     ours = evaluation.measure("bleu", hypotheses, test, tokenize=tokenize)
-    assert ours.value == pytest.approx(told["score"], abs=1e-11) and f"tok:{tokenize}" in ours.signature
+    assert ours.value == pytest.approx(printed["score"], abs=1e-11) and f"tok:{tokenize}" in ours.signature
 
 
 def test_a_language_decides_how_it_is_split() -> None:
@@ -115,10 +115,10 @@ def test_a_language_decides_how_it_is_split() -> None:
 def test_p_values_are_those_of_sacrebleus_program(name: str, kind: str, flag: str, tmp_path: Path) -> None:
     systems, test = noisy_test(systems=3)
     # Its JSON cannot hold the intervals of chrF, so its table is read.
-    told = sacrebleu(tmp_path, systems, test, *COMMAND_LINE[name], flag, "-f", "text", "-nc", "-w", "9")
+    printed = sacrebleu(tmp_path, systems, test, *COMMAND_LINE[name], flag, "-f", "text", "-nc", "-w", "9")
     ours = significance.paired_tests([name], systems, test)[name]
-    assert re.findall(r"p = (\d\.\d+)", told) == [f"{getattr(row, kind):.4f}" for row in ours[1:]]
-    numbers = [float(number) for number in re.findall(r"\d+\.\d{9}", told)]
+    assert re.findall(r"p = (\d\.\d+)", printed) == [f"{getattr(row, kind):.4f}" for row in ours[1:]]
+    numbers = [float(number) for number in re.findall(r"\d+\.\d{9}", printed)]
     expected = [n for row in ours for n in ((row.value, row.interval) if kind == "bootstrap" else (row.value,))]
     scores = [n for i, n in enumerate(numbers) if i % 3 != 1] if kind == "bootstrap" else numbers
     assert scores == pytest.approx(expected, abs=1e-8), "the score, and between it and the interval the mean"
@@ -127,10 +127,10 @@ def test_p_values_are_those_of_sacrebleus_program(name: str, kind: str, flag: st
 def test_groups_by_length_hold_every_sentence_once() -> None:
     _, test = noisy_test(sentences=57)
     groups = diagnostics.length_groups(test.source)
-    assert sorted(i for _, places in groups for i in places) == list(range(57))
-    for label, places in groups:
+    assert sorted(i for _, indices in groups for i in indices) == list(range(57))
+    for label, indices in groups:
         low, _, high = label.partition("–")
-        sizes = [len(test.source[i].split()) for i in places]
+        sizes = [len(test.source[i].split()) for i in indices]
         assert (min(sizes), max(sizes)) == (int(low), int(high or low))
     assert diagnostics.length_groups(["a b"] * 9) == [("2", list(range(9)))]
     (everything,) = diagnostics.grouped_score("bleu", test.references[1], test, [("all", range(57)), ("none", [])])
@@ -140,7 +140,7 @@ def test_groups_by_length_hold_every_sentence_once() -> None:
 def test_words_are_counted_by_how_often_training_saw_them() -> None:
     counts = Counter({"often": 5000, "some": 50, "once": 1})
     found = diagnostics.by_target_frequency(["often some new often"], ["often some once new."], counts)
-    # "often" is said twice and meant once: one in common, F1 = 2·1 / (2 + 1).
+    # "often" is twice in the translation and once in the reference: one in common, F1 = 2·1 / (2 + 1).
     assert {group.label: (group.count, round(group.value, 3)) for group in found} == {
         "never": (1, 100.0),
         "1": (1, 0.0),
@@ -151,7 +151,7 @@ def test_words_are_counted_by_how_often_training_saw_them() -> None:
     assert groups["10–99"] == [0] and groups["1"] == [1] and groups["never"] == [2, 3]
 
 
-def test_repetition_and_breaking_off_are_seen() -> None:
+def test_repetition_and_truncation_are_detected() -> None:
     assert diagnostics.repetitions(["the", "the", "cat"]) == 1
     assert diagnostics.repetitions(["a", "b", "a", "b", "c"]) == 1
     assert diagnostics.repetitions(["a", "b", "c", "a", "d"]) == 0
@@ -168,7 +168,7 @@ def test_repetition_and_breaking_off_are_seen() -> None:
     assert found.ratio == pytest.approx(16 / 19)
 
 
-def test_comet_is_asked_as_its_authors_publish_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comet_is_called_as_its_authors_document_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is heavy and its models are fetched: its interface stands in for it."""
     (hypotheses,), test = noisy_test(systems=1)
     seen: list[Any] = []

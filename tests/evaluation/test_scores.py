@@ -135,19 +135,21 @@ def test_the_language_of_the_references_decides_unless_a_tokenizer_is_named(monk
     """In a measurement, in groups and in paired tests alike; only BLEU splits by it."""
     monkeypatch.setattr(PairedTest, "_DEFAULT_SAMPLES", {"ar": 20, "bs": 20})
     lines = ["我喜欢狗。很大", "他看书了，好"]
-    said = ["我喜欢猫。很大", "他看书了，好吗"]
+    hypotheses = ["我喜欢猫。很大", "他看书了，好吗"]
     test = EvaluationSet("t", lines, [lines], "zh")
-    split = {name: BLEU(force=True, tokenize=name).corpus_score(said, [lines]).score for name in ("zh", "13a", "char")}
+    split = {
+        name: BLEU(force=True, tokenize=name).corpus_score(hypotheses, [lines]).score for name in ("zh", "13a", "char")
+    }
     assert len(set(split.values())) > 1
-    assert evaluation.measure("bleu", said, test).value == pytest.approx(split["zh"])
-    assert evaluation.measure("bleu", said, test, tokenize="13a").value == pytest.approx(split["13a"])
-    assert evaluation.score(said, lines, "zh").bleu == pytest.approx(split["zh"])
-    (group,) = diagnostics.grouped_score("bleu", said, test, [("all", [0, 1])])
+    assert evaluation.measure("bleu", hypotheses, test).value == pytest.approx(split["zh"])
+    assert evaluation.measure("bleu", hypotheses, test, tokenize="13a").value == pytest.approx(split["13a"])
+    assert evaluation.score(hypotheses, lines, "zh").bleu == pytest.approx(split["zh"])
+    (group,) = diagnostics.grouped_score("bleu", hypotheses, test, [("all", [0, 1])])
     assert group.value == pytest.approx(split["zh"])
-    (group,) = diagnostics.grouped_score("bleu", said, test, [("all", [0, 1])], "13a")
+    (group,) = diagnostics.grouped_score("bleu", hypotheses, test, [("all", [0, 1])], "13a")
     assert group.value == pytest.approx(split["13a"])
     for tokenize, expected in ((None, "zh"), ("char", "char")):
-        first, _ = significance.paired_tests(["bleu"], [said, lines], test, tokenize)["bleu"]
+        first, _ = significance.paired_tests(["bleu"], [hypotheses, lines], test, tokenize)["bleu"]
         assert first.value == pytest.approx(split[expected]) and all(f"tok:{expected}" in s for s in first.signatures)
 
 
@@ -231,8 +233,8 @@ def test_comet_is_a_hundred_times_the_mean_with_the_interval_of_its_resamples(mo
     assert (plain.value, plain.mean, plain.interval) == (found.value, None, None) and loaded[-1] == "mine.ckpt"
 
 
-class Said:
-    """A translator that says what it is given: several translations of each sentence, the best first."""
+class FixedTranslator:
+    """A translator whose output is given: several translations of each sentence, the best first."""
 
     def __init__(self, of_each: Sequence[Sequence[str]]) -> None:
         self.of_each = of_each
@@ -247,7 +249,7 @@ class Said:
 def test_what_training_watches_is_the_best_translation_of_each_sentence_against_the_target() -> None:
     """BLEU and chrF with the intervals asked for, in the language of the targets."""
     (hypotheses, other, _), test = noisy(references=1)
-    translator = Said(list(zip(hypotheses, other, strict=True)))
+    translator = FixedTranslator(list(zip(hypotheses, other, strict=True)))
     corpus, search = Corpus(test.source, test.references[0]), search_preset("greedy")
     found, scores = testsets.translate_and_score(cast(Translator, translator), corpus, search, "de", 40)
     assert found == hypotheses and translator.asked == [(list(test.source), search)]

@@ -94,7 +94,7 @@ def test_splits_are_those_of_the_run_or_of_another_corpus(tmp_path: Path, monkey
 
 
 def test_the_config_is_that_of_the_checkpoint_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best one or another; its corpus is looked for elsewhere only on request."""
+    """The best or the last one; its corpus is read from another folder only on request."""
     run = empty_run(
         tmp_path / "run", ["update-0000001", "update-0000002"], last="update-0000002", best="update-0000001"
     )
@@ -108,7 +108,7 @@ def test_the_config_is_that_of_the_checkpoint_asked_for(tmp_path: Path, monkeypa
 
 
 def test_a_corpus_that_moved_keeps_its_files_names_or_its_splits(tmp_path: Path) -> None:
-    """Files are looked for in the folder, each by its own name; of a corpus in a folder only that changes."""
+    """Each file is read from the new folder under its own name; of a corpus in a folder only the path changes."""
     data = dataclasses.replace(files_config().data, train=["x/a.en", "y/b.de"], validation="z/v.tsv", test=None)
     found = testsets.relocate(data, str(tmp_path))
     assert (found.train, found.validation, found.test, found.path) == (
@@ -123,7 +123,7 @@ def test_a_corpus_that_moved_keeps_its_files_names_or_its_splits(tmp_path: Path)
 def test_public_sets_come_in_the_direction_of_the_run_with_all_references(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that lacks the pair of languages, or a name that is none, is named with what there is."""
+    """For an unknown name or one without the pair of languages, the error lists the existing ones."""
     from sacrebleu import dataset
 
     files = [write(tmp_path / name, [f"{name} 1", "x\u2028y"]) for name in ("src", "ref1", "ref2")]
@@ -150,13 +150,13 @@ def test_public_sets_come_in_the_direction_of_the_run_with_all_references(
 # ------------------------------------------------------------------------------------ cached translations
 
 
-class Said:
-    """Stands in for a translator: numbers its calls, and says two translations of each sentence."""
+class FakeTranslator:
+    """Stands in for a translator: numbers its calls, and returns two translations of each sentence."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def from_checkpoint(self, *where: Any) -> Said:
+    def from_checkpoint(self, *where: Any) -> FakeTranslator:
         self.calls.append(where)
         return self
 
@@ -167,8 +167,8 @@ class Said:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Said:
-    translator = Said()
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTranslator:
+    translator = FakeTranslator()
     monkeypatch.setattr(testsets, "Translator", translator)
     return translator
 
@@ -191,7 +191,7 @@ CHANGED = {
 }
 
 
-def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: Path, said: Said) -> None:
+def test_translations_are_made_again_for_every_setting_they_depend_on(tmp_path: Path, fake: FakeTranslator) -> None:
     """Each field of the search, the precision, the checkpoint, the sentences; and for the same ones they are read."""
     run = empty_run(
         tmp_path / "run", ["update-0000001", "update-0000002"], last="update-0000001", best="update-0000001"
@@ -201,19 +201,19 @@ def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: P
     )
     test = EvaluationSet("t.test", ["a", "b"], [["x", "y"]])
     first = testsets.cached_translations(run, test, config)
-    assert first == ["1 a x y", "1 b x y"] and said.calls == [(run.checkpoints / "update-0000001", "auto", "float32")]
-    assert testsets.cached_translations(run, test, config) == first and len(said.calls) == 1
+    assert first == ["1 a x y", "1 b x y"] and fake.calls == [(run.checkpoints / "update-0000001", "auto", "float32")]
+    assert testsets.cached_translations(run, test, config) == first and len(fake.calls) == 1
     other_device = dataclasses.replace(config, device="cpu")
     assert testsets.cached_translations(run, test, other_device) == first, (
         "devices and measurements change no translation"
     )
     assert testsets.cached_translations(run, test, dataclasses.replace(config, resamples=0, metrics=["ter"])) == first
     for name, value in CHANGED.items():
-        calls = len(said.calls)
+        calls = len(fake.calls)
         variant = dataclasses.replace(config, search=dataclasses.replace(config.search, **{name: value}))
         assert testsets.cached_translations(run, test, variant)[0] == f"{calls + 1} a x y", name
         assert testsets.cached_translations(run, test, variant)[0] == f"{calls + 1} a x y", name
-    calls = len(said.calls)
+    calls = len(fake.calls)
     for variant in (
         dataclasses.replace(config, precision="bfloat16"),
         dataclasses.replace(config, precision="auto"),
@@ -228,16 +228,16 @@ def test_translations_are_made_anew_for_every_setting_they_depend_on(tmp_path: P
     same_name = EvaluationSet("t.test", ["a", "d"], [["x", "y"]])
     vars(same_name)["key"] = test.key  # keys are short and may meet
     testsets.cached_translations(run, test, config)
-    calls = len(said.calls) + 1
+    calls = len(fake.calls) + 1
     assert testsets.cached_translations(run, same_name, config) == [f"{calls} a x y", f"{calls} d x y"]
     (run.checkpoints / INDEX).write_text(json.dumps({"last": "update-0000002", "best": "update-0000001"}))
     assert testsets.cached_translations(run, test, config)[0] == f"{calls + 1} a x y", (
         "the last checkpoint is another one now"
     )
-    assert said.calls[-1][0].name == "update-0000002"
+    assert fake.calls[-1][0].name == "update-0000002"
 
 
-def test_translations_of_files_that_were_damaged_are_made_again(tmp_path: Path, said: Said) -> None:
+def test_translations_of_files_that_were_damaged_are_made_again(tmp_path: Path, fake: FakeTranslator) -> None:
     """Without its description, with an unreadable one, or without the text."""
     run = empty_run(tmp_path / "run", last="update-0000001")
     config, test = evaluate_config(), EvaluationSet("t", ["a"], [["x"]])
@@ -250,15 +250,15 @@ def test_translations_of_files_that_were_damaged_are_made_again(tmp_path: Path, 
             path.with_suffix(".json").write_text(damage)
         assert testsets.cached_translations(run, test, config) == [f"{number} a x y"]
     assert path.read_text(encoding="utf-8") == "5 a x y\n"
-    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert (told["test"], told["sentences"], told["checkpoint"]) == ("t", 1, "update-0000001")
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert (description["test"], description["sentences"], description["checkpoint"]) == ("t", 1, "update-0000001")
     testsets.write_translations(run, test, ["é", ""], config, {"bleu": 5})
     assert path.read_bytes() == "é\n\n".encode() and json.loads(path.with_suffix(".json").read_text())["bleu"] == 5
     assert testsets.cached_translations(run, test, config) == ["é", ""]
 
 
 def test_test_sets_checkpoints_and_searches_have_files_of_their_own(tmp_path: Path) -> None:
-    """All but what only orders work: the number shown and the tokens translated together."""
+    """Except for settings that only order the work: the number shown and the tokens translated together."""
     run = empty_run(tmp_path / "run", last="update-0000001")
     config = dataclasses.replace(evaluate_config(), search=search_preset("beam"))
     test = EvaluationSet("t", ["a"], [["x"], ["y"]])

@@ -1,4 +1,4 @@
-"""What the tests share: small configs, models, corpora and runs, and the program itself."""
+"""Shared by the tests: small configs, models, corpora and runs, and the program itself."""
 
 from pathlib import Path
 

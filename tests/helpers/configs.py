@@ -25,7 +25,7 @@ def composed(*overrides: str) -> TrainConfig:
 
 
 def changed(config: TrainConfig, *overrides: str) -> TrainConfig:
-    """A config with other values, which Hydra need not compose anew."""
+    """A config with other values, without composing it again with Hydra."""
     values = to_dict(config)
     for override in overrides:
         key, _, value = override.partition("=")

@@ -61,9 +61,9 @@ def write_corpus(folder: Path, name: str, count: int, seed: int) -> tuple[str, s
     """A word-for-word language, so that a tiny model can learn all of it."""
     chance = random.Random(seed)
     sentences = [chance.choices(list(WORDS), k=chance.randint(1, 8)) for _ in range(count)]
-    for side, said in (("en", str), ("de", WORDS.__getitem__)):
+    for side, translate in (("en", str), ("de", WORDS.__getitem__)):
         (folder / f"{name}.{side}").write_text(
-            "".join(" ".join(map(said, s)) + "\n" for s in sentences), encoding="utf-8"
+            "".join(" ".join(map(translate, s)) + "\n" for s in sentences), encoding="utf-8"
         )
     return f"{name}.en", f"{name}.de"
 

@@ -29,11 +29,11 @@ def empty_run(folder: Path, names: Sequence[str] = ("update-0000001",), **index:
 
 
 def saved_run(folder: Path, family: str, *overrides: str, seed: int = 0) -> Run:
-    """A run whose best checkpoint is a tiny model that has learned nothing: it says anything, of any length."""
+    """A run whose best checkpoint is a tiny untrained model: its translations are arbitrary, of any length."""
     config = tiny_config(family, "data=files", "data.train=[a.en,a.de]", "tokenizer.vocabulary=60", *overrides)
     animals = itertools.permutations(["dogs", "cats", "a cow", "the birds"])
-    said = [f"Some {a} see {b}, {c} and {d}." for a, b, c, d in animals]
-    tokenizer, _ = train_tokenizer(Corpus(said, [line.title() for line in said]), config.tokenizer)
+    sentences = [f"Some {a} see {b}, {c} and {d}." for a, b, c, d in animals]
+    tokenizer, _ = train_tokenizer(Corpus(sentences, [line.title() for line in sentences]), config.tokenizer)
     run, checkpoint = Run(folder), folder / "checkpoints" / "update-0000001"
     checkpoint.mkdir(parents=True, exist_ok=True)
     model = tiny_model(family, *overrides, vocabulary=tokenizer.vocabulary, seed=seed)

@@ -79,7 +79,7 @@ LSTM = LSTMConfig(
     tie_embeddings="output",
 )
 SMALL: dict[str, ModelConfig] = {"transformer": TRANSFORMER, "lstm": LSTM}
-JOINT, APART = Vocabulary(17, 17, joint=True), Vocabulary(17, 19, joint=False)
+JOINT, SEPARATE = Vocabulary(17, 17, joint=True), Vocabulary(17, 19, joint=False)
 SOURCES = random_sentences([0, 3, 1, 5], seed=3, vocabulary=17)
 TARGETS = random_sentences([4, 0, 2, 6], seed=4, vocabulary=17)
 
@@ -95,7 +95,7 @@ def variant(family: str, **options: Any) -> Any:
 def small_model(config: ModelConfig, seed: int = 0) -> Seq2Seq:
     """In float64 for sharp comparisons, and with no parameter at the value that it starts from."""
     torch.manual_seed(seed)
-    model = build_model(config, JOINT if config.tie_embeddings == "all" else APART).double().eval()
+    model = build_model(config, JOINT if config.tie_embeddings == "all" else SEPARATE).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -104,7 +104,7 @@ def small_model(config: ModelConfig, seed: int = 0) -> Seq2Seq:
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """All parameters by name; one that has several names is there under each."""
+    """All parameters by name; one that has several names is listed under each."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
@@ -129,8 +129,8 @@ def reference_features(
     """Features of one pair, T × D, and the weights over its source, N × T × S for each layer."""
     reference = reference_of(config)
     memory_SD = reference.encode(weights, config, source, sites, word_dropout)
-    features_TD, looked = reference.decode(weights, config, memory_SD, target, sites, word_dropout)
-    return cast(Tensor, features_TD), looked
+    features_TD, attention_LNTS = reference.decode(weights, config, memory_SD, target, sites, word_dropout)
+    return cast(Tensor, features_TD), attention_LNTS
 
 
 def shifted(target: Sequence[int]) -> list[int]:
@@ -169,7 +169,7 @@ MODULES: tuple[ModuleType, ...] = (
 
 
 def replace_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the stand-ins that draw nothing in the place of both kinds of dropout, wherever they are used."""
+    """Replaces both kinds of dropout by deterministic stand-ins, wherever they are used."""
 
     def numbers(x: Tensor, p: float, training: bool) -> Tensor:
         return dropout.drop_numbers(x, p) if training and p else x
@@ -193,7 +193,7 @@ def small_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def check_steps(config: ModelConfig) -> None:
-    """A decoder that is given one to three tokens at a time says what the reference says of the whole target."""
+    """A decoder that reads one to three tokens at a time agrees with the reference on the whole target."""
     model = small_model(config)
     weights = weights_of(model)
     length = max(map(len, TARGETS))
@@ -212,13 +212,13 @@ def check_steps(config: ModelConfig) -> None:
                 if size == 3:
                     logits_BTV, after = model.step(target_BT[:, new], state)
                 assert after.length == at + size
-                for i, (features_TD, looked) in enumerate(expected):
+                for i, (features_TD, attention_LNTS) in enumerate(expected):
                     logits_TV = features_TD[new] @ weights["output.weight"].T
                     torch.testing.assert_close(
                         logits_BTV[i], logits_TV, **tolerance(config), msg=partial(message.format, "logits", sizes)
                     )
-                    assert len(decoded.weights) == len(looked)
-                    for weights_BNTS, weights_NTS in zip(decoded.weights, looked, strict=True):
+                    assert len(decoded.weights) == len(attention_LNTS)
+                    for weights_BNTS, weights_NTS in zip(decoded.weights, attention_LNTS, strict=True):
                         padded_NTS = F.pad(weights_NTS[:, new], (0, source_BS.shape[1] - weights_NTS.shape[2]))
                         torch.testing.assert_close(
                             weights_BNTS[i],

@@ -1,4 +1,4 @@
-"""What the tests of training share: small trainers, given validations, a clock, and processes that are threads."""
+"""Shared by the tests of training: small trainers, given validations, a clock, and processes that are threads."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def given(scores: Iterable[float | dict[str, float]], monitor: str = "bleu") -> 
 
 
 class Quiet(RunLogger):
-    """A logger that says nothing and notes everything it is given."""
+    """A silent logger that records everything it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def make_trainer(
     logger: RunLogger | None = None,
     **rest: Any,
 ) -> Trainer:
-    """A trainer whose validations find the given scores; `resume` goes on from the folder's last checkpoint."""
+    """A trainer whose validations find the given scores; `resume` continues from the folder's last checkpoint."""
     config = base_config(config) if isinstance(config, str) else config
     checkpoints = Checkpoints(Run(folder), config.training.recent)
     state = make_state(config, checkpoints, **rest)
@@ -154,7 +154,7 @@ def rank_batches_of(*batches: Batch, target_tokens: int | None = None) -> RankBa
 
 
 class Clock:
-    """Seconds that pass only when they are told to."""
+    """A clock that advances only by `sleep`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Laws of the export: CTranslate2 says what this project says, for every part it has; anything else is refused."""
+"""Laws of the export: CTranslate2 translates as this project does, for every part it has; others are refused."""
 
 from __future__ import annotations
 
@@ -61,29 +61,29 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @needed
 @pytest.mark.parametrize("parts", PARTS, ids=" ".join)
 def test_every_supported_part_is_the_same_in_both(parts: list[str], tmp_path: Path) -> None:
-    """And another model, however near, is told from it."""
+    """And a small change of any parameter is noticed."""
     config, tokenizer, model = load_checkpoint(saved_run(tmp_path, "transformer", *SHORT, *parts).checkpoint("best"))
     assert isinstance(config.model, TransformerConfig) and not unsupported(config.model)
     (tmp_path / "exported").mkdir()
     save_ctranslate2(model.eval(), config.model, tokenizer, tmp_path / "exported", "float32")
-    here, there = (
+    ours, exported = (
         TorchEngine(model, search_preset("beam"), LONGEST),
         CTranslate2Engine(tmp_path / "exported", tokenizer, LONGEST),
     )
     sources = tokenizer.encode_source(SENTENCES)
     for beam in (1, 4):
-        proof = compare_engines(here, there, SENTENCES, sources, beam)
+        proof = compare_engines(ours, exported, SENTENCES, sources, beam)
         assert not proof.problem() and proof.equal == len(SENTENCES), proof
     for name, parameter in model.named_parameters():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(0.01 * torch.randn_like(parameter))
-            assert compare_engines(here, there, SENTENCES, sources, 1).problem(), f"{name} makes no difference"
+            assert compare_engines(ours, exported, SENTENCES, sources, 1).problem(), f"{name} makes no difference"
             parameter.copy_(kept)
 
 
 @pytest.mark.parametrize(
-    ("family", "parts", "told"),
+    ("family", "parts", "messages"),
     [
         ("lstm", [], ["model.family: CTranslate2 does not support lstm"]),
         (
@@ -101,11 +101,11 @@ def test_every_supported_part_is_the_same_in_both(parts: list[str], tmp_path: Pa
         ),
     ],
 )
-def test_what_prevents_an_export_is_named(family: str, parts: list[str], told: list[str], tmp_path: Path) -> None:
+def test_what_prevents_an_export_is_named(family: str, parts: list[str], messages: list[str], tmp_path: Path) -> None:
     run = saved_run(tmp_path / "any", family, *parts)
     with pytest.raises(UserError) as error:
         export(load_config("export", f"run={run.folder}"))
-    assert all(problem.startswith(line) for problem, line in zip(error.value.problems, told, strict=True))
+    assert all(problem.startswith(line) for problem, line in zip(error.value.problems, messages, strict=True))
     assert {path.name for path in run.folder.iterdir()} == {"checkpoints"}
 
 
@@ -129,26 +129,26 @@ def test_without_ctranslate2_one_line_says_how_to_get_it(run: Run, monkeypatch: 
 def test_the_readme_beside_an_export_runs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Its lines translate as the exported model does, and it carries the proof."""
     export(load_config("export", "run=any", "quantization=int8"))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     folder = run.folder / "ctranslate2-int8"
     text = (folder / "README.md").read_text(encoding="utf-8")
-    proofs = [line.split(maxsplit=1)[1] for line in told.splitlines() if line.startswith(("verified", "agreement"))]
+    proofs = [line.split(maxsplit=1)[1] for line in printed.splitlines() if line.startswith(("verified", "agreement"))]
     assert len(proofs) == 3 and all(proof in text for proof in proofs) and "BLEU" in proofs[2]
     code = text.split("```python\n")[1].split("```")[0]
     exec(code.replace("…", SENTENCES[0]), {})
     _, tokenizer, _ = load_checkpoint(run.checkpoint("best"))
-    there = CTranslate2Engine(folder, tokenizer, 256).translator
+    engine = CTranslate2Engine(folder, tokenizer, 256).translator
     pieces = tokenizer.source.encode(SENTENCES[0], out_type=str)
-    said = there.translate_batch([pieces], disable_unk=True)[0].hypotheses[0]
-    assert capsys.readouterr().out == tokenizer.target.decode(said) + "\n"
+    translated = engine.translate_batch([pieces], disable_unk=True)[0].hypotheses[0]
+    assert capsys.readouterr().out == tokenizer.target.decode(translated) + "\n"
     with pytest.raises(UserError, match="already exists"):
         export(load_config("export", "run=any", "quantization=int8"))
     export(load_config("export", "run=any", "quantization=int8", "overwrite=true"))
 
 
 @needed
-def test_an_export_that_says_something_else_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left of it, and what was there before stays."""
+def test_an_export_that_translates_differently_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it, and an earlier export stays."""
 
     def save_another(model: Seq2Seq, *given: Any) -> None:
         torch.nn.init.normal_(model.output.weight)

@@ -1,4 +1,4 @@
-"""Laws of the prompt: what a command shows is what the translator gives, and nothing that is typed ends it."""
+"""Laws of the prompt: commands show what the translator returns, and no input ends it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def translate_config() -> TranslateConfig:
 
 
 class Session:
-    """A prompt in a folder with two runs, and what it says to each line."""
+    """A prompt in a folder with two runs, and its answer to each line."""
 
     def __init__(self, outputs: Path) -> None:
         self.runs = {family: Run(outputs / family) for family in FAMILIES}
@@ -81,9 +81,9 @@ def test_a_sentence_gets_its_translation(type_: Session) -> None:
         assert "→" in type_(setting)
         assert all(getattr(type_.prompt.search, key) == value for key, value in changes.items())
         found = model.translate([SENTENCE], type_.prompt.search)[0]
-        said = type_(SENTENCE).splitlines()
-        assert [line.rpartition("  [")[0] for line in said] == [translation.text for translation in found]
-        assert [float(re.findall(r"\[(-?[\d.]+)", line)[-1]) for line in said] == [
+        output = type_(SENTENCE).splitlines()
+        assert [line.rpartition("  [")[0] for line in output] == [translation.text for translation in found]
+        assert [float(re.findall(r"\[(-?[\d.]+)", line)[-1]) for line in output] == [
             pytest.approx(translation.score, abs=6e-4) for translation in found
         ]
     assert type_("   ") == "" and type_.prompt.source == SENTENCE
@@ -92,8 +92,8 @@ def test_a_sentence_gets_its_translation(type_: Session) -> None:
 
 
 def test_every_command_is_explained_and_every_key_can_be_set(type_: Session) -> None:
-    told = type_(":help")
-    assert all(f":{name}" in told for name in COMMANDS) and all(usage in told for usage in HELP)
+    output = type_(":help")
+    assert all(f":{name}" in output for name in COMMANDS) and all(usage in output for usage in HELP)
     shown = type_(":search")
     for key in KEYS:
         assert f"{key} " in shown and type_(f":search.{key}").startswith(f"{key} ")
@@ -105,7 +105,7 @@ def test_every_command_is_explained_and_every_key_can_be_set(type_: Session) -> 
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (":bean 3", "did you mean beam?"),
         (":atention", "did you mean attention?"),
@@ -123,10 +123,10 @@ def test_every_command_is_explained_and_every_key_can_be_set(type_: Session) -> 
         (":beam [", "not a whole number"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_changes_nothing(line: str, told: str, type_: Session) -> None:
+def test_what_is_wrong_is_one_line_and_changes_nothing(line: str, message: str, type_: Session) -> None:
     before = type_.prompt.search, type_.prompt.models
-    said = type_(line)
-    assert said.startswith("error: ") and told in said and "\n" not in said
+    output = type_(line)
+    assert output.startswith("error: ") and message in output and "\n" not in output
     assert (type_.prompt.search, type_.prompt.models) == before and type_.prompt.open
 
 
@@ -161,7 +161,7 @@ def test_nothing_that_is_typed_ends_the_prompt(type_: Session) -> None:
     assert not type_.prompt.open
 
 
-def test_subwords_stand_above_their_probabilities(type_: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subwords_are_aligned_above_their_probabilities(type_: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     type_(SENTENCE)
     best = type_.prompt.last[0]
@@ -172,7 +172,7 @@ def test_subwords_stand_above_their_probabilities(type_: Session, monkeypatch: p
         assert [m.start() for m in re.finditer(r"\S+", above)] == [m.start() for m in re.finditer(r"\S+", below)]
 
 
-def test_colour_only_where_it_is_welcome(type_: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colour_is_for_terminals_that_allow_it(type_: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -193,7 +193,7 @@ def test_colour_only_where_it_is_welcome(type_: Session, monkeypatch: pytest.Mon
 
 
 def test_attention_is_that_of_the_translation(type_: Session, tmp_path: Path) -> None:
-    """As shades in the terminal and as a picture: a row for each subword that is said, a column for each read."""
+    """As shades in the terminal and as a picture: a row for each target subword, a column for each source subword."""
     type_(SENTENCE)
     best = type_.prompt.last[0]
     for words, layer, head in (("", None, None), (" 2", 1, None), (" 1 2", 0, 1)):
@@ -238,16 +238,16 @@ def test_alternatives_are_the_likeliest_at_a_word(type_: Session) -> None:
     text = type_.prompt.last[0].text
     model = translator(type_.runs["transformer"])
     words = text.split()
-    for wanted, place in (("1", 0), (str(len(words) + 1), len(words))):
-        said = type_(f":alternatives {wanted}").splitlines()
-        likely = dict(model.alternatives(SENTENCE, " ".join(words[:place]), 20))
-        shown = [(line.split()[1], float(line.split("%")[0])) for line in said]
-        assert shown and all(likely[piece] == pytest.approx(share / 100, abs=6e-4) for piece, share in shown)
-        assert [share for _, share in shown] == sorted((share for _, share in shown), reverse=True)
+    for wanted, position in (("1", 0), (str(len(words) + 1), len(words))):
+        output = type_(f":alternatives {wanted}").splitlines()
+        likely = dict(model.alternatives(SENTENCE, " ".join(words[:position]), 20))
+        shown = [(line.split()[1], float(line.split("%")[0])) for line in output]
+        assert shown and all(likely[piece] == pytest.approx(percent / 100, abs=6e-4) for piece, percent in shown)
+        assert [percent for _, percent in shown] == sorted((percent for _, percent in shown), reverse=True)
     assert "no such word" in type_(":alternatives 99")
 
 
-def test_a_forced_prefix_and_a_translation_of_ones_own(type_: Session) -> None:
+def test_a_prefix_is_forced_and_a_given_translation_is_scored(type_: Session) -> None:
     model = translator(type_.runs["transformer"])
     type_(SENTENCE)
     found = model.translate([SENTENCE], type_.prompt.search, prefixes=["Some Cats"])[0][0]
@@ -258,19 +258,19 @@ def test_a_forced_prefix_and_a_translation_of_ones_own(type_: Session) -> None:
     assert probabilities.split() == [f"{math.exp(log):.2f}" for log in scored.token_log_probabilities]
 
 
-def test_two_runs_side_by_side(type_: Session) -> None:
+def test_compare_shows_two_runs_side_by_side(type_: Session) -> None:
     alone = {name: translator(run).translate([SENTENCE])[0][0].text for name, run in type_.runs.items()}
     assert type_(SENTENCE).startswith(alone["transformer"])
-    told = type_(":compare lstm").splitlines()
-    assert told[0] == "transformer, update 1 vs. lstm, update 1"
-    assert [line.split(maxsplit=1)[0] for line in told[1:]] == ["transformer", "lstm"]
-    assert all(alone[line.split()[0]] in line for line in told[1:])
+    output = type_(":compare lstm").splitlines()
+    assert output[0] == "transformer, update 1 vs. lstm, update 1"
+    assert [line.split(maxsplit=1)[0] for line in output[1:]] == ["transformer", "lstm"]
+    assert all(alone[line.split()[0]] in line for line in output[1:])
     assert type_(":compare").splitlines()[1].startswith(alone["transformer"])
     assert type_(":run lstm").splitlines()[1].startswith(alone["lstm"])
 
 
 def test_reload_takes_a_newer_checkpoint(type_: Session) -> None:
-    """Of a run that goes on training while the prompt is open, even where the old one is gone meanwhile."""
+    """Of a run that still trains while the prompt is open, even after the old checkpoint was deleted."""
     run = type_.runs["transformer"]
     type_(SENTENCE)
     assert "nothing newer" in type_(":reload")
@@ -280,9 +280,9 @@ def test_reload_takes_a_newer_checkpoint(type_: Session) -> None:
     save_file({name: torch.randn_like(tensor) for name, tensor in weights.items()}, new / "model.safetensors")
     shutil.rmtree(old)
     (run.checkpoints / "index.json").write_text(json.dumps({"last": new.name, "best": new.name}))
-    told = type_(":reload").splitlines()
-    assert told[0] == "transformer: update 1 → update 1,200"
-    assert told[1].startswith(translator(run).translate([SENTENCE])[0][0].text)
+    output = type_(":reload").splitlines()
+    assert output[0] == "transformer: update 1 → update 1,200"
+    assert output[1].startswith(translator(run).translate([SENTENCE])[0][0].text)
 
 
 @pytest.mark.slow

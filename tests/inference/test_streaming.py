@@ -159,7 +159,7 @@ def test_chunks_double_up_to_the_largest(pauses: bool, count: int, first: int, m
 
 
 def settle(reached: Callable[[], bool]) -> None:
-    """Give a thread the time to get so far, and a moment to go too far."""
+    """Wait until a thread has got so far, and a moment longer in case it goes too far."""
     end = time.monotonic() + 5
     while not reached() and time.monotonic() < end:
         time.sleep(0.001)
@@ -186,7 +186,7 @@ def test_a_pipe_that_pauses_hands_on_what_has_arrived(monkeypatch: pytest.Monkey
 
 
 def test_a_slow_file_is_waited_for() -> None:
-    """What is no pipe does not pause: its chunks are full whatever time they take."""
+    """Only a pipe pauses: chunks of a file are full, however long reading takes."""
 
     def lines() -> Iterator[Line]:
         for line in numbered(4):
@@ -197,7 +197,7 @@ def test_a_slow_file_is_waited_for() -> None:
 
 
 def test_long_lines_fill_a_chunk_by_their_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines that wait hold as many characters as the limit and no line more, so memory stays small."""
+    """Waiting lines stop at the first one that reaches the limit of characters, so memory stays small."""
     monkeypatch.setattr(module, "CHARACTERS", 10)
     pulled = 0
 
@@ -216,7 +216,7 @@ def test_long_lines_fill_a_chunk_by_their_characters(monkeypatch: pytest.MonkeyP
     assert sizes == [2] * 6
 
 
-def test_a_reader_stays_a_chunk_in_front_and_no_more() -> None:
+def test_a_reader_stays_one_chunk_ahead_and_no_more() -> None:
     """Of a file of any size, memory holds the largest chunk and one line."""
     pulled = 0
 

@@ -56,12 +56,12 @@ def options(**changes: object) -> SearchConfig:
 
 def assert_same(found: list[list[Translation]], expected: list[list[Translation]]) -> None:
     """The same translations, but for ties: float32 sums depend on the shape of a batch, in their last bits."""
-    for here, there in zip(found, expected, strict=True):
-        for one, other in zip(here, there, strict=True):
+    for ours, wanted in zip(found, expected, strict=True):
+        for one, other in zip(ours, wanted, strict=True):
             assert one.score == pytest.approx(other.score, abs=2e-5)
-        if [one.text for one in here] != [other.text for other in there]:
-            scores = {one.pieces: one.score for one in (*here, *there)}
-            assert max(scores.values()) - min(scores.values()) < 1e-4 * len(here), "no tie, but another translation"
+        if [one.text for one in ours] != [other.text for other in wanted]:
+            scores = {one.pieces: one.score for one in (*ours, *wanted)}
+            assert max(scores.values()) - min(scores.values()) < 1e-4 * len(ours), "no tie, but another translation"
 
 
 @pytest.mark.slow
@@ -129,17 +129,19 @@ def test_a_prefix_is_how_a_translation_begins(family: str, words: Tokenizer) -> 
 
 def test_alternatives_are_the_models_next_probabilities(words: Tokenizer) -> None:
     model = translator("transformer", words)
-    (first, share), *_ = alternatives = model.alternatives(SOURCES[0], "Ein Hund", 5)
-    shares = [p for _, p in alternatives]
-    assert len(alternatives) == 5 and shares == sorted(shares, reverse=True)
-    told = dict(model.alternatives(SOURCES[0], "Ein Hund", 1000))
-    assert sum(told.values()) == pytest.approx(1, abs=1e-4)
+    (first, probability), *_ = alternatives = model.alternatives(SOURCES[0], "Ein Hund", 5)
+    likeliest = [p for _, p in alternatives]
+    assert len(alternatives) == 5 and likeliest == sorted(likeliest, reverse=True)
+    probabilities = dict(model.alternatives(SOURCES[0], "Ein Hund", 1000))
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
     scored = model.score([SOURCES[0]], ["Ein Hund"])[0]
-    assert told["</s>"] == pytest.approx(torch.tensor(scored.token_log_probabilities[-1]).exp().item(), abs=1e-5)
-    assert told[first] == share
+    assert probabilities["</s>"] == pytest.approx(
+        torch.tensor(scored.token_log_probabilities[-1]).exp().item(), abs=1e-5
+    )
+    assert probabilities[first] == probability
 
 
-def test_chosen_by_likeness(words: Tokenizer) -> None:
+def test_minimum_risk_chooses_among_the_candidates(words: Tokenizer) -> None:
     """The translation of least risk is among the candidates, and its score the mean likeness to them."""
     model = translator("transformer", words)
     every = model.translate(SOURCES[:2], options(beam=4, n_best=4))
@@ -178,7 +180,7 @@ def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
 
 @pytest.mark.slow
 @forks
-def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> None:
+def test_an_error_in_a_worker_process_is_raised_in_the_parent(words: Tokenizer) -> None:
     model, sentences = translator("transformer", words).use_processes(2), SOURCES * 10
     with pytest.raises(UserError, match=r"search\.require: 'Ω' cannot be written in this model's subwords"):
         model.translate(sentences, options(require=["Ω"]))
@@ -187,7 +189,7 @@ def test_what_goes_wrong_in_a_process_is_told_in_this_one(words: Tokenizer) -> N
         child.join()
     with pytest.raises(UserError, match="a worker process died"):
         model.translate(sentences, options())
-    assert len(model.translate(sentences, options())) == len(sentences), "others take their place"
+    assert len(model.translate(sentences, options())) == len(sentences), "new processes replace them"
     model.workers.close()  # type: ignore[union-attr]
 
 
@@ -222,19 +224,19 @@ def test_an_ensemble_of_both_families_from_disk(tmp_path: Path, words: Tokenizer
     for family in FAMILIES:
         save(tmp_path / family, family, words, seed=1)
     save(tmp_path / "other", "lstm", tokenizer(PAIRS, 80), seed=1)
-    place = {"outputs": str(tmp_path), "device": "cpu", "precision": "float32"}
-    one, twice = Translator.load("lstm", **place), Translator.load(["lstm", "lstm"], **place)
+    settings = {"outputs": str(tmp_path), "device": "cpu", "precision": "float32"}
+    one, twice = Translator.load("lstm", **settings), Translator.load(["lstm", "lstm"], **settings)
     assert_same(twice.translate(SOURCES), one.translate(SOURCES))
-    both = Translator.load(list(FAMILIES), **place)
-    told = zip(
-        *(t.score([SOURCES[0]], [PAIRS[0][1]]) for t in (both, Translator.load("transformer", **place), one)),
+    both = Translator.load(list(FAMILIES), **settings)
+    scored = zip(
+        *(t.score([SOURCES[0]], [PAIRS[0][1]]) for t in (both, Translator.load("transformer", **settings), one)),
         strict=True,
     )
-    for mixed, *parts in told:
+    for mixed, *parts in scored:
         for mean, *each in zip(*(x.token_log_probabilities for x in (mixed, *parts)), strict=True):
             assert torch.tensor(mean).exp() == pytest.approx(float(torch.tensor(each).exp().mean()), abs=1e-5)
     with pytest.raises(UserError, match="lstm and other use different target subwords"):
-        Translator.load(["lstm", "other"], **place)
+        Translator.load(["lstm", "other"], **settings)
 
 
 def test_score_command(program: Program, tmp_path: Path, words: Tokenizer) -> None:

@@ -87,7 +87,7 @@ def options(**changes: Any) -> SearchConfig:
 
 
 def translator(tables: Sequence[Table], widths: Sequence[int] = (1,), max_length: int = 64) -> Translator:
-    """One of tables; with several the ensemble's limit is the shortest, which the first one has here."""
+    """A translator of tables; with several the limit is that of the first, which is the shortest."""
     made = [
         Translator(table, Letters(width), CPU, max_length + i)  # type: ignore[arg-type]
         for i, (table, width) in enumerate(zip(tables, widths, strict=True))
@@ -439,14 +439,14 @@ def test_other_devices_score_as_much_as_they_search(monkeypatch: pytest.MonkeyPa
 
 
 class FakeWorkers:
-    """Does the work of processes here, and keeps what each was given."""
+    """Does the work of the processes in this one, and keeps what each was given."""
 
     def __init__(self, work: Callable[..., Any], count: int) -> None:
         self.work, self.count, self.given = work, count, []  # type: ignore[var-annotated]
 
-    def map(self, shares: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self.given.append(shares)
-        return [self.work(*share) for share in shares]
+    def map(self, parts: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.given.append(parts)
+        return [self.work(*part) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -463,13 +463,13 @@ def test_divided_sentences_are_translated_as_by_one_process(count: int, processe
     workers = FakeWorkers(model._translate, processes)
     model.workers = workers  # type: ignore[assignment]
     assert model.translate(texts, search, prefixes=prefixes) == alone
-    assert [len(shares) for shares in workers.given] == ([parts] if parts else [])
+    assert [len(chunks) for chunks in workers.given] == ([parts] if parts else [])
     model.translate(texts, search, attention=True)
     assert len(workers.given) == (parts > 0), "attention stays in this process"
-    for shares in workers.given:
-        given_pairs = Counter((text, prefix) for share in shares for text, prefix in zip(*share[:2], strict=True))
+    for chunks in workers.given:
+        given_pairs = Counter((text, prefix) for chunk in chunks for text, prefix in zip(*chunk[:2], strict=True))
         assert given_pairs == Counter(zip(texts, prefixes, strict=True))
-        lengths = [[len(text) for text in share[0]] for share in shares]
+        lengths = [[len(text) for text in chunk[0]] for chunk in chunks]
         assert [n for part in lengths for n in part] == sorted(map(len, texts)), "similar lengths together"
         costs = [sum((1 + n) ** 1.1 for n in part) for part in lengths]
         largest = max((1 + n) ** 1.1 for part in lengths for n in part)
@@ -485,11 +485,11 @@ def test_a_few_very_long_sentences_leave_some_processes_without_work() -> None:
     alone = model.translate(texts, search)
     model.workers = workers  # type: ignore[assignment]
     assert model.translate(texts, search) == alone
-    assert all(len(share[0]) > 0 for share in workers.given[0])
+    assert all(len(chunk[0]) > 0 for chunk in workers.given[0])
 
 
-def test_sharing_makes_workers_for_more_than_one_process() -> None:
-    """A translator that shares its work knows how many processes there are, and can take it back."""
+def test_workers_are_made_for_more_than_one_process() -> None:
+    """The translator keeps its worker processes until it is set back to one."""
     model = translator([Table(7, len(TARGET), 64)])
     assert model.workers is None and model.use_processes(1) is model and model.workers is None
     workers = model.use_processes(2).workers
@@ -507,11 +507,11 @@ def test_alternatives_are_the_likeliest_next_pieces_after_a_prefix(count: int) -
     model, plain = translator(tables, [1, 2], 5), Plain(tables, [1, 2], 5)
     for text, prefix in (("ab", ""), ("abcabcabc", "ab c"), ("", "a")):
         ids = tuple(Letters().encode_target([prefix])[0][:-1])
-        shares = np.exp(plain.model(text).log_probabilities(ids))
-        order = sorted(range(len(TARGET)), key=lambda i: -shares[i])[:count]
+        probabilities = np.exp(plain.model(text).log_probabilities(ids))
+        order = sorted(range(len(TARGET)), key=lambda i: -probabilities[i])[:count]
         found = model.alternatives(text, prefix, count)
         assert [piece for piece, _ in found] == [TARGET[i] for i in order]
-        assert [share for _, share in found] == pytest.approx(shares[order], rel=1e-4)
+        assert [probability for _, probability in found] == pytest.approx(probabilities[order], rel=1e-4)
 
 
 def test_an_empty_sentence_has_the_empty_translation_in_every_position() -> None:
@@ -641,5 +641,5 @@ def test_numbers_of_a_half_precision_model_are_added_in_single_precision() -> No
             ids = Letters().encode_target([one.text])[0]
             each = [float(plain.model(text).log_probabilities(tuple(ids[:t]))[id_]) for t, id_ in enumerate(ids)]
             assert scored.token_log_probabilities == pytest.approx(each, rel=1e-5, abs=3e-5)
-    (_, share), *_ = model.alternatives("ab", "", 3)
-    assert share == pytest.approx(float(np.exp(plain.model("ab").log_probabilities(()).max())), rel=1e-5)
+    (_, probability), *_ = model.alternatives("ab", "", 3)
+    assert probability == pytest.approx(float(np.exp(plain.model("ab").log_probabilities(()).max())), rel=1e-5)

@@ -37,8 +37,8 @@ def workers() -> Iterator[Workers]:
 
 
 @forks
-def test_results_come_in_the_order_of_their_shares(workers: Workers) -> None:
-    """The slowest first: each share goes to a process of its own, with one thread, and stays there."""
+def test_results_are_in_the_order_of_the_work(workers: Workers) -> None:
+    """The slowest first: each chunk has a process of its own with one thread, the same one each time."""
     first = workers.map([(1, 0.05), (2,), (3,)])
     second = workers.map([(4,), (5,), (6,)])
     assert [value for value, _, _ in (*first, *second)] == [1, 2, 3, 4, 5, 6]
@@ -48,8 +48,8 @@ def test_results_come_in_the_order_of_their_shares(workers: Workers) -> None:
 
 
 @forks
-def test_no_more_processes_are_made_than_there_are_shares(workers: Workers) -> None:
-    """Few shares take few processes; more come when they are needed, beside the old ones."""
+def test_no_more_processes_are_made_than_there_are_chunks(workers: Workers) -> None:
+    """Few chunks start few processes; more are started when needed, and the old ones are kept."""
     few = workers.map([(1,)])
     many = workers.map([(2,), (3,), (4,)])
     fewer = workers.map([(5,), (6,)])
@@ -59,8 +59,8 @@ def test_no_more_processes_are_made_than_there_are_shares(workers: Workers) -> N
 
 
 @forks
-def test_an_error_in_a_worker_is_raised_here_and_the_next_work_is_done(workers: Workers) -> None:
-    """No late answer of another share is taken for the answer to the next one."""
+def test_an_error_in_a_worker_is_raised_in_the_parent_and_the_next_work_is_done(workers: Workers) -> None:
+    """No late result of one chunk is taken for the result of the next."""
     with pytest.raises(UserError, match="-1 is negative"):
         workers.map([(1,), (-1,), (2,)])
     assert [value for value, _, _ in workers.map([(7,), (8,), (9,)])] == [7, 8, 9]
@@ -68,7 +68,7 @@ def test_an_error_in_a_worker_is_raised_here_and_the_next_work_is_done(workers: 
 
 @forks
 def test_a_killed_worker_is_an_error_and_is_replaced(workers: Workers) -> None:
-    """Also with another share still at work, whose answer comes too late."""
+    """Also while another chunk is still being processed, whose result comes too late."""
     with pytest.raises(UserError, match="a worker process died"):
         workers.map([(99,), (1, 0.1), (2,)])
     assert workers.pipes == []
@@ -77,7 +77,7 @@ def test_a_killed_worker_is_an_error_and_is_replaced(workers: Workers) -> None:
 
 @forks
 def test_closed_workers_end_and_can_be_made_again(workers: Workers) -> None:
-    """Each process ends when nobody is at the other end, whichever was made first."""
+    """Each process ends when its pipe is closed, in whatever order they were made."""
     pids = {pid for _, pid, _ in workers.map([(1,), (2,), (3,)])}
     processes = [p for p in multiprocessing.active_children() if p.pid in pids]
     workers.close()
@@ -100,7 +100,7 @@ def test_an_interrupt_is_not_for_workers_and_a_termination_is(workers: Workers) 
 
 
 def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as threads on a Linux CPU by itself, otherwise one; a number counts, and must be possible."""
+    """By default as many as threads on a Linux CPU, otherwise one; a given number is used if it is possible."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     counts: dict[str, Any] = {"linux": 7, "darwin": 1, "win32": 1}
     for platform, count in counts.items():

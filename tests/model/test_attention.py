@@ -65,8 +65,8 @@ def test_weights_are_distributions_over_real_positions(score: str, position: str
 
 
 @pytest.mark.parametrize("score,position", PAIRS)
-def test_rows_of_a_sentence_share_its_keys(score: str, position: str) -> None:
-    """Three queries rows per sentence over shared keys = the same with every key copied three times."""
+def test_rows_of_a_sentence_use_the_same_keys(score: str, position: str) -> None:
+    """Three query rows per sentence over shared keys = the same with every key copied three times."""
     module, (states, mask) = attention(score, 2, position, project_values=True), memory()
     query, kv = torch.randn(9, 2, 6), module.project(states, mask)
     copied = KeyValue(*(part.repeat_interleave(3, 0) for part in kv if part is not None))
@@ -81,7 +81,7 @@ def test_rows_of_a_sentence_share_its_keys(score: str, position: str) -> None:
 def test_the_fused_kernel_is_the_plain_form(
     score: str, position: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What runs on a GPU says the same as what runs on a CPU: padded, causal, and with several rows a sentence."""
+    """The kernel of a GPU equals that of a CPU: padded, causal, and with several rows a sentence."""
     module, (states, mask) = attention(score, 2, position, project_values=True).to(dtype), memory()
     query, kv = torch.randn(rows, 5, 6, dtype=dtype), module.project(states.to(dtype), mask)
     for causal in (False, True):

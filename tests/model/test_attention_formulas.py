@@ -105,12 +105,12 @@ def test_every_score_and_position_is_its_formula_under_every_head(
 @pytest.mark.parametrize("score", SCORES)
 def test_keys_may_stand_in_any_order(score: str) -> None:
     """Slots of a beam: ALiBi's penalty follows each key's position, not its slot (Press et al. 2022, §3)."""
-    module, places = built(score, "alibi"), [0, 2, 1, 2, 1]
+    module, positions = built(score, "alibi"), [0, 2, 1, 2, 1]
     memory_BSD, query_RTD = drawn(2, 5, 7), drawn(4, 2, 5, seed=2)
-    attended = module(query_RTD, module.project(memory_BSD), start=3, weights=True, position_S=torch.tensor(places))
+    attended = module(query_RTD, module.project(memory_BSD), start=3, weights=True, position_S=torch.tensor(positions))
     for r in range(4):
         every = [[True] * 5] * 2
-        context_TD, weights_NTS = expected_row(module, query_RTD[r], memory_BSD[r // 2], every, 3, places)
+        context_TD, weights_NTS = expected_row(module, query_RTD[r], memory_BSD[r // 2], every, 3, positions)
         torch.testing.assert_close(attended.context_RTD[r], context_TD, **CLOSE)
         torch.testing.assert_close(attended.weights_RNTS[r], weights_NTS, **CLOSE)
 
@@ -218,7 +218,7 @@ def test_rotary_positions_turn_pairs_of_neighbours(start: int, width: int) -> No
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 8])
 def test_alibi_penalises_distance_with_the_slopes_of_its_paper(heads: int) -> None:
-    """Press et al. 2022, §3: 2^(−8/n), 2^(−16/n), …, here in both directions."""
+    """Press et al. 2022, §3: 2^(−8/n), 2^(−16/n), …, applied in both directions."""
     found = alibi(heads, 3, 5, 2, torch.zeros(1, dtype=torch.float64))
     assert found.shape == (1, heads, 3, 5) and found.dtype == torch.float64
     for n, t, s in itertools.product(range(heads), range(3), range(5)):
@@ -280,10 +280,10 @@ def test_joined_memories_are_those_of_each(score: str, position: str) -> None:
         mask[1, 1:] = False
         a, b = module.project(a_BSD, mask), module.project(b_BSD, torch.ones(1, second, dtype=torch.bool))
         joined = module(query_RTD, a.join(b), weights=True)
-        apart = [module(query_RTD[:2], a, weights=True), module(query_RTD[2:], b, weights=True)]
-        torch.testing.assert_close(joined.context_RTD, torch.cat([x.context_RTD for x in apart]), **CLOSE)
+        separate = [module(query_RTD[:2], a, weights=True), module(query_RTD[2:], b, weights=True)]
+        torch.testing.assert_close(joined.context_RTD, torch.cat([x.context_RTD for x in separate]), **CLOSE)
         width = max(first, second)
-        weights = [F.pad(x.weights_RNTS, (0, width - x.weights_RNTS.shape[-1])) for x in apart]
+        weights = [F.pad(x.weights_RNTS, (0, width - x.weights_RNTS.shape[-1])) for x in separate]
         torch.testing.assert_close(joined.weights_RNTS, torch.cat(weights), **CLOSE)
 
 

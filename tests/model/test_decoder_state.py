@@ -1,4 +1,4 @@
-"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals reading all anew."""
+"""A decoder state is a value: whatever is selected, reordered, joined or continued twice equals a new reading."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def small(family: str, position: str, **options: Any) -> Seq2Seq:
 
 
 def inside(draw: random.Random, sentences: int, beam: int) -> list[int]:
-    """New ranks for every hypothesis, some of them twice and some gone."""
+    """New ranks for every hypothesis; some occur twice, and some not at all."""
     return [i * beam + draw.randrange(beam) for i in range(sentences) for _ in range(beam)]
 
 
 @pytest.mark.parametrize("family,position,seed", WALKS)
 @torch.inference_mode()
-def test_any_walk_through_states_equals_reading_anew(family: str, position: str, seed: int) -> None:
+def test_any_walk_through_states_equals_reading_again(family: str, position: str, seed: int) -> None:
     """Steps, selections, new ranks and joins in any order; every earlier state stays usable."""
     draw = random.Random(f"{family} {position} {seed}")
     model = small(family, position)
@@ -130,7 +130,7 @@ def test_any_walk_through_states_equals_reading_anew(family: str, position: str,
 @every_kind
 @pytest.mark.parametrize("beam", [1, 3])
 @torch.inference_mode()
-def test_forty_steps_of_a_search_equal_reading_anew(family: str, position: str, beam: int) -> None:
+def test_forty_steps_of_a_search_equal_reading_again(family: str, position: str, beam: int) -> None:
     """New ranks after every step, as in a search; far beyond the room that a past first gets."""
     draw, now = random.Random(0), Tracked.begin(small(family, position), [2, 1])
     now = now.select([i for i in (0, 1) for _ in range(beam)], beam) if beam > 1 else now
@@ -214,8 +214,8 @@ def test_joined_states_are_those_of_each(family: str, position: str, beam: int) 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @torch.inference_mode()
-def test_a_beam_of_a_single_sentence_that_repeats_itself_keeps_its_hypotheses_apart(position: str) -> None:
-    """Rows that took one parent share its past, and only it."""
+def test_hypotheses_of_one_parent_in_the_beam_of_a_single_sentence_stay_separate(position: str) -> None:
+    """Rows with the same parent share its past and nothing else."""
     model = small("transformer", position)
     now = Tracked.begin(model, [2]).select([0, 0, 0], 3).step([[5], [6], [7]])
     now = now.reorder([1, 1, 0]).step([[8], [9], [10]]).reorder([2, 0, 0]).step([[11], [12], [13]])
@@ -259,9 +259,9 @@ def test_an_ensemble_is_the_mean_of_probabilities_at_every_step(families: tuple[
     own = [model.start(x, x.ne(0)) for model, x in zip(both.models, sources([0, 2]), strict=True)]
     for T in (1, 2, 1):
         target_RT = torch.tensor([[draw.randrange(3, 17) for _ in range(T)] for _ in range(2)])
-        looked_logits, looked_state, weights_RLNTS = both.step_with_attention(target_RT, state)
+        attention_logits, attention_state, weights_RLNTS = both.step_with_attention(target_RT, state)
         logits_RTV, state = both.step(target_RT, state)
-        torch.testing.assert_close(looked_logits, logits_RTV, **CLOSE)
+        torch.testing.assert_close(attention_logits, logits_RTV, **CLOSE)
         stepped = [model.decode(target_RT, s, weights=True) for model, s in zip(both.models, own, strict=True)]
         own = [decoded.state for decoded in stepped]
         probabilities = [
@@ -272,8 +272,8 @@ def test_an_ensemble_is_the_mean_of_probabilities_at_every_step(families: tuple[
         torch.testing.assert_close(logits_RTV.exp().sum(-1).double(), torch.full((2, T), 2.0).double(), **CLOSE)
         torch.testing.assert_close(weights_RLNTS, torch.stack(stepped[0].weights, 1), **CLOSE)
         assert weights_RLNTS.shape[-1] == sources([0, 2])[0].shape[1]
-        assert state.length == looked_state.length == own[0].length
-        state = looked_state if T == 2 else state
+        assert state.length == attention_state.length == own[0].length
+        state = attention_state if T == 2 else state
 
 
 def sources(sentences: Sequence[int]) -> list[Tensor]:
@@ -302,18 +302,18 @@ def test_the_state_of_an_ensemble_is_selected_reordered_and_joined_as_a_whole(fa
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_an_ensemble_of_one_is_its_model(family: str) -> None:
-    """The very logits, not log probabilities, and the very state."""
+    """The same logits, not log probabilities, and the same state."""
     one = ensemble(family)
     (model,) = one.models
     state, target_RT = start(one, [0, 2]), torch.tensor([[5, 6], [7, 8]])
     decoded = model.decode(target_RT, start(model, [0, 2]), weights=True)
     expected_RTV = model.logits(decoded.features_RTD)
     stepped_RTV, after = one.step(target_RT, state)
-    looked_RTV, looked_after, weights_RLNTS = one.step_with_attention(target_RT, state)
-    for found_RTV in (stepped_RTV, looked_RTV):
+    attention_RTV, attention_after, weights_RLNTS = one.step_with_attention(target_RT, state)
+    for found_RTV in (stepped_RTV, attention_RTV):
         torch.testing.assert_close(found_RTV, expected_RTV, **CLOSE)
     torch.testing.assert_close(weights_RLNTS, torch.stack(decoded.weights, 1), **CLOSE)
-    for each in (after, looked_after):
+    for each in (after, attention_after):
         next_RTV, _ = one.step(torch.tensor([[3], [4]]), each)
         torch.testing.assert_close(next_RTV, model.step(torch.tensor([[3], [4]]), decoded.state)[0], **CLOSE)
 
@@ -332,8 +332,8 @@ def test_probabilities_are_averaged_in_float32_whatever_the_models_compute_in() 
 
 
 @torch.inference_mode()
-def test_three_models_vote_alike() -> None:
-    """The mean does not depend on their order, and each model has its share of it."""
+def test_three_models_have_equal_weight() -> None:
+    """The ensemble is the mean of their probabilities, in any order."""
     three = ensemble("transformer", "lstm", "transformer")
     source_BS, target_RT = matrix([SENTENCES[0]]), torch.tensor([[5, 6]])
     probabilities = torch.stack(

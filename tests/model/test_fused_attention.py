@@ -126,7 +126,7 @@ def test_training_masks_the_future_without_a_mask(
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_steps_of_several_tokens_see_no_later_ones(family: str, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A causal kernel counts from the first key, so it serves the first step alone."""
+    """A causal kernel counts from the first key, so it is used for the first step only."""
     model = small_model(variant(family, score="scaled_dot"))
     source_BS, target_BT = matrix(SOURCES), matrix([shifted([*t, *[5] * (7 - len(t))]) for t in TARGETS])
     expected, _ = model.step(target_BT, model.start(source_BS, source_BS.ne(0)))

@@ -30,8 +30,8 @@ from seq2seq.model.layers import (
 )
 from seq2seq.model.layout import Packed
 from tests.helpers.small_models import (
-    APART,
     FAMILIES,
+    SEPARATE,
     SOURCES,
     TARGETS,
     matrix,
@@ -60,7 +60,7 @@ def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_dropout_zeroes_its_share_and_scales_up_the_rest(
+def test_dropout_zeroes_at_its_rate_and_scales_up_the_rest(
     p: float, compiled: bool, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every number is zeroed or divided by 1 − p, and so is its gradient; so does the kernel for other devices."""
@@ -92,7 +92,7 @@ def test_dropout_keeps_the_shape_and_the_type_of_any_size(shape: tuple[int, ...]
         assert set(y.flatten().tolist()) <= {0.0, 2.0}
 
 
-def test_dropout_draws_anew_for_each_window_and_each_call(window: int) -> None:
+def test_dropout_draws_separately_for_each_window_and_each_call(window: int) -> None:
     """No part of a large tensor, and no second call, has the mask of another; neighbours are independent."""
     torch.manual_seed(0)
     masks = [dropout(torch.ones(3 * window + 5), 0.5, True).ne(0) for _ in range(8)]
@@ -153,7 +153,7 @@ def test_whole_words_or_whole_sentences_are_dropped(words: bool, p: float) -> No
     assert drop_rows(x_RTD.bfloat16(), p, True, words=words).dtype == torch.bfloat16
 
 
-def test_dropping_words_draws_for_each_sentence_apart() -> None:
+def test_word_dropout_draws_for_each_sentence_separately() -> None:
     torch.manual_seed(0)
     kept_RT = drop_rows(torch.ones(40, 30, 2), 0.5, True, words=True)[..., 0]
     assert len({tuple(row.tolist()) for row in kept_RT}) == 40
@@ -213,21 +213,21 @@ def test_norms_are_their_formulas(kind: str, size: float) -> None:
     torch.testing.assert_close(module(x_TD), reference.norm(dict(module.named_parameters()), kind, x_TD), **CLOSE)
 
 
-@pytest.mark.parametrize("place", ["pre", "post"])
+@pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_residual_normalises_before_or_after(
-    place: str, kind: str, training: bool, monkeypatch: pytest.MonkeyPatch
+    position: str, kind: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """x + layer(norm(x)) or norm(x + layer(x)), with what the layer adds dropped (Vaswani et al. 2017, §5.4)."""
     replace_dropout(monkeypatch)
     torch.manual_seed(0)
-    module = Residual(6, kind, place, 0.3, 0.2).double().train(training)
+    module = Residual(6, kind, position, 0.3, 0.2).double().train(training)
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     x_RTD = torch.randn(2, 3, 6, dtype=torch.float64)
     found = module.add_output(x_RTD, module.prepare_input(x_RTD).sin())
-    config = variant("transformer", norm=kind, norm_position=place, dropout=0.3, layer_dropout=0.2)
+    config = variant("transformer", norm=kind, norm_position=position, dropout=0.3, layer_dropout=0.2)
     weights = weights_of(module)
     for x_TD, y_TD in zip(x_RTD, found, strict=True):
         expected = reference.sublayer(weights, config, x_TD, torch.sin, ON if training else OFF)
@@ -246,7 +246,7 @@ def test_feed_forward_is_its_formula_before_and_after_it_is_prepared(activation:
     config = variant("transformer", activation=activation, feed_forward=10)
     expected = reference.feed_forward(weights, config, x_RTD.double(), OFF).float()
     if prepared and not PreparedLinear.is_supported(module.outer.weight):
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("this torch has no oneDNN")
     with torch.inference_mode():
         if prepared:
             prepare_products(module)
@@ -305,7 +305,7 @@ def test_a_prepared_product_is_the_plain_one(bias: bool, then: str, shape: tuple
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 9, bias=bias), torch.randn(shape)
     if not PreparedLinear.is_supported(linear.weight):
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("this torch has no oneDNN")
     with torch.inference_mode():
         expected = linear(x).relu() if then == "relu" else linear(x)
         prepared = PreparedLinear(linear.weight, linear.bias, then)
@@ -315,7 +315,7 @@ def test_a_prepared_product_is_the_plain_one(bias: bool, then: str, shape: tuple
 
 
 def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU that has it, and in bfloat16 only where it supports that; elsewhere a model stays as it is."""
+    """On a CPU that has it, and in bfloat16 only where it supports that; otherwise a model stays as it is."""
     supported = [True]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported[0], raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -343,12 +343,12 @@ def test_products_are_prepared_only_where_the_library_can(monkeypatch: pytest.Mo
     ids=str,
 )
 def test_a_prepared_model_is_the_papers(family: str, options: dict[str, Any]) -> None:
-    """Every linear map is laid out anew, none is left out, and the logits stay; the plain model is untouched."""
+    """Every linear map is laid out again, and the logits stay; the plain model is untouched."""
     config = variant(family, **options)
     exact = small_model(config)
     plain = copy.deepcopy(exact).float()
     if not PreparedLinear.is_supported(plain.output.weight):
-        pytest.skip("torch has no oneDNN here")
+        pytest.skip("this torch has no oneDNN")
     prepared = optimize_for_cpu(copy.deepcopy(plain))
     assert not any(isinstance(part, (nn.Linear, OutputTable)) for part in prepared.modules())
     laid_out = [part for part in prepared.modules() if isinstance(part, PreparedLinear)]
@@ -389,10 +389,10 @@ def test_the_parameter_table_counts_each_parameter_once(family: str, tie: str) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tables_have_the_sizes_of_their_vocabularies(family: str) -> None:
-    """Source and target apart; target embedding and output are of the target's."""
+    """The source embedding has the source's; the target embedding and the output have the target's."""
     model = small_model(variant(family, tie_embeddings="none"))
     tables = (model.source_embedding, model.target_embedding, model.output)
-    assert [table.num_embeddings for table in tables] == [APART.source, APART.target, APART.target]
+    assert [table.num_embeddings for table in tables] == [SEPARATE.source, SEPARATE.target, SEPARATE.target]
     assert len({id(table.weight) for table in tables}) == 3
     features = torch.randn(2, 3, model.output.embedding_dim, dtype=torch.float64)
     torch.testing.assert_close(model.logits(features), features @ model.output.weight.T, **CLOSE)

@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from seq2seq.model.factory import build_model
 from seq2seq.model.lstm import BidirectionalLayer, Convolutions, Encoder, LSTMState, lstm_cell
 from tests.helpers.small_models import (
-    APART,
     JOINT,
     POSITIONS,
     SCORES,
+    SEPARATE,
     SOURCES,
     check_gradients,
     check_steps,
@@ -235,7 +235,7 @@ def test_every_parameter_starts_as_documented(options: dict[str, Any]) -> None:
     )
     torch.manual_seed(0)
     seen = set()
-    for name, parameter in build_model(config, APART).named_parameters():
+    for name, parameter in build_model(config, SEPARATE).named_parameters():
         x, kind = parameter.detach(), ""
         if re.search(r"(bias_ih_l0|embedded_gates\.bias)$", name):
             kind = "open forget gate"

@@ -77,8 +77,8 @@ def test_the_future_is_invisible(family: str, options: list[str]) -> None:
 def test_every_source_word_matters(family: str, options: list[str]) -> None:
     model, sentence = tiny_model(family, *options), random_sentences([5])[0]
     before = read(model, [sentence], TARGET)
-    for place in range(5):
-        changed = [*sentence[:place], 4 if sentence[place] != 4 else 5, *sentence[place + 1 :]]
+    for position in range(5):
+        changed = [*sentence[:position], 4 if sentence[position] != 4 else 5, *sentence[position + 1 :]]
         assert not torch.allclose(read(model, [changed], TARGET), before)
 
 
@@ -156,11 +156,13 @@ def test_packing_changes_no_number(family: str, options: list[str]) -> None:
 
 @both_families_with_options
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_weights_laid_out_for_a_cpu_say_the_same(family: str, options: list[str], precision: torch.dtype) -> None:
+def test_weights_laid_out_for_a_cpu_have_the_same_output(
+    family: str, options: list[str], precision: torch.dtype
+) -> None:
     sentences = random_sentences([4, 1, 9])
     plain, prepared = (tiny_model(family, *options).to(precision) for _ in range(2))
     if not PreparedLinear.is_supported(plain.output.weight):
-        pytest.skip("torch has no oneDNN here, or none for this type of number")
+        pytest.skip("this torch has no oneDNN, or none for this type of number")
     assert any(isinstance(part, PreparedLinear) for part in optimize_for_cpu(prepared).modules())
     tolerance = 2e-2 if precision == torch.bfloat16 else None
     found, expected = (read(model, sentences, TARGET) for model in (prepared, plain))
@@ -215,15 +217,15 @@ def test_transformer_parameters_are_the_papers() -> None:
     assert sum(p.numel() for p in model.parameters() if p.dim() == 2) == matrices
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-def test_dropout_keeps_the_mean_and_drops_its_share(share: float) -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1001)
-    y = dropout(x, share, training=True)
-    assert abs(float((y == 0).float().mean()) - share) < 0.004  # a byte decides: 1/512 of rounding, and chance
+    y = dropout(x, rate, training=True)
+    assert abs(float((y == 0).float().mean()) - rate) < 0.004  # a byte decides: 1/512 of rounding, and chance
     assert abs(float(y.mean()) - 1) < 0.004
-    assert dropout(x, share, training=False) is x
-    assert not torch.equal(y, dropout(x, share, training=True))
+    assert dropout(x, rate, training=False) is x
+    assert not torch.equal(y, dropout(x, rate, training=True))
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])

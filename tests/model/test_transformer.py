@@ -13,10 +13,10 @@ from torch import nn
 from seq2seq.model.factory import build_model
 from seq2seq.model.transformer import Input
 from tests.helpers.small_models import (
-    APART,
     JOINT,
     POSITIONS,
     SCORES,
+    SEPARATE,
     check_gradients,
     check_steps,
     pairs,
@@ -127,7 +127,7 @@ def test_every_parameter_starts_as_documented() -> None:
         tie_embeddings="none",
     )
     torch.manual_seed(0)
-    for name, learned in build_model(config, APART).named_parameters():
+    for name, learned in build_model(config, SEPARATE).named_parameters():
         parameter = learned.detach()
         if re.search(r"norm\.weight$", name):
             assert (parameter == 1).all(), name
@@ -148,7 +148,7 @@ def test_the_parameters_of_a_score_start_as_documented(score: str) -> None:
     """The vector of the additive score is a Xavier matrix over heads; the cosine's gain is ten."""
     config = variant("transformer", score=score, heads=4, width=64)
     torch.manual_seed(0)
-    named = dict(build_model(config, APART).named_parameters())
+    named = dict(build_model(config, SEPARATE).named_parameters())
     if score == "cosine":
         gains = [p for name, p in named.items() if name.endswith("gain_N")]
         assert len(gains) == 6
@@ -165,7 +165,7 @@ def test_only_pre_norm_ends_with_a_norm() -> None:
     """Post-norm has normalised already: its models have one norm less on each side."""
 
     def norms(**options: Any) -> int:
-        model = build_model(variant("transformer", **options), APART)
+        model = build_model(variant("transformer", **options), SEPARATE)
         return sum(isinstance(part, (nn.LayerNorm, nn.RMSNorm)) for part in model.modules())
 
     assert norms(norm_position="pre") == norms(norm_position="pre", norm="rms") == 2 * 2 + 3 * 2 + 2

@@ -32,7 +32,7 @@ def test_a_run_from_files_to_translations(family: str, program: Program, tmp_pat
     learn += ["model.feed_forward=128"] if family == "transformer" else ["model.embedding=64"]
     out = train(program, tmp_path, family, "name=mine", "training.updates=300", "model.encoder_layers=1", *learn)
     lines, folder = out.splitlines(), tmp_path / "outputs" / "mine"
-    assert lines[0] == lines[-1] == "run        outputs/mine", "the folder is told first and last"
+    assert lines[0] == lines[-1] == "run        outputs/mine", "the folder is printed first and last"
     assert "seq2seq translate run=mine" in lines[-2]
     losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)  +[\d,]+ tokens/s", out)]
     assert len(losses) == 300 and losses[-1] < losses[0] / 2
@@ -49,8 +49,8 @@ def test_a_run_from_files_to_translations(family: str, program: Program, tmp_pat
     references = (tmp_path / "test.de").read_text(encoding="utf-8").splitlines()
     bleu = sacrebleu.corpus_bleu(hypotheses, [references], force=True)
     assert f"BLEU       {bleu.score:.2f} ± " in evaluated.stdout
-    told = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
-    assert told["scores"]["bleu"]["value"] == pytest.approx(bleu.score)
+    saved = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
+    assert saved["scores"]["bleu"]["value"] == pytest.approx(bleu.score)
 
     other = program("evaluate", "run=mine", "search=greedy", "data=toy", "split=validation")
     assert other.returncode == 0 and "test set   toy.validation: 500 pairs" in other.stdout, other.stderr

@@ -1,4 +1,4 @@
-"""Which ids may follow a prefix under constraints, decided on the whole text, and how phrases share a beam."""
+"""Which ids may follow a prefix under constraints, decided on the whole text, and how phrases divide a beam."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class PlainRules:
         return kept or [self.end]
 
     def _repeated(self, ids: Prefix) -> set[int]:
-        """The ids that would say some n ids a second time."""
+        """The ids that would repeat an n-gram."""
         n = self.no_repeat
         grams = [ids[i : i + n] for i in range(len(ids) - n + 1)] if n else []
         return {gram[-1] for gram in grams if gram[:-1] == ids[len(ids) - n + 1 :]}
 
     def _breaks(self, text: str, id_: int, final: bool) -> bool:
-        """END before a phrase is there, a letter that makes it the beginning of another word, or a forbidden phrase."""
+        """END before a required phrase, a letter that makes it the beginning of another word, or a forbidden phrase."""
         longer = text + self.text([id_])
         for phrase, _ in self.required:
             if occurrences(phrase, text, closed=False):
@@ -92,9 +92,9 @@ class PlainRules:
         return total - sum(map(len, missing)) + max((self.begun(ids, phrase) for phrase in missing), default=0)
 
     def allocated(self, candidates: list[Prefix], K: int, left: int) -> set[Prefix]:
-        """K of the candidates (best first): a share for each degree of progress, the rest to the most complete.
+        """K of the candidates (best first): a quota for each degree of progress, the rest to the most complete.
 
-        `left` ids may still come, the last of them END: who cannot say all that is missing competes only if all lag.
+        `left` ids may still come, the last of them END: candidates with too few count only if all have too few.
         """
         total = sum(len(phrase) for _, phrase in self.required)
         progress = {ids: self.progress(ids) for ids in candidates}
@@ -102,8 +102,8 @@ class PlainRules:
         if not on_time:
             return set(candidates[:K])
         banks = [[ids for ids in on_time if progress[ids] == n] for n in range(total + 1)]
-        share = K // (total + 1)
-        chosen = [ids for bank in banks for ids in bank[:share]]
+        quota = K // (total + 1)
+        chosen = [ids for bank in banks for ids in bank[:quota]]
         for bank in reversed(banks):
-            chosen += bank[share:]
+            chosen += bank[quota:]
         return set(chosen[:K])

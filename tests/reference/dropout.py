@@ -15,18 +15,18 @@ Drop = Callable[[Tensor, float], Tensor]
 
 
 def drop_numbers(x: Tensor, p: float) -> Tensor:
-    """In the place of zeroing single numbers; zero stays zero."""
+    """For dropout of single numbers; zero stays zero."""
     index = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
     return x * (1 + p * torch.cos(index + 3 * x))
 
 
 def drop_words(x_RTD: Tensor, p: float) -> Tensor:
-    """In the place of zeroing whole words: one factor for each."""
+    """For dropout of whole words: one factor for each."""
     return x_RTD * (1 + p * torch.cos(1 + x_RTD.sum(-1, keepdim=True)))
 
 
 def drop_sentences(x_RTD: Tensor, p: float) -> Tensor:
-    """In the place of zeroing whole sentences: one factor for each, which follows from its first word."""
+    """For dropout of whole sentences: one factor for each, which follows from its first word."""
     return x_RTD * (1 + p * torch.cos(2 + x_RTD[..., :1, :].sum(-1, keepdim=True)))
 
 

@@ -146,7 +146,7 @@ PATHS = {
     ),
     "search: sentences together": FastPath(((beam, "WAIT_FRACTION", 0.0),), ("search.tokens=1",)),
 }
-# Off unless asked for, or on a GPU: here they are put on.
+# Off by default on a CPU; the tests enable them.
 OTHER_WAY = {
     "packing": FastPath(overrides=("training.packing=true",)),
     "torch's fused attention": FastPath(((attention, "use_fused_kernel", lambda query_RNTH: True),)),

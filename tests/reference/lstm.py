@@ -91,7 +91,7 @@ def decode(
     y_TE = sites.numbers(y_TE, embedding_rate(config))
     first = first_state(weights, config, memory_SD)
     h, c = first, torch.zeros_like(first)
-    hidden, contexts, looked = [], [], []
+    hidden, contexts, attention_weights = [], [], []
     for t, y in enumerate(y_TE):
         # c_t from s_{t−1}, then s_t from y_{t−1}, s_{t−1} and c_t (§3.1, §A.1.1).
         attention, drop = below(w, "attention"), sites.numbers
@@ -110,11 +110,11 @@ def decode(
         h, c = cell(gates, c)
         hidden.append(h)
         contexts.append(context_1D[0])
-        looked.append(weights_N1S)
+        attention_weights.append(weights_N1S)
     x_TD, context_TD = torch.stack(hidden), torch.stack(contexts)
     for i in range(config.decoder_layers - 1):
         fed_TD = torch.cat((sites.numbers(x_TD, p), context_TD), -1)
         x_TD = x_TD + sites.sentences(lstm(below(w, f"above.{i}"), fed_TD, first), config.layer_dropout)
     t_T2E = linear(w, "readout", torch.cat((x_TD, context_TD, y_TE), -1))
     features_TE = torch.maximum(t_T2E[:, 0::2], t_T2E[:, 1::2])  # maxout (§A.2.2)
-    return sites.numbers(features_TE, p), [torch.cat(looked, 1)]
+    return sites.numbers(features_TE, p), [torch.cat(attention_weights, 1)]

@@ -31,7 +31,7 @@ class AdamW:
 
 
 class ScheduleFreeAdamW:
-    """Defazio et al. 2024, algorithm 1, with x, y and z apart; the bias of v is corrected as in the authors' code."""
+    """Defazio et al. 2024, algorithm 1, with x, y and z; the bias of v is corrected as in the authors' code."""
 
     def __init__(self, start: Tensors, betas: tuple[float, float], epsilon: float, decay: float) -> None:
         self.x = [p.detach().double().clone() for p in start]

@@ -115,7 +115,7 @@ def alignment_error_rate(found: Sequence[Links], sure: Sequence[Links], possible
 def word_matrix(weights: Sequence[Sequence[float]], source: Sequence[str], target: Sequence[str]) -> list[list[float]]:
     """Weights between words: summed over the letters of a source word, averaged over a target word by its pieces.
 
-    A piece that lies in two words counts in each by the fraction of its letters there (▁ is a space, not a letter).
+    A piece that spans two words counts in each by the fraction of its letters in it (▁ is a space, not a letter).
     """
 
     def fractions(pieces: Sequence[str]) -> list[list[float]]:

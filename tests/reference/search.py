@@ -2,7 +2,7 @@
 
 A model is two functions of a prefix: the logits of the next id, and the attention to the source at that step. Beam
 search finishes an END among the K best continuations and goes on with the K best others; groups take turns
-(Vijayakumar et al. 2016, §4.1); scores are those of Wu et al. (2016, §7); required phrases share the beam as in Post &
+(Vijayakumar et al. 2016, §4.1); scores are those of Wu et al. (2016, §7); required phrases divide the beam as in Post &
 Vilar (2018, §3.2). Options are read by name from any object that has them.
 """
 

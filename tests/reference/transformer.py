@@ -61,14 +61,14 @@ def encode(weights: Weights, config: Any, source: list[int], sites: Sites = OFF,
     for i in range(config.encoder_layers):
         w = below(weights, f"encoder.layers.{i}")
 
-        def look(y: Tensor, w: Weights = w) -> Tensor:
+        def attend_own(y: Tensor, w: Weights = w) -> Tensor:
             own = below(w, "attention")
             return attend(own, a.score, a.heads, config.position, y, y, drop=sites.numbers, p=a.dropout)[0]
 
         def feed(y: Tensor, w: Weights = w) -> Tensor:
             return feed_forward(below(w, "feed_forward"), config, y, sites)
 
-        x_SD = sublayer(below(w, "attention_residual"), config, x_SD, look, sites)
+        x_SD = sublayer(below(w, "attention_residual"), config, x_SD, attend_own, sites)
         x_SD = sublayer(below(w, "feed_forward_residual"), config, x_SD, feed, sites)
     return norm(below(weights, "encoder.norm"), config.norm, x_SD) if config.norm_position == "pre" else x_SD
 
@@ -79,24 +79,26 @@ def decode(
     """Features of each target token, and each layer's N × T × S weights over the source."""
     x_TD = embedded(weights, config, "target", target, sites, word_dropout)
     past = [[s <= t for s in range(len(target))] for t in range(len(target))]
-    a, looked = config.attention, []
+    a, attention_LNTS = config.attention, []
     for i in range(config.decoder_layers):
         w = below(weights, f"decoder.layers.{i}")
 
-        def look_back(y: Tensor, w: Weights = w) -> Tensor:
+        def attend_back(y: Tensor, w: Weights = w) -> Tensor:
             own, drop = below(w, "self_attention"), sites.numbers
             return attend(own, a.score, a.heads, config.position, y, y, visible=past, drop=drop, p=a.dropout)[0]
 
-        def look_across(y: Tensor, w: Weights = w) -> Tensor:
+        def attend_across(y: Tensor, w: Weights = w) -> Tensor:
             own, drop = below(w, "cross_attention"), sites.numbers
             context_TD, weights_NTS = attend(own, a.score, a.heads, "none", y, memory_SD, drop=drop, p=a.dropout)
-            looked.append(weights_NTS)
+            attention_LNTS.append(weights_NTS)
             return context_TD
 
         def feed(y: Tensor, w: Weights = w) -> Tensor:
             return feed_forward(below(w, "feed_forward"), config, y, sites)
 
-        x_TD = sublayer(below(w, "self_residual"), config, x_TD, look_back, sites)
-        x_TD = sublayer(below(w, "cross_residual"), config, x_TD, look_across, sites)
+        x_TD = sublayer(below(w, "self_residual"), config, x_TD, attend_back, sites)
+        x_TD = sublayer(below(w, "cross_residual"), config, x_TD, attend_across, sites)
         x_TD = sublayer(below(w, "feed_forward_residual"), config, x_TD, feed, sites)
-    return norm(below(weights, "decoder.norm"), config.norm, x_TD) if config.norm_position == "pre" else x_TD, looked
+    if config.norm_position == "pre":
+        x_TD = norm(below(weights, "decoder.norm"), config.norm, x_TD)
+    return x_TD, attention_LNTS

@@ -83,8 +83,8 @@ def test_the_picture_shows_the_weights_of_its_own_tokens(family: str, tokenizer:
         assert shown.source_words == words_and_marks(source) and shown.target_words == words_and_marks(pair.target)
 
 
-def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
-    """The weights of a piece follow it: what the model is told about a prefix does not depend on what comes after."""
+def test_attention_to_a_prefix_does_not_depend_on_what_follows(tokenizer: Tokenizer) -> None:
+    """Each weight is in the row of its piece: those of a prefix do not depend on what follows."""
     ours = translator("transformer", tokenizer)
     source, target = grammar_pairs()[0].source, grammar_pairs()[0].target
     (whole,) = ours.score([source], [target], attention=True)
@@ -94,25 +94,27 @@ def test_a_weight_stands_where_its_piece_stands(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(whole.weights_LNTS[:, :, :same], part.weights_LNTS[:, :, :same])
 
 
-def test_pieces_share_the_words_they_spell() -> None:
+def test_pieces_are_assigned_to_words_by_letters() -> None:
     pieces = ["▁Der", "▁schläf", "t", "▁", ".", "▁a,"]
     assert alignment.words_of_pieces(pieces) == ["Der", "schläft", ".", "a", ","]
-    share = alignment.letter_fractions(pieces)
-    assert share.argmax(1).tolist()[:3] == [0, 1, 1] and share[3].sum() == 0 and share[4, 2] == 1
-    assert share[5].tolist() == [0, 0, 0, 0.5, 0.5], "a piece over two words belongs to both by its letters"
+    fractions = alignment.letter_fractions(pieces)
+    assert fractions.argmax(1).tolist()[:3] == [0, 1, 1] and fractions[3].sum() == 0 and fractions[4, 2] == 1
+    assert fractions[5].tolist() == [0, 0, 0, 0.5, 0.5], "a piece over two words belongs to both by its letters"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_between_words_is_the_sum_over_sources_and_the_mean_over_targets(
     family: str, tokenizer: Tokenizer
 ) -> None:
-    for told in translator(family, tokenizer).score(
+    for scored in translator(family, tokenizer).score(
         *zip(*(p[:2] for p in grammar_pairs()[:4]), strict=True), attention=True
     ):
-        words = alignment.word_attention(told)
-        weights, (last, end) = told.weights_LNTS, (len(told.pieces), len(told.source_pieces) - 1)
+        words = alignment.word_attention(scored)
+        weights, (last, end) = scored.weights_LNTS, (len(scored.pieces), len(scored.source_pieces) - 1)
         assert weights is not None
-        sources, targets = (alignment.letter_fractions(side).numpy() for side in (told.source_pieces[:-1], told.pieces))
+        sources, targets = (
+            alignment.letter_fractions(side).numpy() for side in (scored.source_pieces[:-1], scored.pieces)
+        )
         mean_of_each = targets / targets.sum(0)
         kept = weights.numpy()[:, :, :last, :end]
         by_hand = torch.from_numpy(np.einsum("tw,sx,lnts->lnwx", mean_of_each, sources, kept))
@@ -136,7 +138,7 @@ def test_the_alignment_error_rate_is_that_of_its_paper() -> None:
 
 
 @pytest.mark.slow
-def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
+def test_the_grammar_gives_the_links_of_its_pairs_in_both_directions() -> None:
     sources, targets = [p.source for p in grammar_pairs()], [p.target for p in grammar_pairs()]
     forth, back = alignment.known_links(sources, targets), alignment.known_links(targets, sources)
     assert forth == [frozenset(pair.links) for pair in grammar_pairs()]
@@ -148,7 +150,7 @@ def test_the_grammar_knows_the_links_of_its_pairs_in_both_directions() -> None:
 def test_attention_on_the_true_links_has_no_errors(
     family: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted weights: one head looks where the grammar says, all others at the first word."""
+    """Planted weights: one head attends to the true links, all others to the first word."""
     ours = translator(family, tokenizer)
     single = [
         p for p in grammar_pairs() if len(p.links) == len(words_and_marks(p.target)) == len({j for _, j in p.links})
@@ -157,18 +159,18 @@ def test_attention_on_the_true_links_has_no_errors(
     score = Translator.score
 
     def planted(self: Translator, *arguments: Any, **options: Any) -> Any:
-        for told, pair in zip(score(self, *arguments, **options), single, strict=True):
-            assert told.weights_LNTS is not None
-            weights = torch.zeros_like(told.weights_LNTS)
+        for scored, pair in zip(score(self, *arguments, **options), single, strict=True):
+            assert scored.weights_LNTS is not None
+            weights = torch.zeros_like(scored.weights_LNTS)
             weights[..., 0] = 1
-            sources, targets = (alignment.letter_fractions(side) for side in (told.source_pieces[:-1], told.pieces))
+            sources, targets = (alignment.letter_fractions(side) for side in (scored.source_pieces[:-1], scored.pieces))
             weights[0, 1] = 0
             for i, j in pair.links:
                 for t in targets[:, j].nonzero().flatten():
                     for s in sources[:, i].nonzero().flatten():
                         weights[0, 1, t, s] = 1 / len(sources[:, i].nonzero())
-            object.__setattr__(told, "weights_LNTS", weights)
-            yield told
+            object.__setattr__(scored, "weights_LNTS", weights)
+            yield scored
 
     monkeypatch.setattr(Translator, "score", planted)
     sides = [p.source for p in single], [p.target for p in single]
@@ -315,7 +317,7 @@ def test_two_runs_are_evaluated_compared_and_shown(program: Program, runs: Path)
     assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; files.test has 40\n")
 
 
-def test_test_sets_of_one_name_are_kept_apart(program: Program, runs: Path) -> None:
+def test_equally_named_test_sets_are_kept_separate(program: Program, runs: Path) -> None:
     """Neither ranked against one another, nor written over one another."""
     pairs: dict[str, list[str]] = {}
     for name, words in (("a", "one two three"), ("b", "three two")):
@@ -331,15 +333,15 @@ def test_test_sets_of_one_name_are_kept_apart(program: Program, runs: Path) -> N
 
 
 def test_runs_of_other_languages_are_not_compared(program: Program, tmp_path: Path) -> None:
-    saved_run(tmp_path / "outputs" / "there", "lstm", "data.source=en", "data.target=de")
-    saved_run(tmp_path / "outputs" / "back", "lstm", "data.source=de", "data.target=en")
-    told = program("compare", "there", "back")
-    assert told.returncode == 2 and "there translates en → de, back de → en" in told.stderr
+    saved_run(tmp_path / "outputs" / "forward", "lstm", "data.source=en", "data.target=de")
+    saved_run(tmp_path / "outputs" / "backward", "lstm", "data.source=de", "data.target=en")
+    result = program("compare", "forward", "backward")
+    assert result.returncode == 2 and "forward translates en → de, backward de → en" in result.stderr
 
 
 @pytest.mark.slow
-def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
-    """With the search, test set and sentences that were asked for, and where the run lies."""
+def test_a_page_shows_the_commands_that_reproduce_it(runs: Path) -> None:
+    """With the given search, test set, sentences and path of the run."""
     asked = load_config(
         "report", "split=validation", "show=[2,3]", "search=greedy", "tokenize=none", "outputs=elsewhere"
     )
@@ -353,7 +355,7 @@ def test_a_page_says_how_to_make_it_again(runs: Path) -> None:
         assert sorted(line.split()[2:]) == sorted([*where.split(), *words.split()]), line
 
 
-def test_a_run_comes_out_the_same_again(program: Program, runs: Path) -> None:
+def test_a_reproduced_run_has_the_same_metrics(program: Program, runs: Path) -> None:
     (entry,) = environment.read(Run(runs / "outputs" / "lstm"))
     assert entry["packages"]["torch"] == torch.__version__.partition("+")[0] or entry["packages"]["torch"]
     assert entry["seed"] == 1 and entry["tokenizer"] and all(entry["data"].values()) and entry["hardware"]["cores"]
@@ -363,14 +365,14 @@ def test_a_run_comes_out_the_same_again(program: Program, runs: Path) -> None:
     assert "changed" not in again.stdout
     assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
     twice = program("reproduce", "lstm", cwd=runs)
-    assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "a run that is there is judged as it is"
+    assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "an existing run is judged as it is"
     other = program("reproduce", "lstm", "name=transformer", cwd=runs)
     assert other.returncode == 2 and "transformer" in other.stderr
     shutil.rmtree(runs / "outputs" / "lstm-again")
 
 
-def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, runs: Path, tmp_path: Path) -> None:
-    """What limits one sitting does not limit the repetition, which lies beside the run wherever that is."""
+def test_a_run_with_a_time_limit_in_any_folder_is_reproduced(program: Program, runs: Path, tmp_path: Path) -> None:
+    """The time limit of the run does not apply to the repetition, which is written beside the run."""
     shutil.copytree(runs / "outputs" / "lstm", tmp_path / "kept" / "run")
     stored = tmp_path / "kept" / "run" / "config.yaml"
     stored.write_text(
@@ -382,7 +384,7 @@ def test_a_run_of_several_sittings_anywhere_comes_out_again(program: Program, ru
     assert (tmp_path / "kept" / "run-again" / "result.json").is_file()
 
 
-def test_a_score_outside_the_interval_is_no_success() -> None:
+def test_a_score_outside_the_interval_is_not_reproduced() -> None:
     from seq2seq.cli.commands.reproduce import check_reproduced
 
     check_reproduced({"bleu": 20.0, "bleu_interval": 1.0}, {"bleu": 20.9})

@@ -102,7 +102,7 @@ def test_a_run_read_from_its_checkpoint_goes_on_to_the_same_bits(
 
 @pytest.mark.usefixtures("fast")
 def test_an_average_that_begins_later_begins_from_the_weights_of_then(tmp_path: Path) -> None:
-    """A run that goes on with training.average=ema averages what it has learned, not how it was initialised."""
+    """A run that continues with training.average=ema averages what it has learned, not its initial weights."""
     made = trained(tmp_path, 3)
     made.save()
     config = varied(made.state.config, training__average="ema", training__ema_decay=0.998, seed=5)
@@ -327,7 +327,7 @@ def test_saving_an_update_again_replaces_its_checkpoint(tmp_path: Path) -> None:
 
 
 class Disk:
-    """Every change of the file system passes here: it can be noted, and fail at any one of them."""
+    """Intercepts every change of the file system: records it, and fails at any one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None, at: int = -1) -> None:
         self.error, self.at, self.count = error, at, 0
@@ -370,7 +370,7 @@ class Disk:
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Stands for the kill of the process."""
 
 
 def resumed(folder: Path, made: Trainer) -> Trainer:
@@ -444,7 +444,7 @@ def test_a_disk_that_fails_at_any_step_is_one_line(error: Exception, tmp_path: P
         assert not [p for p in made.checkpoints.folder.iterdir() if p.is_dir() and p.name.startswith(".")]
 
 
-def test_a_first_save_that_fails_says_that_there_is_none_before(tmp_path: Path) -> None:
+def test_a_first_save_that_fails_reports_that_there_is_none_before(tmp_path: Path) -> None:
     made = trained(tmp_path, 0)
     with disk(OSError(28, "No space left on device"), 3), pytest.raises(UserError, match="there is no earlier checkp"):
         made.save()

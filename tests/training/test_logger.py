@@ -44,7 +44,7 @@ def board(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def session(config: TrainConfig, folder: Path, scores: Sequence[float], stop: int = 0, killed: int = 0) -> Trainer:
-    """A run from its start or its last checkpoint, as the program does it: stopped, or killed without a word."""
+    """A run from its start or its last checkpoint, as the program does it: stopped, or killed without notice."""
     run = Run(folder)
     resume = run.exists
     with RunLogger() as logger:
@@ -323,7 +323,7 @@ def test_a_line_has_the_means_since_the_line_before(tmp_path: Path, monkeypatch:
     meter.reset_line()
     metered.update(given[2], 3.0, seconds=2, waited=0)
     assert meter.scalars(0.125) == pytest.approx(expected(given[2:], [3.0], 2, 0, 2e6))
-    # After a validation: speeds begin anew, the best measured rate of the machine counts, the loss goes on.
+    # After a validation: speeds are reset, the best measured rate of the machine counts, the mean loss is not reset.
     metered.clock.sleep(100)
     meter.calibrate()
     metered.update(given[1], 1.0, seconds=5, waited=1)

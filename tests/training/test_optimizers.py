@@ -121,16 +121,16 @@ def test_each_optimizer_is_its_papers_with_the_settings_of_the_config(name: str,
         optimizer.step(lr)
         for kind, ps in members.items():
             for reference, chosen in references[kind]:
-                for i, place in enumerate(chosen):
+                for i, index in enumerate(chosen):
                     where = reference.y if name == "schedule_free" else reference.x
-                    message = f"{name}: {kind}[{place}] after step {n + 1}"
+                    message = f"{name}: {kind}[{index}] after step {n + 1}"
                     torch.testing.assert_close(
-                        ps[place].detach(), where[i], rtol=1e-9, atol=1e-10, msg=partial("{}: {}".format, message)
+                        ps[index].detach(), where[i], rtol=1e-9, atol=1e-10, msg=partial("{}: {}".format, message)
                     )
     assert torch.equal(model.frozen, torch.ones(3, 3).double()), "what is not trained stays"
 
 
-def test_what_schedule_free_translates_with_is_x() -> None:
+def test_schedule_free_translates_with_x() -> None:
     """x of algorithm 1, from the start on, weighing its steps by their squared lr (Defazio et al. 2024)."""
     model = parts()
     optimizer, members = build_optimizer(model, settings_of("schedule_free")), by_kind(model)
@@ -154,7 +154,7 @@ def test_what_schedule_free_translates_with_is_x() -> None:
     assert torch.equal(average.weights()["frozen"], model.frozen)
 
 
-def test_schedule_free_at_a_rate_of_zero_stays_where_it_is() -> None:
+def test_schedule_free_at_a_rate_of_zero_changes_nothing() -> None:
     model = parts()
     optimizer, start = build_optimizer(model, settings_of("schedule_free")), weights(model)
     set_gradients(model, 0)
@@ -163,7 +163,7 @@ def test_schedule_free_at_a_rate_of_zero_stays_where_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_optimizer_takes_its_moments_from_the_past_and_its_settings_from_now(name: str) -> None:
+def test_a_restored_optimizer_has_its_stored_moments_and_the_current_settings(name: str) -> None:
     """Stored settings give way to those that are configured when a run continues."""
     changed = ParamGroupsConfig(ParamGroupConfig(1.5, 0.01), ParamGroupConfig(0.25, 0.4), ParamGroupConfig(0.75, 0.6))
     later = settings_of(name, param_groups=changed, betas=[0.8, 0.95], eps=1e-2)
@@ -349,7 +349,7 @@ def test_the_mean_of_checkpoints_gives_each_the_same_weight(count: int, tmp_path
 
 
 def test_the_average_is_the_configured_one() -> None:
-    """An optimizer that averages by itself needs no other; decay and files come from the config and the run."""
+    """An optimizer that averages needs no other average; decay and files come from the config and the run."""
     model = tiny_model("transformer")
     files = [Path("a"), Path("b")]
     found = {}
@@ -389,8 +389,8 @@ def test_gradients_of_several_batches_are_summed_in_float32(family: str) -> None
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fails", [False, True])
-def test_other_weights_are_held_for_a_while_only(precision: torch.dtype, fails: bool) -> None:
-    """The model computes with them, rounded to its precision, and has its own again after it, whatever happens."""
+def test_other_weights_are_held_only_temporarily(precision: torch.dtype, fails: bool) -> None:
+    """The model computes with them, rounded to its precision, and has its own again afterwards, even after an error."""
     master = tiny_model("lstm", "model.tie_embeddings=all")
     working = WorkingCopy(master, precision)
     own, own_master = weights(working.model), weights(master)
@@ -536,7 +536,7 @@ def test_an_update_in_bfloat16_steps_the_master_and_rounds_it_once(family: str, 
 
 
 def test_the_divisor_is_the_target_tokens_of_all_processes(tmp_path: Path) -> None:
-    """An update is told how many tokens it has in all, which may be more than those of its own batches."""
+    """The number of tokens in the whole update is given; it may exceed that of the process's own batches."""
     batch = tiny_batch()
     norms = []
     for factor in (1, 4):

@@ -283,8 +283,8 @@ def test_a_skipped_update_is_as_if_it_had_not_been(name: str, value: float, tmp_
     """No weight and no moment changes; the update is counted, its tokens are, and its batch is used up."""
     config = varied("transformer", optimizer__name=name, training__label_smoothing=0.1)
     made, other = (make_trainer(config, tmp_path, ()) for _ in range(2))
-    shares = list(updates_of(made, 4))
-    for n, rank_batches in enumerate(shares):
+    updates = list(updates_of(made, 4))
+    for n, rank_batches in enumerate(updates):
         if n == 2:
             hook = poison(made.working.model, value)
             before = copy.deepcopy(made.state.optimizer.state_dict())
@@ -299,7 +299,7 @@ def test_a_skipped_update_is_as_if_it_had_not_been(name: str, value: float, tmp_
             other.update(rank_batches)
             assert made.state.progress.skipped_in_a_row == 0
     assert made.state.progress.skipped == 1 and made.state.progress.update == 4
-    assert made.state.progress.target_tokens == sum(rank_batches.target_tokens for rank_batches in shares)
+    assert made.state.progress.target_tokens == sum(rank_batches.target_tokens for rank_batches in updates)
     for name_, p in other.state.model.named_parameters():
         assert torch.equal(p, dict(made.state.model.named_parameters())[name_])
     assert "update 3: loss" in made.logger.lines[0] and "skipped" in made.logger.lines[0]  # type: ignore[attr-defined]
@@ -417,7 +417,7 @@ def test_processes_update_as_one_does(family: str, size: int, tmp_path: Path, mo
 
 
 def test_one_stopped_process_stops_all_after_the_same_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others know it by the end of that update, and that it was no reason of their own."""
+    """The others learn of it by the end of that update, and that the reason was not their own."""
     config = varied("lstm", training__updates=9, training__validate_every=100, training__log_every=100)
     made = [make_trainer(config, tmp_path / str(rank), process_group=ProcessGroup(rank, 2)) for rank in range(2)]
     update = made[1].update
@@ -460,7 +460,7 @@ def test_a_sum_over_processes_has_every_tensor_in_its_shape(monkeypatch: pytest.
 
 
 def test_a_process_waits_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody goes on before the last one has come."""
+    """No process continues before the last one has arrived."""
     seen: list[str] = []
     last_comes = threading.Event()
 
@@ -475,7 +475,7 @@ def test_a_process_waits_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == ["last", "on", "on", "on"]
 
 
-def test_one_process_alone_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_communicates_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("all_reduce", "all_gather_object"):
         monkeypatch.delattr(f"torch.distributed.{name}")
     x = torch.ones(3)
@@ -634,10 +634,10 @@ def test_a_compiler_that_fails_is_left_out(broken: bool, tmp_path: Path, monkeyp
             raise ValueError("no compiler\n here")
 
     monkeypatch.setattr("torch.compile", compile)
-    told = made.compile(try_batch)
+    report = made.compile(try_batch)
     assert seen[0] == ("compiled", True) and "run" in seen
-    assert ("failed (no compiler here)" in told) == broken
-    assert ("recurrences stay uncompiled" in told) != broken
+    assert ("failed (no compiler here)" in report) == broken
+    assert ("recurrences stay uncompiled" in report) != broken
     assert (made.forward_model is made.working.model) == broken
     seen.clear()
     [rank_batches] = updates_of(made, 1)
@@ -1002,7 +1002,7 @@ def test_a_compiled_recurrence_makes_no_graph_for_each_length(tmp_path: Path, mo
     before, lengths = graphs(), set()
     for rank_batches in updates_of(made, 8):
         B, T = rank_batches.micro_batches[0].target_out_BT.shape
-        if B > 1:  # torch.compile treats a size of one apart
+        if B > 1:  # torch.compile specialises on a size of one
             lengths.add(T)
             made.update(rank_batches)
     assert len(lengths) > 2 and graphs() == before > 0

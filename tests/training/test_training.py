@@ -1,4 +1,4 @@
-"""Laws of the loss, the updates, and of a run that stops and goes on."""
+"""Laws of the loss, the updates, and of a run that stops and continues."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
 
 
 @pytest.mark.parametrize("score", ["scaled_dot", "cosine", "additive", "general"])
-def test_decay_pulls_on_matrices_only(score: str) -> None:
+def test_weight_decay_applies_to_matrices_only(score: str) -> None:
     model = tiny_model("transformer", f"model.attention.score={score}")
     for name in ("adamw", "muon", "schedule_free", "adafactor"):
         groups = build_optimizer(model, tiny_config("transformer", f"optimizer={name}").optimizer).groups
@@ -261,7 +261,7 @@ def test_every_optimizer_learns_and_continues_with_the_same_bits(name: str, fami
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free", "adafactor"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_rehearsal_leaves_no_trace(name: str, precision: torch.dtype, tmp_path: Path) -> None:
+def test_the_memory_check_leaves_no_trace(name: str, precision: torch.dtype, tmp_path: Path) -> None:
     after = []
     for tried in (False, True):
         made = trainer(
@@ -294,7 +294,7 @@ def test_a_budget_that_does_not_fit_is_named_with_one_that_does(
     assert check.tokens == 512 and "training.tokens=512" in check.summary
 
 
-def test_numbers_that_are_no_numbers_skip_the_update_and_then_end_the_run(tmp_path: Path) -> None:
+def test_non_finite_numbers_skip_the_update_and_then_end_the_run(tmp_path: Path) -> None:
     made = trainer(tiny_config("transformer"), tmp_path)
     healthy = weights(made.state)
     sick = made.state.model.get_parameter("decoder.layers.1.feed_forward.inner.weight")
@@ -309,10 +309,10 @@ def test_numbers_that_are_no_numbers_skip_the_update_and_then_end_the_run(tmp_pa
     assert not one_update(made).skipped and made.state.progress.skipped_in_a_row == 0
     with torch.no_grad():
         sick[0, 0] = math.nan
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         for _ in range(5):
             one_update(made)
-    text = "\n".join(told.value.problems)
+    text = "\n".join(error.value.problems)
     assert "decoder.layers.1.feed_forward.inner" in text
     found = re.search(r"pairs, numbers ([\d,]+).*\npair \1: (.*) → (.*)\n", text)
     assert found
@@ -353,7 +353,7 @@ def losses_of(model: Seq2Seq, *overrides: str) -> tuple[torch.Tensor, list[torch
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", [["training.r_drop=5"], ["training.simcut=3", "training.simcut_cutoff=0"]])
-def test_two_equal_passes_are_one(family: str, method: list[str]) -> None:
+def test_two_equal_passes_cost_as_much_as_one(family: str, method: list[str]) -> None:
     """R-Drop without dropout, and SimCut that cuts nothing, are the plain loss."""
     model = tiny_model(family)
     torch.testing.assert_close(losses_of(model, *method), losses_of(model), rtol=1e-4, atol=1e-5)
@@ -361,7 +361,7 @@ def test_two_equal_passes_are_one(family: str, method: list[str]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk", [40, 10**6])
-def test_the_divergence_is_torchs_and_pulls_on_both_passes(
+def test_the_divergence_is_torchs_with_gradients_into_both_passes(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_module, "CHUNK", {"cpu": chunk})
@@ -377,7 +377,7 @@ def test_the_divergence_is_torchs_and_pulls_on_both_passes(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["training.r_drop=5", "training.simcut=3"])
-def test_two_different_passes_cost_more(family: str, method: str) -> None:
+def test_two_different_passes_change_the_loss(family: str, method: str) -> None:
     model = tiny_model(family, "model.dropout=0.3", "model.word_dropout=0.1")
     plain, regularised = losses_of(model), losses_of(model, method, "training.simcut_cutoff=0.4")
     assert regularised[0] != plain[0] and regularised[0].isfinite()
@@ -568,8 +568,8 @@ def test_a_lost_index_is_no_lost_run(tmp_path: Path) -> None:
     assert made.checkpoints.run.exists and made.checkpoints.run.checkpoint("best").name == "update-0000000"
 
 
-def test_a_validation_is_told_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run killed in between tells it again; saved first, it would be missing from the metrics for good."""
+def test_a_validation_is_logged_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed in between logs it again; saved first, it would never appear in the metrics."""
     made, order = trainer(noisy("lstm"), tmp_path, [1]), []
     monkeypatch.setattr(made.logger, "validation", lambda *_: order.append("logged"))
     monkeypatch.setattr(made.checkpoints, "save", lambda *_: order.append("saved"))

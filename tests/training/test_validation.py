@@ -129,7 +129,7 @@ def test_a_validation_is_the_plain_loss_and_sacrebleus_scores(family: str, avera
         set_weights(translating, state.average.weights())
         assert any(not torch.equal(p, live[name]) for name, p in translating.named_parameters())
     hypotheses = [alone(translating, config, source) for source in SOURCES]
-    assert len(set(hypotheses)) > 4 and not hypotheses[3], "sentences that can be told from each other"
+    assert len(set(hypotheses)) > 4 and not hypotheses[3], "the sentences differ"
     corpus = Corpus(SOURCES, near(hypotheses))
     model.train()
     validating(made, corpus).validate()
@@ -171,7 +171,7 @@ def test_a_validation_does_not_depend_on_its_batches(budget: int, tmp_path: Path
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_what_computes_validates_and_trains_on_as_if_nothing_had_been(precision: torch.dtype, tmp_path: Path) -> None:
+def test_a_validation_does_not_disturb_training(precision: torch.dtype, tmp_path: Path) -> None:
     """In the precision of training; the next update has dropout again, and the same weights and random numbers."""
     after = []
     for validated in (False, True):
@@ -206,7 +206,7 @@ def test_what_computes_validates_and_trains_on_as_if_nothing_had_been(precision:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_share_a_validation_find_what_one_finds(
+def test_a_validation_divided_among_processes_equals_that_of_one(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every process gets the same loss, scores and examples; the first one alone draws pictures."""

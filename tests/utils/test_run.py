@@ -124,7 +124,7 @@ def test_a_result_is_readable_text(tmp_path: Path) -> None:
 
 
 def test_clearing_removes_what_a_run_made_and_nothing_else(tmp_path: Path) -> None:
-    """Folders with all in them, files where they are, and notes of one's own stay."""
+    """Folders with all in them, files where they are, and other files of the user stay."""
     run = empty_run(tmp_path / "run", last="update-0000001")
     made = {
         run.config,
