@@ -249,7 +249,7 @@ def test_all_problems_are_named_at_once() -> None:
             {"name": "schedule_free", "schedule": "constant", "betas": [0, 0.9]},
             "betas: schedule_free",
         ),
-        ("training", {"r_drop": 1.0, "simcut": 1.0}, "simcut: and r_drop"),
+        ("training", {"r_drop": 1.0, "simcut": 1.0}, "simcut: simcut and r_drop"),
         ("search", {"n_best": 2}, "n_best: 2 exceeds beam=1"),
         ("search", {"samples": 2, "n_best": 3}, "n_best: 3 exceeds samples=2"),
         ("search", {"min_length_factor": 2.5}, "min_length_factor: the minimum length exceeds"),

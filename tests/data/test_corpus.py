@@ -262,7 +262,7 @@ def test_where_nothing_is_left_the_setting_to_loosen_is_named(tmp_path: Path) ->
     with pytest.raises(UserError, match="no training pairs remain"):
         opened(tmp_path, [("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True))
     nothing = table(tmp_path / "n.tsv", [])
-    with pytest.raises(UserError, match=r"n\.tsv: contains no pairs"):
+    with pytest.raises(UserError, match=r"n\.tsv: no pairs found"):
         opened(tmp_path, numbered(3), validation=nothing)
 
 

@@ -248,7 +248,7 @@ def test_a_missing_column_names_those_that_exist(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.tsv"])
 def test_an_empty_file_is_reported_as_empty(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    assert refused(tmp_path, f"data.train={tmp_path / name}").endswith(f"{name}: contains no pairs")
+    assert refused(tmp_path, f"data.train={tmp_path / name}").endswith(f"{name}: no pairs found")
 
 
 @pytest.mark.parametrize("kind,archive", [(k, a) for k, a in KINDS if k in ("jsonl", "parquet") and a])

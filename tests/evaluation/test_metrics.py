@@ -204,7 +204,7 @@ def test_training_watches_the_same_scores() -> None:
 @pytest.mark.parametrize(
     "overrides,message",
     [
-        (["source=a.en"], "reference: is missing"),
+        (["source=a.en"], "reference: a value is missing"),
         (["source=[a.en,b.en]", "reference=a.de"], "must be a list like source"),
         (["source=[a.en,b.en]", "reference=[a.de]"], "must be a list like source"),
         (["source=a.en", "reference=[[a.de]]"], "for the one source"),
