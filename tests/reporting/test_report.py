@@ -312,7 +312,7 @@ def test_two_runs_are_evaluated_compared_and_shown(program: Program, runs: Path)
     assert "most improved" in compared.stdout
     assert [path.stat().st_mtime_ns for path in written] == before, "the same translations are not made again"
     same = program("compare", "lstm", "outputs/lstm", "search=greedy", cwd=runs)
-    assert "BLEU       lstm and lstm are equal" in same.stdout and "config  the same" in same.stdout
+    assert "BLEU       lstm and lstm are equal" in same.stdout and "config  identical" in same.stdout
     lost = program("report", "lstm", "show=[99]", cwd=runs)
     assert (lost.returncode, lost.stderr) == (2, "error: show: there is no sentence 99; files.test has 40\n")
 
