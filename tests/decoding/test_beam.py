@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, Stop
-from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.beam import beam_search, diverse_candidates
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model.decoder_state import State
@@ -201,3 +202,18 @@ def test_a_tie_with_the_best_possible_score_ends_the_search(stop: Stop) -> None:
 def test_no_batches_give_no_translations() -> None:
     """Empty input is no error."""
     assert beam_search(Table(0, 9, 1).step, [], preset(), SPECIALS) == []
+
+
+def test_impossible_hypotheses_do_not_count_for_diversity() -> None:
+    """Where an earlier group has one possible continuation, that alone costs the later groups something."""
+    log_probability_RV = torch.full((4, 6), -math.inf)
+    log_probability_RV[0, 4] = 0.0  # of the first group
+    log_probability_RV[2] = torch.tensor([-1.0, -1.1, -1.2, -9.0, -1.3, -1.4])  # of the second
+    beams: Any = SimpleNamespace(
+        last_BK=torch.zeros(2, 2, dtype=torch.int64), log_probability_BK=torch.tensor([[0.0, -math.inf]] * 2)
+    )
+    options = dataclasses.replace(preset(), beam=4, groups=2, diversity=0.5)
+    found = diverse_candidates(log_probability_RV, beams, options, END, 4)
+    penalty_V = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5, 0.0])
+    expected = (log_probability_RV[2] - penalty_V)[found.ids_BC[1]]
+    torch.testing.assert_close(found.selection_score_BC[1], expected)
