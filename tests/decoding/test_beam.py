@@ -213,7 +213,7 @@ def test_impossible_hypotheses_do_not_count_for_diversity() -> None:
         last_BK=torch.zeros(2, 2, dtype=torch.int64), log_probability_BK=torch.tensor([[0.0, -math.inf]] * 2)
     )
     options = dataclasses.replace(preset(), beam=4, groups=2, diversity=0.5)
-    found = diverse_candidates(log_probability_RV, beams, options, END, 4)
+    found = diverse_candidates(log_probability_RV, beams, options, END, 6)
     penalty_V = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5, 0.0])
     expected = (log_probability_RV[2] - penalty_V)[found.ids_BC[1]]
     torch.testing.assert_close(found.selection_score_BC[1], expected)
