@@ -31,6 +31,7 @@ def work(value: float, wait: float = 0.0) -> tuple[float, int, int]:
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
+    torch.set_num_threads(2)  # of this process, which a worker must not inherit
     made = Workers(work, 3)
     yield made
     made.close()
