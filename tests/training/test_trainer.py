@@ -40,7 +40,7 @@ from seq2seq.training.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, advise_budge
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 from tests.helpers.configs import FAMILIES
-from tests.helpers.corpora import random_corpus
+from tests.helpers.corpora import random_corpus, tiny_batch
 from tests.helpers.trainers import (
     Clock,
     Threads,
@@ -1006,3 +1006,12 @@ def test_a_compiled_recurrence_makes_no_graph_for_each_length(tmp_path: Path, mo
             lengths.add(T)
             made.update(rank_batches)
     assert len(lengths) > 2 and graphs() == before > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reported_loss_is_without_regularisers(family: str, tmp_path: Path) -> None:
+    """With words cut out of a second pass, whose divergence the objective contains."""
+    made = make_trainer(varied(family, training__simcut=3.0, training__simcut_cutoff=0.5), tmp_path)
+    batch = tiny_batch()
+    expected = loss_sum(made.state.model, batch, made.state.config.training.label_smoothing).item()
+    assert made.update(rank_batches_of(batch)).loss == pytest.approx(expected / batch.target_tokens, rel=1e-5)
