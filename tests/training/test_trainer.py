@@ -1015,3 +1015,32 @@ def test_the_reported_loss_is_without_regularisers(family: str, tmp_path: Path) 
     batch = tiny_batch()
     expected = loss_sum(made.state.model, batch, made.state.config.training.label_smoothing).item()
     assert made.update(rank_batches_of(batch)).loss == pytest.approx(expected / batch.target_tokens, rel=1e-5)
+
+
+def test_a_plateau_halves_the_lr_after_every_few_validations_without_gain(tmp_path: Path) -> None:
+    """Every second one here; a gain begins the count anew."""
+    config = varied("lstm", optimizer__schedule="plateau", optimizer__plateau_patience=2, optimizer__warmup=1)
+    scores = [2.0, 1.0, 1.0, 1.0, 1.0, 3.0, 1.0, 1.0]
+    made = make_trainer(config, tmp_path, scores)
+    made.state.progress.update = 5
+    halvings = []
+    for _ in scores:
+        made.validate()
+        halvings.append(math.log2(config.optimizer.lr / made.lr()))
+    assert halvings == pytest.approx([0, 0, 1, 1, 2, 2, 2, 3])
+
+
+def test_speeds_leave_validations_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the meter starts again after each, so that the next line counts updates alone."""
+    made = make_trainer(varied("lstm", training__updates=4, training__validate_every=2), tmp_path, [1.0, 2.0])
+    events: list[str] = []
+    calibrate, validate = Meter.calibrate, made.validate
+
+    def noted(meter: Meter) -> None:
+        events.append("calibrate")
+        calibrate(meter)
+
+    monkeypatch.setattr(Meter, "calibrate", noted)
+    monkeypatch.setattr(made, "validate", lambda: (events.append("validate"), validate()))
+    made.fit()
+    assert "".join(event[0] for event in events).count("vc") == 2
