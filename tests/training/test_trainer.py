@@ -1036,11 +1036,15 @@ def test_speeds_leave_validations_out(tmp_path: Path, monkeypatch: pytest.Monkey
     events: list[str] = []
     calibrate, validate = Meter.calibrate, made.validate
 
-    def noted(meter: Meter) -> None:
+    def calibrated(meter: Meter) -> None:
         events.append("calibrate")
         calibrate(meter)
 
-    monkeypatch.setattr(Meter, "calibrate", noted)
-    monkeypatch.setattr(made, "validate", lambda: (events.append("validate"), validate()))
+    def validated() -> None:
+        events.append("validate")
+        validate()
+
+    monkeypatch.setattr(Meter, "calibrate", calibrated)
+    monkeypatch.setattr(made, "validate", validated)
     made.fit()
     assert "".join(event[0] for event in events).count("vc") == 2
