@@ -50,7 +50,7 @@ class OutputTable(nn.Embedding):
     """Target embeddings that score features: a logit for each word; its weights may be those of another table."""
 
     def __init__(self, table: nn.Embedding) -> None:
-        super().__init__(table.num_embeddings, table.embedding_dim, device="meta")
+        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight)  # draws no other weights
         self.weight = table.weight
 
     def forward(self, features: Tensor) -> Tensor:
