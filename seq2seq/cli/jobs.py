@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from seq2seq.utils.errors import UserError, reason_of
 
 def call(command: str, *texts: str, config_dir: str | None = None) -> Any:
     """Run a command with command-line overrides, and return its result."""
+    return run_job(command, *_checked(command, texts, config_dir))
+
+
+def load_config(command: str, *texts: str) -> Any:
+    """Return the typed config of a command line."""
+    values, _ = _checked(command, texts)
+    return typed_config(command, values)
+
+
+def _checked(command: str, texts: Iterable[str], config_dir: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a command line and the keys that it gives; all its problems are raised together."""
     with hydra_session(config_dir):
         overrides = parse_overrides(command, list(texts))
         values, problems = check_job(command, overrides)
     if problems:
         raise UserError(*problems, code=2)
-    return run_job(command, values, [override.get_key_element() for override in overrides])
-
-
-def load_config(command: str, *texts: str) -> Any:
-    """Return the typed config of a command line."""
-    with hydra_session():
-        values, problems = check_job(command, parse_overrides(command, list(texts)))
-    if problems:
-        raise UserError(*problems, code=2)
-    return typed_config(command, values)
+    return values, [override.get_key_element() for override in overrides]
 
 
 def run_job(command: str, values: dict[str, Any], given_keys: list[str]) -> Any:
