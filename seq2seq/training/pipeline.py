@@ -45,7 +45,6 @@ from seq2seq.utils.device import (
     peak_memory,
     reset_peak_memory,
     tune_cpu,
-    tune_cuda,
 )
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
@@ -77,7 +76,6 @@ def train(config: TrainConfig) -> Run:
         corpora = open_corpora(config.data, config.seed, logger.status)
         log_corpora(config, corpora, logger)
         tune_cpu()
-        tune_cuda()
         if config.deterministic:
             deterministic()
         state = build_state(run, config, corpora.train, device, process_group, logger)

@@ -35,7 +35,9 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the dtype of the model's weights and activations, and the reason."""
-    if device.type == "cuda":  # by default, cuDNN's LSTM computes float32 in tf32
+    if device.type == "cuda":
+        tune_cuda()
+        # By default, cuDNN's LSTM computes float32 in tf32.
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = name == "tf32"
     if name == "tf32":

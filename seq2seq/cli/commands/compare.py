@@ -20,7 +20,7 @@ from seq2seq.evaluation.testsets import (
 )
 from seq2seq.inference.checkpoint import CONFIG, read_config
 from seq2seq.utils.console import status
-from seq2seq.utils.device import tune_cpu, tune_cuda
+from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
@@ -44,7 +44,6 @@ def compare(config: CompareConfig) -> None:
     for note in notes:
         print(f"note       {note}")
     tune_cpu()
-    tune_cuda()
     hypotheses = [cached_translations(run, test, config) for run in runs]
     for run in runs:
         print(f"written    {translations_path(run, test, config)}")

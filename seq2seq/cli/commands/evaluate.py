@@ -41,7 +41,7 @@ from seq2seq.evaluation.testsets import (
 )
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.console import status
-from seq2seq.utils.device import choose_device, tune_cpu, tune_cuda
+from seq2seq.utils.device import choose_device, tune_cpu
 from seq2seq.utils.run import Run
 
 
@@ -66,7 +66,6 @@ def evaluate(config: EvaluateConfig) -> list[Evaluated]:
     tests = [find_test_sets(config, run) for run in runs]
     several = sum(map(len, tests)) > 1
     tune_cpu()
-    tune_cuda()
     evaluations = [
         one for run, run_tests in zip(runs, tests, strict=True) for one in evaluate_run(run, run_tests, config, several)
     ]

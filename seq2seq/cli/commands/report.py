@@ -20,7 +20,7 @@ from seq2seq.inference.translator import Translator
 from seq2seq.reporting import report as pages
 from seq2seq.training import environment
 from seq2seq.utils.console import hint, status
-from seq2seq.utils.device import tune_cpu, tune_cuda
+from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
@@ -43,7 +43,6 @@ def report(config: ReportConfig) -> None:
     print(f"test set   {test.name}: {len(test):,} pairs")
     require_tokenizer(config.tokenize)
     tune_cpu()
-    tune_cuda()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(

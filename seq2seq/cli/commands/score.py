@@ -11,7 +11,7 @@ from pathlib import Path
 from seq2seq.config.schema import ScoreConfig
 from seq2seq.data.sources import from_text
 from seq2seq.inference.translator import Translator
-from seq2seq.utils.device import tune_cpu, tune_cuda
+from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import output_stream
 
@@ -26,7 +26,6 @@ def score(config: ScoreConfig) -> None:
     if config.source is None and sys.stdin.isatty():
         raise UserError("source: nothing to score; give source=FILE target=FILE, or pipe lines of source, tab, target")
     tune_cpu()
-    tune_cuda()
     translator = Translator.load(
         config.run, config.checkpoint, outputs=config.outputs, device=config.device, precision=config.precision
     )

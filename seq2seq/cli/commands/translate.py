@@ -18,7 +18,7 @@ from seq2seq.data.sources import raw_lines
 from seq2seq.inference.prompt import converse, open_runs
 from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
 from seq2seq.inference.translator import EMPTY, Translation, Translator
-from seq2seq.utils.device import tune_cpu, tune_cuda
+from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.io import output_stream, partial_path
 
@@ -32,7 +32,6 @@ def translate(config: TranslateConfig) -> None:
     if config.input and not Path(config.input).is_file():
         raise UserError(f"input: {config.input} does not exist")
     tune_cpu()
-    tune_cuda()
     if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         converse(config)
         return
