@@ -66,7 +66,9 @@ class Observer:
         except Exception:
             LOG.exception("error in %s %s", scope["method"], quote(scope["path"]))
             if not status:
-                await error_answer(Refused(500, "internal error; the server's log explains it"))(scope, receive, observed)
+                await error_answer(Refused(500, "internal error; the server's log explains it"))(
+                    scope, receive, observed
+                )
         finally:
             self.record(scope, status or GONE, time.perf_counter() - began, size)
 

@@ -17,7 +17,8 @@ ABOUT = """Translate, score and explain with models trained by seq2seq.
 
 Two APIs: the routes below `/v1` show all that a model knows; those at the root follow
 [LibreTranslate](https://docs.libretranslate.com), so that its clients work unchanged.
-An error answers `{"error": "…"}` in one line. With an API key, send `Authorization: Bearer KEY`, or the field `api_key`.
+An error answers `{"error": "…"}` in one line. A server with an API key wants `Authorization: Bearer KEY`, or the field
+`api_key`.
 """
 ERRORS = {
     400: "A field is missing or wrong, or the body is not JSON in UTF-8; the error names it.",
@@ -31,7 +32,7 @@ ERRORS = {
     503: "The server is shutting down, or the process that worked on the request died; try again.",
     504: "The request took longer than the server allows.",
 }
-BODIES = [
+BODIES: list[type[BaseModel]] = [
     *(schemas.TranslateBody, schemas.StreamBody, schemas.ScoreBody, schemas.AlternativesBody),
     *(schemas.AttentionBody, schemas.ReloadBody, schemas.LibreTranslateBody, schemas.DetectBody),
 ]
@@ -47,6 +48,7 @@ def route(
     body: type[BaseModel] | None = None,
     answer: Any = None,
     *,
+    tag: str,
     forms: bool = False,
     media: str = "application/json",
     errors: tuple[int, ...] | None = None,
@@ -68,6 +70,7 @@ def route(
         path,
         handler,
         methods=[method],
+        tags=[tag],
         response_model=None,
         response_class=Response,
         responses=responses,

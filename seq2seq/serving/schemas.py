@@ -75,10 +75,9 @@ class LibreTranslateBody(BaseModel):
     q: Annotated[str | list[str], Field(description="One text, or several.", examples=["A dog runs."])]
     source: Annotated[str, Field(description="A source language, or auto.", examples=["en"])]
     target: Annotated[str, Field(description="A target language.", examples=["de"])]
-    format: Annotated[
-        Literal["text", "html"],
-        Field(description="html: tags stay, and the text between two tags is translated by itself."),
-    ] = "text"
+    format: Annotated[str, Field(description="text, or html: tags stay, and the text between two is translated.")] = (
+        "text"
+    )
     alternatives: Annotated[int, Field(description="Further translations of each text.", ge=0, le=10)] = 0
     api_key: Annotated[str | None, Field(description="The server's API key, if it has one.")] = None
 

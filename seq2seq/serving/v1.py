@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +16,7 @@ from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.serving.answers import Refused, dumps, error_answer, json_answer
 from seq2seq.serving.bodies import Api
-from seq2seq.serving.interface import ModelInfo, Partial, SentenceResult, ServiceError, TextResult, TooLarge
+from seq2seq.serving.interface import ModelInfo, Partial, SentenceResult, ServiceError, TooLarge
 from seq2seq.serving.limits import check_size, search_of, search_options, search_presets
 from seq2seq.serving.openapi import route
 from seq2seq.serving.schemas import (
@@ -40,17 +41,16 @@ NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx mus
 
 
 class V1(Api):
-    def router(self) -> APIRouter:
-        router = APIRouter(prefix="/v1", tags=["seq2seq"])
-        route(router, "POST", "/translate", self.translate, TranslateBody, TranslateAnswer)
-        route(router, "POST", "/stream", self.stream, StreamBody, media="text/event-stream")
-        route(router, "POST", "/score", self.score, ScoreBody, ScoreAnswer)
-        route(router, "POST", "/alternatives", self.alternatives, AlternativesBody, AlternativesAnswer)
-        route(router, "POST", "/attention", self.attention, AttentionBody, AttentionAnswer)
-        route(router, "GET", "/models", self.models, answer=ModelsAnswer)
-        route(router, "GET", "/search", self.search, answer=SearchAnswer)
-        route(router, "POST", "/reload", self.reload, ReloadBody, ModelsAnswer)
-        return router
+    def add_to(self, router: APIRouter) -> None:
+        add = partial(route, router, tag="seq2seq")
+        add("POST", "/v1/translate", self.translate, TranslateBody, TranslateAnswer)
+        add("POST", "/v1/stream", self.stream, StreamBody, media="text/event-stream")
+        add("POST", "/v1/score", self.score, ScoreBody, ScoreAnswer)
+        add("POST", "/v1/alternatives", self.alternatives, AlternativesBody, AlternativesAnswer)
+        add("POST", "/v1/attention", self.attention, AttentionBody, AttentionAnswer)
+        add("GET", "/v1/models", self.models, answer=ModelsAnswer)
+        add("GET", "/v1/search", self.search, answer=SearchAnswer)
+        add("POST", "/v1/reload", self.reload, ReloadBody, ModelsAnswer)
 
     async def translate(self, request: Request) -> Response:
         """Translate texts, with the probability of every subword.
