@@ -109,14 +109,14 @@ def _maximum(name: str) -> dict[str, Any]:
 
 
 def option_comments() -> dict[str, str]:
-    """Return the comment of each key; a comment that goes on stands on lines of its own, indented."""
+    """Return the comment of each key: on its line and on indented ones below, or else that of the key before."""
     comments: dict[str, list[str]] = {}
     key = ""
     for line in (CONFIGS / "search" / "greedy.yaml").read_text(encoding="utf-8").splitlines():
         code, _, comment = line.partition("#")
         if ":" in code:
-            key = code.partition(":")[0]
-            comments[key] = [comment.strip()]
+            before, key = key, code.partition(":")[0]
+            comments[key] = [comment.strip()] if comment else comments[before]
         elif key and code and not code.strip() and comment:
             comments[key].append(comment.strip())
     return {key: " ".join(parts) for key, parts in comments.items()}

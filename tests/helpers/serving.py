@@ -33,7 +33,7 @@ from seq2seq.serving.interface import (
 from seq2seq.serving.service import Service
 
 ADDRESS = "http://127.0.0.1"
-SENTENCE = re.compile(r"[^\s.][^.\n\r]*\.?")
+SENTENCE = re.compile(r"[^\s.](?:[^.\n\r]*[^\s.])?\.?")
 LAYERS, HEADS = 2, 3
 
 
@@ -198,7 +198,7 @@ class Web:
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url=ADDRESS) as client:
+            async with httpx.AsyncClient(transport=transport, base_url=ADDRESS, trust_env=False) as client:
                 return await client.request(method, path, **arguments)
 
         return asyncio.run(send())
