@@ -74,10 +74,10 @@ class Api:
         if not self.key:
             return
         kind, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if kind.lower() == "bearer" else key
+        given = token.strip().encode("latin-1") if kind.lower() == "bearer" else (key or "").encode("utf-8", "replace")
         if not given:
             raise Refused(403, "api_key: missing; send it in this field or as Authorization: Bearer")
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self.key):
+        if not hmac.compare_digest(given, self.key):
             raise Refused(403, "api_key: wrong key")
 
     def model(self, name: str | None) -> ModelInfo:

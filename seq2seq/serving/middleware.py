@@ -32,6 +32,7 @@ SECURITY_HEADERS = [
 CLOSE = {"connection": "close"}  # nothing more is read from this client
 GONE = 499  # in records and metrics, as in nginx: the client left first
 OTHER = "other"  # the route of every path that does not exist
+READ_ON = 16  # times the limit is read before an answer: few clients read one while they still send
 READ_ONLY = ("GET", "HEAD", "OPTIONS")
 
 
@@ -144,22 +145,30 @@ class BodyLimit:
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         too_large = Refused(413, f"body: it exceeds this server's limit of {self.most:,} bytes; send less", CLOSE)
-        length, body, more = header(scope, b"content-length"), bytearray(), True
-        if length.isdecimal() and (len(length) > 18 or int(length) > self.most):
+        declared, most_read = declared_length(scope), READ_ON * self.most
+        if declared > most_read or (declared > self.most and header(scope, b"expect")):
             raise too_large
+        body, size, more = bytearray(), 0, True
         try:
             with anyio.fail_after(self.seconds):
-                while more:
+                while more and size <= most_read:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > self.most:
-                        raise too_large
+                    piece, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(piece)
+                    if size <= self.most:
+                        body += piece
         except TimeoutError:
             raise Refused(408, f"body: it did not arrive within {self.seconds:g} s", CLOSE) from None
+        if size > self.most:
+            raise too_large
         return bytes(body)
+
+
+def declared_length(scope: Scope) -> float:
+    length = header(scope, b"content-length")
+    return float(length) if length.isdecimal() else 0
 
 
 async def serve_while_connected(app: ASGIApp, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:

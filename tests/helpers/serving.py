@@ -65,7 +65,8 @@ class FakeService(Service):
         self.failure: Exception | None = None  # raised by every method
         self.breaks: Exception | None = None  # raised by a stream after its first part
         self.waiting: asyncio.Event | None = None  # requests wait for it
-        self.cancelled = 0
+        self.endless = False  # whether a stream goes on until it is closed
+        self.cancelled = self.closed = 0
         self.alphabets: dict[str, str] = {}  # of a model: the signs that it can read
 
     async def _begin(self, **call: Any) -> ModelInfo:
@@ -134,6 +135,12 @@ class FakeService(Service):
             if self.breaks:
                 raise self.breaks
             yield sentence
+        try:
+            while self.endless:
+                yield Partial(0, "")
+                await asyncio.sleep(0)
+        finally:
+            self.closed += 1
 
     async def score(
         self,
