@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -11,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from seq2seq.config.schema import ServeConfig
 from seq2seq.serving.answers import Refused, error_answer
+from seq2seq.serving.assets import DOCS, INDEX, assets
 from seq2seq.serving.bodies import Api
 from seq2seq.serving.interface import ServiceError
 from seq2seq.serving.libretranslate import LibreTranslate
@@ -21,8 +20,6 @@ from seq2seq.serving.service import Service
 from seq2seq.serving.v1 import V1
 from seq2seq.utils.errors import UserError
 
-PAGE = Path(__file__).parent / "page"
-MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CHANGES = {"cache-control": "no-cache"}  # a browser asks again, so that no page mixes two versions
 BODY_SECONDS = 20.0  # for a body to arrive
 
@@ -66,19 +63,16 @@ class MetricsRoute(Api):
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page, its files and the API's pages; they are read once, so no path of a request reaches the disk."""
-    for file in sorted(PAGE.iterdir()):
-        if file.suffix in MEDIA:
-            add_file(app, f"/static/{file.name}", file)
-    add_file(app, "/", PAGE / "index.html")
-    add_file(app, "/docs", PAGE / "api.html")
+    """Add the page, the description of the API and their files, which are read once."""
+    for name, (content, media) in assets().items():
+        add_file(app, f"/static/{name}", content, media)
+    add_file(app, "/", INDEX.read_bytes(), "text/html")
+    add_file(app, "/docs", DOCS.read_bytes(), "text/html")
 
 
-def add_file(app: FastAPI, path: str, file: Path) -> None:
-    content = file.read_bytes()
-
+def add_file(app: FastAPI, path: str, content: bytes, media: str) -> None:
     async def answer(request: Request) -> Response:
-        return Response(content, headers=CHANGES, media_type=MEDIA[file.suffix])
+        return Response(content, headers=CHANGES, media_type=media)
 
     app.add_route(path, answer, include_in_schema=False)
 

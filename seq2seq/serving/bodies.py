@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl
 
@@ -42,7 +41,7 @@ class Api:
 
     def __init__(self, service: Service, config: ServeConfig) -> None:
         self.service, self.config = service, config
-        self.key = (config.api_key or os.environ.get("SEQ2SEQ_API_KEY") or "").encode()
+        self.key = (config.api_key or "").encode()
 
     async def read(self, request: Request, model: type[B], default: bytes = b"") -> B:
         """Return the body as an object, after its API key is found right."""

@@ -120,8 +120,8 @@ class LibreTranslate(Api):
         readings = {}
         for language, model in by_language.items():
             # An empty target is the cheapest way to learn how a model reads a source.
-            (scored,) = await self.service.score([text], [""], model=model)
-            readings[language] = reading(text, scored.source_pieces)
+            pieces = (await self.service.score([text], [""], model=model))[0].source_pieces if text else ()
+            readings[language] = reading(text, pieces)
         longest = max(length for _, length in readings.values()) or 1.0
         ranked = sorted(readings.items(), key=lambda item: -item[1][0] * item[1][1])
         return [

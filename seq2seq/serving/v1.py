@@ -33,6 +33,7 @@ from seq2seq.serving.schemas import (
     TranslateAnswer,
     TranslateBody,
 )
+from seq2seq.serving.text import clean, text_result
 from seq2seq.utils.errors import UserError
 
 MOST_WEIGHTS = 1_000_000  # attention weights of an answer: about 10 MB of JSON
@@ -219,20 +220,9 @@ async def event_stream(
             else:
                 sentences.append(result)
                 yield event("sentence", {"index": len(sentences) - 1, **sentence_json(result)})
-    gaps = gaps_between(text, [sentence.source for sentence in sentences])
-    best = [sentence.translations[0].text for sentence in sentences]
-    whole = gaps[0] + "".join(part + gap for part, gap in zip(best, gaps[1:], strict=True))
-    yield event("done", {"text": whole, "gaps": gaps, "model": info.name, "update": newest(sentences, info)})
-
-
-def gaps_between(text: str, sentences: Sequence[str]) -> list[str]:
-    """Return what stands before, between and after the sentences of a text."""
-    gaps, end = [], 0
-    for sentence in sentences:
-        start = text.index(sentence, end)
-        gaps.append(text[end:start])
-        end = start + len(sentence)
-    return [*gaps, text[end:]]
+    whole = text_result(clean(text), sentences)
+    update = newest(sentences, info)
+    yield event("done", {"text": whole.text, "gaps": whole.gaps, "model": info.name, "update": update})
 
 
 def event(name: str, data: dict[str, Any]) -> bytes:

@@ -56,7 +56,7 @@ def asgi(web: Web, path: str, receive: Callable[[], Awaitable[dict[str, Any]]], 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(asyncio.wait_for(web.app(scope, receive, send), 10))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(web.app(scope, receive, send), 10))
     return sent
 
 
@@ -116,8 +116,8 @@ def test_pages_load_nothing_from_elsewhere_and_contain_no_script() -> None:
         page = Web().get(path).text
         assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
         assert not re.findall(r"<style|\sstyle=|\son\w+=|<script(?![^>]*src=)", page)
-        for file in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
-            assert Web().get(file).status_code == 200, file
+        for file in re.findall(r'(?:src|href)="(static/[^"]+)"', page):
+            assert Web().get(f"/{file}").status_code == 200, file
 
 
 # ------------------------------------------------------------------------------------------------- errors
@@ -174,13 +174,6 @@ def test_a_key_is_needed_for_what_costs_or_tells(path: str) -> None:
 def test_a_key_is_not_needed_to_see_the_page() -> None:
     for path in sorted(OPEN - {"/suggest"}):
         assert Web(api_key="k").get(path).status_code == 200
-
-
-def test_the_environment_may_hold_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEQ2SEQ_API_KEY", "k")
-    assert Web().get("/v1/models").status_code == 403
-    assert Web().get("/v1/models", headers={"authorization": "Bearer k"}).status_code == 200
-    assert Web(api_key="l").get("/v1/models", headers={"authorization": "Bearer k"}).status_code == 403
 
 
 def test_without_a_key_any_key_is_accepted() -> None:
@@ -433,5 +426,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_a_slow_body_has_its_own_limit() -> None:
     """The time for a body is short, however long a request may take."""
-    layers = {layer.cls: layer.kwargs for layer in Web(timeout_s=3600).app.user_middleware}
-    assert layers[middleware.BodyLimit]["seconds"] == app_module.BODY_SECONDS
+    (seconds,) = [
+        layer.kwargs["seconds"] for layer in Web(timeout_s=3600).app.user_middleware if "most" in layer.kwargs
+    ]
+    assert seconds == app_module.BODY_SECONDS

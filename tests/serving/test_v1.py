@@ -264,14 +264,6 @@ def test_an_empty_text_streams_its_gaps(text: str) -> None:
     assert (name, data["text"], data["gaps"]) == ("done", text, [text])
 
 
-@given(
-    st.lists(st.tuples(st.text(" \n", max_size=2), st.text("ab", min_size=1, max_size=3))), st.text(" \n", max_size=2)
-)
-def test_gaps_and_sentences_give_the_text_back(parts: list[tuple[str, str]], end: str) -> None:
-    text = "".join(gap + sentence for gap, sentence in parts) + end
-    assert v1.gaps_between(text, [sentence for _, sentence in parts]) == [*(gap for gap, _ in parts), end]
-
-
 def test_an_error_before_the_first_event_has_its_status() -> None:
     service = FakeService()
     service.failure = TooLarge("too many sentences")
