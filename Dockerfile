@@ -9,7 +9,8 @@ FROM python:${PYTHON}-slim
 
 # The index of torch's builds: for a CPU the wheel is a tenth as large as the default one.
 ARG TORCH=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir torch --index-url ${TORCH}
+COPY constraints.txt /source/
+RUN pip install --no-cache-dir --constraint /source/constraints.txt torch --index-url ${TORCH}
 
 COPY pyproject.toml README.md LICENSE /source/
 COPY configs /source/configs

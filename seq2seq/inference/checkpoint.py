@@ -50,7 +50,10 @@ def count_parameters(folder: Path) -> int:
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()  # safetensors alone would make a file that only its owner may read
+    permissions = path.stat().st_mode
     save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+    path.chmod(permissions)
 
 
 @torch.no_grad()

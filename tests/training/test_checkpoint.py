@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seq2seq.inference import checkpoint as checkpoint_module
-from seq2seq.inference.checkpoint import damaged_error, load_checkpoint
+from seq2seq.inference.checkpoint import damaged_error, load_checkpoint, write_weights
 from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Checkpoints, Progress, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup
@@ -484,3 +484,11 @@ def test_batches_of_another_corpus_begin_their_next_epoch(tmp_path: Path) -> Non
     other.state.read(last(made))
     batches = other.state.batches
     assert (batches.epoch, batches.pool, batches.position) == (made.state.batches.epoch + 1, 0, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_weights_may_be_read_by_whoever_may_read_a_new_file(tmp_path: Path) -> None:
+    """A server under another user, or in a container, reads the runs of the one who trained them."""
+    (tmp_path / "new").touch()
+    write_weights({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
