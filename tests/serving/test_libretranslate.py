@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.config.loading import search_preset
-from seq2seq.serving.libretranslate import joined_markup, reading, split_markup, with_alternatives
+from seq2seq.serving.libretranslate import reading, with_alternatives
+from seq2seq.serving.markup import joined_markup, split_markup
 from tests.helpers.serving import FakeService, Web, backwards, model_info, running
 
 PAIR = {"source": "en", "target": "de"}
