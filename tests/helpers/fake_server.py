@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -132,7 +132,12 @@ OPTIONS = [
     {"name": "tokens", "type": "int | auto", "default": "auto", "help": "source subwords × beam per batch"},
 ]
 DEFAULTS = {option["name"]: option["default"] for option in OPTIONS}
-PRESETS = {"beam": DEFAULTS, "greedy": {**DEFAULTS, "beam": 1}}
+PRESETS: dict[str, dict[str, Any]] = {"beam": DEFAULTS, "greedy": {**DEFAULTS, "beam": 1}}
+
+
+def changes(preset: str) -> dict[str, Any]:
+    """Return what a preset changes."""
+    return {name: value for name, value in PRESETS[preset].items() if value != DEFAULTS[name]}
 
 
 @dataclass
@@ -143,7 +148,7 @@ class FakeServer:
     models: list[dict[str, Any]] = field(default_factory=lambda: [model("demo", "transformer")])
     key: str | None = None
     busy: int = 0  # so many next requests for translations are refused with 429
-    delay: float = 0.0  # seconds before each event of a stream
+    delay: float = 0.0  # seconds before each translation, and before each event of a stream
     error: str | None = None  # of every request for a translation
     alternatives: list[dict[str, Any]] | None = None
     requests: list[tuple[str, Any]] = field(default_factory=list)  # path and body
@@ -162,6 +167,7 @@ class FakeServer:
     def answer(self, path: str, body: dict[str, Any]) -> Any:
         name = body.get("model") or self.models[0]["name"]
         if path == "/v1/translate":
+            time.sleep(self.delay)
             texts = [body["text"]] if isinstance(body["text"], str) else body["text"]
             given = body.get("prefix") or ""
             prefixes = [given] * len(texts) if isinstance(given, str) else given
@@ -249,10 +255,8 @@ def handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
 
         def handle(self) -> None:
-            try:
+            with suppress(OSError):  # the page cancelled its request
                 super().handle()
-            except OSError:
-                pass  # the page cancelled its request
 
     return Handler
 

@@ -104,6 +104,7 @@ export class SearchOptions {
     for (const option of this.options) {
       const { input, note, node } = this.rows.get(option.name);
       const [value, isChanged] = [this.value(option), option.name in this.changes];
+      if (input === document.activeElement && input.type !== "checkbox") continue; // it may hold what is being typed
       if (input.type === "checkbox") input.checked = value;
       else input.value = Array.isArray(value) ? value.join(", ") : value;
       node.classList.toggle("changed", isChanged);
