@@ -104,9 +104,9 @@ export class SearchOptions {
     for (const option of this.options) {
       const { input, note, node } = this.rows.get(option.name);
       const [value, isChanged] = [this.value(option), option.name in this.changes];
-      if (input === document.activeElement && input.type !== "checkbox") continue; // it may hold what is being typed
+      const isTyped = input === document.activeElement && input.tagName === "INPUT" && !isChanged;
       if (input.type === "checkbox") input.checked = value;
-      else input.value = Array.isArray(value) ? value.join(", ") : value;
+      else if (!isTyped) input.value = Array.isArray(value) ? value.join(", ") : value;
       node.classList.toggle("changed", isChanged);
       note.textContent = isChanged ? `changed from ${formatValue(option.default)}` : "";
     }
