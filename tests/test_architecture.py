@@ -22,6 +22,7 @@ PACKAGES = [
     "evaluation",
     "training",
     "reporting",
+    "serving",
     "cli",
     "api",
 ]

@@ -552,6 +552,43 @@ class TranslateConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    run: str | list[str] | None
+    ensemble: bool
+    checkpoint: str
+    outputs: str
+    device: str
+    precision: Precision
+    engine: Literal["torch"]
+    processes: Count | Literal["auto"]
+    host: str
+    port: Annotated[int, Range(0, 65535)]
+    api_key: str | None
+    cors: list[str]
+    batch_tokens: Count | Literal["auto"]
+    batch_wait_ms: NonNegative
+    timeout_s: Positive
+    max_characters: Count
+    max_sentences: Count
+    max_body_bytes: Count
+    max_queue_characters: Count
+    reload_s: NonNegative
+    shutdown_s: NonNegative
+    log_texts: bool
+    search: SearchConfig
+
+    def problems(self) -> Problems:
+        if self.ensemble and not (isinstance(self.run, list) and len(self.run) > 1):
+            yield "ensemble", "an ensemble needs several runs; set run=[a,b]"
+        if self.max_characters > self.max_queue_characters:
+            yield (
+                "max_characters",
+                f"{self.max_characters} characters never fit into the queue; "
+                f"lower it to max_queue_characters={self.max_queue_characters} or less",
+            )
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     run: str | None
     checkpoint: str

@@ -15,7 +15,7 @@ import yaml
 
 from seq2seq.config.loading import build_config, search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
-from seq2seq.config.schema import SearchConfig, TranslateConfig
+from seq2seq.config.schema import SearchConfig, ServeConfig, TranslateConfig
 from seq2seq.data.tokenizer import BEGIN, PAD, UNKNOWN
 from seq2seq.inference.translator import Translation, Translator
 from seq2seq.utils.console import Screen, pad, width
@@ -63,15 +63,18 @@ class LoadedRuns:
         return ", ".join(f"update {int(number):,}" if number.isdecimal() else name for name, number in numbers)
 
 
-def open_runs(name: str | list[str] | None, checkpoint: str, config: TranslateConfig) -> LoadedRuns:
-    """Open a run by name, the newest run without a name, or an ensemble for several names."""
+def open_runs(
+    name: str | list[str] | None, checkpoint: str | list[str], config: TranslateConfig | ServeConfig
+) -> LoadedRuns:
+    """Open a run by name, the newest run without a name, or an ensemble for several names, each with its checkpoint."""
     runs = [Run.find(each, config.outputs) for each in (name if isinstance(name, list) else [name])]
-    read = [read_checkpoint(run, checkpoint, config) for run in runs]
+    checkpoints = checkpoint if isinstance(checkpoint, list) else [checkpoint] * len(runs)
+    read = [read_checkpoint(run, which, config) for run, which in zip(runs, checkpoints, strict=True)]
     translator = Translator.ensemble([translator for _, translator in read], [run.folder.name for run in runs])
     return LoadedRuns(tuple(runs), tuple(folder for folder, _ in read), translator)
 
 
-def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path, Translator]:
+def read_checkpoint(run: Run, which: str, config: TranslateConfig | ServeConfig) -> tuple[Path, Translator]:
     """Load a checkpoint; if a training in progress deletes it meanwhile, load its successor."""
     while True:
         folder = run.checkpoint(which)
@@ -80,6 +83,21 @@ def read_checkpoint(run: Run, which: str, config: TranslateConfig) -> tuple[Path
         except UserError:
             if run.checkpoint(which) == folder:
                 raise
+
+
+def continuations(
+    translator: Translator, source: str, prefix: str, search: SearchConfig, count: int
+) -> list[tuple[str, float, str]]:
+    """Return the likeliest subwords after a prefix, with their probabilities and the texts that continue with them."""
+    special = {translator.tokenizer.target.id_to_piece(i) for i in (PAD, UNKNOWN, BEGIN)}
+    candidates = translator.alternatives(source, prefix, count + len(special))
+    candidates = [(piece, p) for piece, p in candidates if piece not in special][:count]
+    prefixes = [(prefix + piece.replace("▁", " ")).strip() for piece, _ in candidates]
+    translations = translator.translate([source] * len(candidates), replace(search, n_best=1), prefixes=prefixes)
+    return [
+        (piece, probability, prefix if piece == "</s>" else best.text)
+        for (piece, probability), (best, *_) in zip(candidates, translations, strict=True)
+    ]
 
 
 class Prompt:
@@ -198,15 +216,9 @@ class Prompt:
         words = translation.text.split()
         index = word_index(words, rest)
         prefix = " ".join(words[:index])
-        special = {model.translator.tokenizer.target.id_to_piece(i) for i in (PAD, UNKNOWN, BEGIN)}
-        candidates = model.translator.alternatives(self.source, prefix, ALTERNATIVES + len(special))
-        candidates = [(piece, p) for piece, p in candidates if piece not in special][:ALTERNATIVES]
-        prefixes = [(prefix + piece.replace("▁", " ")).strip() for piece, _ in candidates]
-        search = replace(self.search, n_best=1)
-        translations = model.translator.translate([self.source] * len(candidates), search, prefixes=prefixes)
-        column_width = max(width(piece) for piece, _ in candidates) + 2
-        for (piece, probability), ranked in zip(candidates, translations, strict=True):
-            text = prefix if piece == "</s>" else ranked[0].text
+        found = continuations(model.translator, self.source, prefix, self.search, ALTERNATIVES)
+        column_width = max(width(piece) for piece, _, _ in found) + 2
+        for piece, probability, text in found:
             self.screen.print(f"{probability:6.1%}  {pad(piece, column_width)}{self.screen.dim(text)}")
 
     # -------------------------------------------------------------------------------------- changing

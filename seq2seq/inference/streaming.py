@@ -91,6 +91,21 @@ def sentences(line: str, within_limit: Callable[[str], bool]) -> list[str]:
     return [piece for part in parts for piece in _split_in_half(part.strip(), within_limit)]
 
 
+def split_text(text: str, within_limit: Callable[[str], bool]) -> list[str]:
+    """Split a text of any number of lines into sentences, none of them empty."""
+    return [sentence for line in text.splitlines() for sentence in sentences(line, within_limit) if sentence]
+
+
+def gaps_between(text: str, sentences: Iterable[str]) -> list[str]:
+    """Return the spaces and line ends of a text before its first sentence, between sentences, and after the last."""
+    gaps, end = [], 0
+    for sentence in sentences:
+        start = text.index(sentence, end)  # only space comes before it, and no sentence begins with space
+        gaps.append(text[end:start])
+        end = start + len(sentence)
+    return [*gaps, text[end:]]
+
+
 def _split_in_half(text: str, within_limit: Callable[[str], bool]) -> list[str]:
     if len(text) < 2 or within_limit(text):
         return [text]

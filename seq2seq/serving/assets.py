@@ -8,6 +8,7 @@ from seq2seq.reporting.report import TEMPLATE
 
 PAGE = Path(__file__).with_name("page")
 INDEX = PAGE / "index.html"
+DOCS = PAGE / "api.html"
 SHARED = ("base.css", "elements.js", "theme.js", "attention.js")  # with the report
 MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 

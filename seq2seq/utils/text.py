@@ -1,4 +1,4 @@
-"""Words of a text."""
+"""Words and lines of a text."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def words_of(text: str) -> list[str]:
 def words_and_marks(text: str) -> list[str]:
     """Return the words and punctuation marks of a text."""
     return WORD_OR_MARK.findall(text)
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a translation: byte subwords can spell line ends."""
+    return " ".join(text.splitlines())

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.cli.commands.translate import Filter, interrupts_wait, one_line
+from seq2seq.cli.commands.translate import Filter, interrupts_wait
 from seq2seq.cli.main import load_config
 from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import output_stream
 from seq2seq.utils.run import Run
+from seq2seq.utils.text import one_line
 from tests.helpers.program import Program, forks
 from tests.helpers.runs import saved_run
 

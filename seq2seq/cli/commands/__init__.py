@@ -12,6 +12,7 @@ COMMANDS: dict[str, type] = {
     "report": schema.ReportConfig,
     "reproduce": schema.ReproduceConfig,
     "translate": schema.TranslateConfig,
+    "serve": schema.ServeConfig,
     "export": schema.ExportConfig,
     "score": schema.ScoreConfig,
 }

@@ -21,6 +21,7 @@ from seq2seq.inference.translator import EMPTY, Translation, Translator
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.io import output_stream, partial_path
+from seq2seq.utils.text import one_line
 
 FIRST_LINES, MOST_LINES = 256, 4096  # per chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
 
@@ -111,11 +112,6 @@ def joined(parts: Sequence[Translation]) -> Translation:
     """Join the translations of a line's sentences into one."""
     text = " ".join(part.text for part in parts if part.text)
     return replace(EMPTY, text=text, truncated=any(part.truncated for part in parts))
-
-
-def one_line(text: str) -> str:
-    """Join the lines of a translation: byte subwords can spell line ends."""
-    return " ".join(text.splitlines())
 
 
 def stdin_lines() -> LineReader:

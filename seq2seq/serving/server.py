@@ -1,0 +1,100 @@
+"""uvicorn around the application: its socket, its signals, and clients that do not finish their requests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from seq2seq.serving.service import Service
+from seq2seq.utils.errors import UserError
+
+HEADER_SECONDS = 10  # that the head of a request may take
+KEEP_ALIVE_SECONDS = 15  # that a connection may idle between two requests
+ANSWER_SECONDS = 5  # for clients to read their last answers, after the service has closed
+CONNECTIONS = 1000  # at a time; more are answered with 503
+
+
+class Server(uvicorn.Server):
+    """Ends at a signal, after the service has answered what it accepted; at a second signal at once."""
+
+    def __init__(self, app: FastAPI, service: Service) -> None:
+        options: dict[str, Any] = {
+            "http": Protocol,
+            "ws": "none",
+            "lifespan": "off",
+            "log_config": None,
+            "access_log": False,  # it would log addresses with the texts in their queries
+            "server_header": False,
+            "proxy_headers": False,
+            "limit_concurrency": CONNECTIONS,
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+            "timeout_graceful_shutdown": ANSWER_SECONDS,
+        }
+        super().__init__(uvicorn.Config(app, **options))
+        self.service = service
+        self.draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        asyncio.get_running_loop().call_soon_threadsafe(self.stop)
+
+    def stop(self) -> None:
+        """Stop gently, then at once."""
+        if self.draining is None:
+            self.draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            self.service.kill()
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        await self.service.close()
+        self.should_exit = True
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1, where a connection is closed if the head of a request takes too long."""
+
+    head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _time_head(self) -> None:
+        """Begin to wait for a head, or end it: once it is here, there is a cycle of request and response."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self.head_timer:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        key, remedy = (
+            ("host", "give an address of this machine")
+            if isinstance(error, socket.gaierror)
+            else ("port", "choose another port, or stop the program that uses it")
+        )
+        raise UserError(f"{key}: cannot listen on {host}:{port} ({error.strerror}); {remedy}") from None
