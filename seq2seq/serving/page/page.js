@@ -124,9 +124,10 @@ const others = new Others(translation, {
 const compare = new Compare(translation, () => models, search, { settings, onProblem: showProblem });
 const tabs = new Tabs(document.querySelector("[role=tablist]"), updatePanels);
 
-/** Ask for an n-best list, from a beam that holds it. */
+/** Ask for an n-best list, from a beam or samples that hold it. */
 function showMore(count) {
-  search.change({ ...search.changes, beam: Math.max(count, search.valueOf("beam")), n_best: count });
+  const key = search.valueOf("samples") ? "samples" : "beam";
+  search.change({ ...search.changes, [key]: Math.max(count, search.valueOf(key)), n_best: count });
 }
 
 const showProgress = (text) => {
