@@ -80,10 +80,11 @@ def test_every_route_answers() -> None:
 def test_every_answer_has_the_security_headers() -> None:
     service = FakeService()
     service.failure = RuntimeError()
-    answers = [ask(Web(), path) for path in sorted(KEYED | OPEN - {"/suggest"})]
-    answers += [Web().get("/none"), Web().get("/translate"), Web(service).post("/translate", BODIES["/translate"])]
-    answers += [Web(max_body_bytes=1).post("/detect", {"q": "A"}), Web().get("/health", headers={"host": "evil.com"})]
-    answers += [Web().post("/detect", headers={"origin": "http://b.com"})]
+    web = Web()
+    answers = [ask(web, path) for path in sorted(KEYED | OPEN - {"/suggest"})]
+    answers += [web.get("/none"), web.get("/translate"), Web(service).post("/translate", BODIES["/translate"])]
+    answers += [Web(max_body_bytes=1).post("/detect", {"q": "A"}), web.get("/health", headers={"host": "evil.com"})]
+    answers += [web.post("/detect", headers={"origin": "http://b.com"})]
     answers += [Web(cors=["http://a.com"]).request("OPTIONS", "/detect", headers={"origin": "http://b.com"})]
     for answer in answers:
         assert answer.headers["content-security-policy"] == CSP
@@ -141,8 +142,9 @@ def test_pages_load_nothing_from_elsewhere_and_contain_no_script() -> None:
 def test_what_the_service_raises_has_its_status(failure: Exception, status: int, retry: str | None) -> None:
     service = FakeService()
     service.failure = failure
+    web = Web(service)
     for path in sorted({*BODIES} - {"/detect"}):
-        answer = ask(Web(service), path)
+        answer = ask(web, path)
         assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry), path
         assert answer.json() == {"error": str(failure)}
 

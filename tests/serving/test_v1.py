@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.config.loading import build_config, search_preset, to_dict
@@ -19,6 +19,7 @@ from seq2seq.serving.limits import LIMITS, search_of, search_presets
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, backwards, model_info
 
+LAW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 TEXT = "A dog runs.\n\n  It sleeps. \r\n"
 
 
@@ -228,6 +229,7 @@ BODIES = st.dictionaries(st.sampled_from(KEYS), ANY_JSON | st.text(), max_size=5
 POSTS = ["/v1/translate", "/v1/stream", "/v1/score", "/v1/alternatives", "/v1/attention", "/translate", "/detect"]
 
 
+@LAW
 @given(st.sampled_from(POSTS), st.one_of(ANY_JSON, BODIES), SEARCHES | ANY_JSON)
 def test_no_body_is_an_error_of_the_server(path: str, body: Any, search: Any) -> None:
     if isinstance(body, dict) and search is not None:
