@@ -19,7 +19,7 @@ from seq2seq.serving.limits import LIMITS, search_of, search_presets
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, backwards, model_info
 
-LAW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+LAW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 TEXT = "A dog runs.\n\n  It sleeps. \r\n"
 
 
