@@ -113,7 +113,8 @@ def test_every_file_that_the_page_names_is_served() -> None:
     for content, _ in served.values():
         named += re.findall(r'from "\./([^"]+)"', content.decode())
     assert set(named) == set(served), "each is needed, and no other"
-    assert {path.name for path in PAGE.iterdir() if path.suffix != ".html"} <= set(served)
+    types = {(Path(name).suffix, media_type.partition(";")[0]) for name, (_, media_type) in served.items()}
+    assert types == {(".css", "text/css"), (".js", "text/javascript")}, "what browsers accept"
 
 
 def test_the_page_obeys_its_security_policy() -> None:
@@ -674,6 +675,7 @@ def test_an_error_is_one_line_until_it_is_mended(page: Page, server: FakeServer)
     page.fill("#source", SENTENCES[0])
     expect(page.locator("#problem span")).to_have_text(server.error)
     assert page.locator("#problem").get_attribute("role") == "alert"
+    finished(page)
     server.error = None
     page.click("text=Try again")
     expect(page.locator("#output")).to_have_text(german(SENTENCES[0]))

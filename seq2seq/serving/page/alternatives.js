@@ -49,6 +49,8 @@ function option(alternative, prefix, choose) {
     "div",
     {
       ...{ role: "option", tabindex: -1, "aria-selected": "false", title: `next subword: ${piece}` },
+      onfocus: (event) => event.currentTarget.setAttribute("aria-selected", "true"),
+      onblur: (event) => event.currentTarget.setAttribute("aria-selected", "false"),
       ...(word ? { onclick: pick } : { "aria-disabled": "true" }), // an end cannot be gone on from
     },
     html("b", { dir: "auto" }, word ? (isPart ? `…${word}` : word) : "the end"),

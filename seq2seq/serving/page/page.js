@@ -9,7 +9,7 @@ import { History } from "./history.js";
 import { Others } from "./others.js";
 import { Output, shownWords } from "./output.js";
 import { SearchOptions } from "./search.js";
-import { pause, request } from "./server.js";
+import { Problem, pause, request } from "./server.js";
 import { Tabs } from "./tabs.js";
 import { startTheme } from "./theme.js";
 import { Translation } from "./translation.js";
@@ -74,9 +74,11 @@ function showModel() {
 
 function showProblem(error) {
   if (error?.name === "AbortError") return;
-  const retry = html("button", { type: "button", onclick: () => translate() }, "Try again");
-  $("problem").replaceChildren(html("span", {}, error.message), retry);
+  const [label, onclick] = error instanceof Problem ? ["Try again", () => translate()] : ["Close", hideProblem];
+  const button = html("button", { type: "button", onclick }, label);
+  $("problem").replaceChildren(html("span", {}, error.message), button);
   $("progress").textContent = "";
+  $("output").setAttribute("aria-busy", "false");
   if (error.status === 0) waitForServer();
 }
 
