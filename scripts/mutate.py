@@ -43,7 +43,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parent.parent
 CATALOGUE = REPOSITORY / "scripts" / "mutants"
 TARGETS = (
-    *("data/", "model/", "decoding/", "inference/", "evaluation/", "training/", "reporting/"),
+    *("data/", "model/", "decoding/", "inference/", "evaluation/", "training/", "reporting/", "serving/"),
     *("utils/io.py", "utils/run.py", "config/loading.py"),
 )
 UNTARGETED = (

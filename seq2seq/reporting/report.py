@@ -1,6 +1,7 @@
 """One-page report on a run: training, translation quality, attention, and how to reproduce it.
 
-The page is template/report.html with its style sheet, its script and the data of a run inside; it needs no network.
+The page is template/report.html with its style sheets, its scripts and the data of a run inside; it needs no network.
+The page of `seq2seq serve` uses the same base.css, elements.js, theme.js and attention.js.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from seq2seq.inference.translator import Translation
 from seq2seq.utils.run import Run
 
 TEMPLATE = Path(__file__).with_name("template")
+STYLES = ("base.css", "report.css")
+SCRIPTS = ("elements.js", "theme.js", "attention.js", "report.js")  # each imports only from those before it
 # Counters that only grow are uninformative as curves.
 COUNTERS = ("kind", "update", "target_tokens", "skipped", "seconds", "epoch", "graphs")
 
@@ -156,15 +160,25 @@ def page(report: Report) -> str:
 
 def fill_template(data: str) -> str:
     """Return the template with all its parts inside, the data escaped so that no sentence can end its script."""
-    html, style, script = ((TEMPLATE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    script = "".join(without_modules(template(name)) for name in SCRIPTS)
     parts = {
-        '<link rel="stylesheet" href="report.css">': f"<style>\n{style}</style>",
+        **{f'<link rel="stylesheet" href="{name}">': f"<style>\n{template(name)}</style>" for name in STYLES},
         '<script type="module" src="report.js">': f'<script type="module">\n{script}',
         '<script id="data" type="application/json">': f'<script id="data" type="application/json">{escape(data)}',
     }
+    html = template("report.html")
     for reference, content in parts.items():
         html = html.replace(reference, content, 1)
     return html
+
+
+def template(name: str) -> str:
+    return (TEMPLATE / name).read_text(encoding="utf-8")
+
+
+def without_modules(script: str) -> str:
+    """Return a module's code as a part of one script: nothing is imported or exported."""
+    return re.sub(r"^import [^;]*;\n|^export ", "", script, flags=re.MULTILINE)
 
 
 def escape(data: str) -> str:

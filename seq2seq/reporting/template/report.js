@@ -1,3 +1,7 @@
+import { AttentionView, meansOf } from "./attention.js";
+import { build, card, cardHead, clamp, formatCount, html, range, soft, sum, svg } from "./elements.js";
+import { keepPainted, startTheme } from "./theme.js";
+
 // ------------------------------------------------------------------------------------ data, as in ../report.py
 
 /**
@@ -115,24 +119,6 @@
 /** @type {Report} */
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-// ---------------------------------------------------------------------------------------------------- elements
-
-function build(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value);
-  }
-  node.append(...children.flat(Infinity).filter((child) => child !== null));
-  return node;
-}
-
-const html = (tag, attributes = {}, ...children) => build(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) =>
-  build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-
-const card = (...children) => html("div", { class: "card" }, ...children);
-const cardHead = (title, note) => html("div", { class: "head" }, html("h3", {}, title), note);
-const soft = (...children) => html("span", { class: "soft" }, ...children);
 const numberCell = (...children) => html("td", { class: "number" }, ...children);
 const legendKey = (colour, text) => html("span", { class: "key" }, html("i", { style: `background:${colour}` }), text);
 
@@ -143,23 +129,11 @@ function section(title, id, ...children) {
     .append(html("section", { id, "aria-label": title }, html("h2", {}, title), ...children));
 }
 
-const ruler = html("canvas").getContext("2d");
-
-function textWidth(text, size) {
-  ruler.font = `${size}px system-ui, sans-serif`;
-  return ruler.measureText(text).width;
-}
-
 // ----------------------------------------------------------------------------------------------------- numbers
 
-const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
-const range = (count) => [...Array(count).keys()];
-const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-
-const formatCount = (number) => Math.round(number).toLocaleString("en-US");
 const formatScientific = (value) => value.toExponential(1).replace("e-", "e−");
-const formatRate = (value) => (value ? formatScientific(value) : "0");
 const formatPercent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
+const formatRate = (value) => (value ? formatScientific(value) : "0");
 const formatAxisPercent = (fraction) => `${(100 * fraction).toFixed(fraction && fraction < 0.1 ? 1 : 0)} %`;
 
 function formatTime(seconds) {
@@ -176,64 +150,6 @@ function formatShort(value) {
   if (size >= 10000) return `${formatCount(value / 1000)}k`;
   if (size >= 1000) return formatCount(value);
   return String(Number(value.toPrecision(3)));
-}
-
-// ------------------------------------------------------------------------------------------------------- theme
-
-const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
-const STORAGE_KEY = "seq2seq-theme";
-const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-const painters = []; // draw what depends on widths or colours
-let theme = storedTheme();
-
-function storedTheme() {
-  try {
-    const stored = localStorage.getItem(STORAGE_KEY);
-    return stored in THEMES ? stored : "auto";
-  } catch {
-    return "auto"; // a page from a file may have no storage
-  }
-}
-
-function storeTheme() {
-  try {
-    localStorage.setItem(STORAGE_KEY, theme);
-  } catch {
-    // Without storage the choice lasts as long as the page.
-  }
-}
-
-function applyTheme() {
-  const automatic = prefersDark.matches ? "dark" : "light";
-  document.documentElement.dataset.theme = theme === "auto" ? automatic : theme;
-  document.getElementById("theme").textContent = THEMES[theme];
-  repaint();
-}
-
-function nextTheme() {
-  const names = Object.keys(THEMES);
-  theme = names[(names.indexOf(theme) + 1) % names.length];
-  storeTheme();
-  applyTheme();
-}
-
-function repaint() {
-  for (const paint of painters) paint();
-}
-
-/** Paint when the page has a layout, and again whenever its width or theme changes. */
-function keepPainted(paint) {
-  painters.push(paint);
-  requestAnimationFrame(paint);
-}
-
-function repaintOnNewWidth() {
-  let width = innerWidth;
-  addEventListener("resize", () => {
-    if (innerWidth === width) return; // a phone changes only the height while it scrolls
-    width = innerWidth;
-    repaint();
-  });
 }
 
 // ------------------------------------------------------------------------------------------------------ header
@@ -556,109 +472,36 @@ function addCurves() {
   if (charts.length) section("Curves", "curves", html("div", { class: "grid" }, ...charts));
 }
 
-// ------------------------------------------------------------------------------ attention: weights and colours
+// --------------------------------------------------------------------------------------------------- attention
 
-const END_LABEL = "⏎";
-const HEAT_STOPS = [0, 0.25, 0.6, 1]; // weights of the colours --heat-0 to --heat-3
+const view = new AttentionView(errorRate);
+const picker = html("select", { "aria-label": "Sentence", onchange: (event) => showPlot(Number(event.target.value)) });
+const texts = html("dl", { class: "text" });
+let shownPlot = 0;
 
-/** Return a function of layer and head (null: the mean of all) that gives target × source weights. */
+/** Return a function of layer and head that gives target × source weights. */
 function unpackWeights({ weights, shape: [layers, heads, rows, columns] }) {
   const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  const weightAt = (i) => view.getUint16(2 * i, true) / 65535;
+  const numbers = new DataView(bytes.buffer);
+  const weightAt = (i) => numbers.getUint16(2 * i, true) / 65535;
   const grid = (layer, head) =>
     range(rows).map((row) => {
       const first = ((layer * heads + head) * rows + row) * columns;
       return range(columns).map((column) => weightAt(first + column));
     });
-  return (layer, head) => {
-    const chosenLayers = layer === null ? range(layers) : [layer];
-    const chosenHeads = head === null ? range(heads) : [head];
-    return meanGrid(chosenLayers.flatMap((l) => chosenHeads.map((h) => grid(l, h))));
-  };
-}
-
-function meanGrid(grids) {
-  return grids[0].map((row, t) => row.map((_, s) => sum(grids.map((grid) => grid[t][s])) / grids.length));
-}
-
-/** Sum weights over the subwords of a source word and average them over those of a target word. */
-function toWords(grid, plot) {
-  const sourceSums = (row) =>
-    plot.source_words.map((_, word) => sum(plot.source_fractions.map((fractions, s) => fractions[word] * row[s])));
-  const sums = plot.target_fractions.map((_, t) => sourceSums(grid[t]));
-  return plot.target_words.map((_, target) => {
-    const fractions = plot.target_fractions.map((row) => row[target]);
-    const total = sum(fractions) || 1;
-    return plot.source_words.map((_, source) => sum(fractions.map((f, t) => f * sums[t][source])) / total);
-  });
-}
-
-/** Return a function from a weight to a colour of the current theme. */
-function heatColours() {
-  const style = getComputedStyle(document.documentElement);
-  const colours = HEAT_STOPS.map((_, i) => style.getPropertyValue(`--heat-${i}`).split(",").map(Number));
-  return (weight) => {
-    const value = clamp(weight, 0, 1);
-    const i = 1 + HEAT_STOPS.slice(1).findIndex((stop) => value <= stop);
-    const fraction = (value - HEAT_STOPS[i - 1]) / (HEAT_STOPS[i] - HEAT_STOPS[i - 1]);
-    const mix = (low, high) => Math.round(low + fraction * (high - low));
-    return `rgb(${colours[i].map((high, channel) => mix(colours[i - 1][channel], high))})`;
-  };
-}
-
-function pieceLabel(piece) {
-  if (piece === END_LABEL) return piece;
-  return piece.startsWith("▁") ? piece.slice(1) || "␣" : `·${piece}`;
-}
-
-// ----------------------------------------------------------------------------------------- attention: the view
-
-const view = { plot: 0, layer: null, head: null, byWord: false };
-const panels = {
-  picker: html("select", { "aria-label": "Sentence", onchange: (event) => showPlot(Number(event.target.value)) }),
-  units: [
-    html("button", { onclick: () => show({ byWord: false }) }, "Subwords"),
-    html("button", { onclick: () => show({ byWord: true }) }, "Words"),
-  ],
-  heads: html("div", { class: "heads", role: "group", "aria-label": "Layers and heads" }),
-  heatMap: html("div", { class: "heat-map" }),
-  weight: html("span", { class: "soft number" }),
-  links: html("div", { class: "links" }),
-  texts: html("dl", { class: "text" }),
-  scale: html("i"),
-};
-
-function show(changes) {
-  Object.assign(view, changes);
-  paintAttention();
+  return meansOf(grid, layers, heads);
 }
 
 function showPlot(index) {
-  panels.picker.value = index;
-  show({ plot: index });
+  const plot = DATA.attention[index];
+  shownPlot = index;
+  picker.value = index;
+  texts.replaceChildren(...attentionTexts(plot.example));
+  view.show({ ...plot, grid: unpackWeights(plot) });
 }
 
 function showNeighbour(offset) {
-  showPlot((view.plot + offset + DATA.attention.length) % DATA.attention.length);
-}
-
-function paintAttention() {
-  const plot = DATA.attention[view.plot];
-  const weights = unpackWeights(plot);
-  const colour = heatColours();
-  const pieceGrid = weights(view.layer, view.head);
-  const wordGrid = toWords(pieceGrid, plot);
-  for (const [i, button] of panels.units.entries()) {
-    button.setAttribute("aria-pressed", String(view.byWord === Boolean(i)));
-  }
-  const stops = HEAT_STOPS.map((stop) => `${colour(stop)} ${100 * stop}%`);
-  panels.scale.style.background = `linear-gradient(90deg, ${stops})`;
-  paintHeads(plot, weights, colour);
-  if (view.byWord) paintHeatMap(wordGrid, plot.target_words, plot.source_words, colour);
-  else paintHeatMap(pieceGrid, plot.target_pieces.map(pieceLabel), plot.source_pieces.map(pieceLabel), colour);
-  paintLinks(wordGrid, plot);
-  panels.texts.replaceChildren(...attentionTexts(plot.example));
+  showPlot((shownPlot + offset + DATA.attention.length) % DATA.attention.length);
 }
 
 function attentionTexts({ source, output, references }) {
@@ -669,193 +512,12 @@ function textRow(name, text) {
   return [html("dt", {}, name), html("dd", { dir: "auto" }, text.length ? text : soft("nothing"))];
 }
 
-// --------------------------------------------------------------------------------- attention: layers and heads
-
 function errorRate(layer, head) {
   const { alignment } = DATA;
   if (!alignment || (layer === null && head !== null)) return null;
   if (layer === null) return alignment.mean;
   return head === null ? alignment.layers[layer] : alignment.heads[layer][head];
 }
-
-function thumbnail(grid, colour) {
-  const canvas = html("canvas", { width: grid[0].length, height: grid.length });
-  const context = canvas.getContext("2d");
-  grid.forEach((row, t) => {
-    row.forEach((weight, s) => {
-      context.fillStyle = colour(weight);
-      context.fillRect(s, t, 1, 1);
-    });
-  });
-  return canvas;
-}
-
-function headButton(layer, head, grid, colour) {
-  const rate = errorRate(layer, head);
-  const layerName = layer === null ? "all layers" : `layer ${layer + 1}`;
-  const attributes = {
-    "aria-pressed": String(view.layer === layer && view.head === head),
-    "aria-label": `${layerName}, ${head === null ? "mean of heads" : `head ${head + 1}`}`,
-    "data-layer": layer ?? "mean",
-    "data-head": head ?? "mean",
-    onclick: () => show({ layer, head }),
-  };
-  const rateText =
-    rate !== null && html("span", { class: "soft number", title: "alignment error rate" }, rate.toFixed(2));
-  const name = head === null ? "mean" : `${head + 1}`;
-  return html("button", attributes, thumbnail(grid, colour), name, rateText || null);
-}
-
-function paintHeads({ shape: [layers, heads] }, weights, colour) {
-  const button = (layer, head) => headButton(layer, head, weights(layer, head), colour);
-  const rowName = (text) => html("span", { class: "row" }, text);
-  const rows = range(layers).map((layer) => [
-    rowName(`Layer ${layer + 1}`),
-    ...range(heads).map((head) => button(layer, head)),
-    heads > 1 ? button(layer, null) : html("span"),
-  ]);
-  const meanOfAll = layers > 1 ? [rowName("All"), button(null, null)] : [];
-  panels.heads.hidden = layers * heads === 1;
-  panels.heads.style.gridTemplateColumns = `auto repeat(${heads + 1}, auto)`;
-  panels.heads.replaceChildren(...rows.flat(), ...meanOfAll);
-}
-
-// ----------------------------------------------------------------------------------------- attention: heat map
-
-function heatMapLayout(rows, columns) {
-  const longest = (labels) => Math.max(...labels.map((label) => textWidth(label, 13)));
-  const [left, top] = [longest(rows) + 12, longest(columns) + 10];
-  const available = panels.heatMap.clientWidth - left - 2;
-  const cell = clamp(Math.floor(available / columns.length), 15, 34);
-  const [width, height] = [cell * columns.length + 2, top + cell * rows.length + 2];
-  return { left, top, cell, width, height, scrolls: left + width > panels.heatMap.clientWidth };
-}
-
-function heatMapLabels(rows, columns, { left, top, cell }) {
-  const y = (t) => top + cell * (t + 0.5) + 4;
-  const turned = (s) => `translate(${cell * (s + 0.5) + 4},${top - 7}) rotate(-90)`;
-  return [
-    rows.map((label, t) => svg("text", { x: left - 7, y: y(t), "text-anchor": "end" }, label)),
-    columns.map((label, s) => svg("text", { transform: turned(s) }, label)),
-  ];
-}
-
-function heatMapCells(grid, { top, cell }, colour, point) {
-  return grid.flatMap((row, t) =>
-    row.map((weight, s) => {
-      const box = { x: cell * s, y: top + cell * t, width: cell, height: cell };
-      return svg("rect", { class: "cell", ...box, fill: colour(weight), onpointerenter: () => point(t, s) });
-    }),
-  );
-}
-
-function paintHeatMap(grid, rows, columns, colour) {
-  const layout = heatMapLayout(rows, columns);
-  const [rowLabels, columnLabels] = heatMapLabels(rows, columns, layout);
-  const hint = `rows: output, columns: source${layout.scrolls ? " · scroll →" : ""}`;
-  const point = (t, s) => {
-    for (const [labels, index] of [
-      [rowLabels, t],
-      [columnLabels, s],
-    ]) {
-      for (const [i, label] of labels.entries()) label.classList.toggle("faint", index !== null && i !== index);
-    }
-    panels.weight.textContent = t === null ? hint : `${rows[t]} → ${columns[s]}: ${grid[t][s].toFixed(3)}`;
-  };
-  const size = { class: "heat", width: layout.width, height: layout.height, style: "max-width:none" };
-  const label = { role: "img", "aria-label": "Attention weights: rows are the output, columns the source" };
-  const cells = svg("svg", { ...size, ...label }, ...columnLabels, ...heatMapCells(grid, layout, colour, point));
-  // A lifted finger also leaves; the weight it touched stays readable.
-  cells.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && point(null, null));
-  panels.heatMap.replaceChildren(
-    svg("svg", { class: "heat", width: layout.left, height: layout.height, style: "flex:none" }, ...rowLabels),
-    html("div", { class: "scroll" }, cells),
-  );
-  point(null, null);
-}
-
-// ----------------------------------------------------------------------------------- attention: links of words
-
-const LINK_STEP = 27; // pixels between words
-const LINK_MINIMUM = 0.12; // weaker links are not drawn, except the strongest of a word
-
-function linksLayout(sources, targets) {
-  const width = Math.max(230, panels.links.clientWidth);
-  const [least, most] = [width * 0.36, width * 0.43]; // of a side's words
-  const side = (words) => clamp(Math.max(...words.map((word) => textWidth(word, 14)), 0) + 12, least, most);
-  const longest = Math.max(sources.length, targets.length);
-  return {
-    width,
-    height: 30 + LINK_STEP * Math.max(longest, 1),
-    left: side(sources),
-    right: width - side(targets),
-    wordWidth: most - 10,
-    y: (words, i) => 38 + LINK_STEP * (i + (longest - words.length) / 2),
-  };
-}
-
-function shortened(word, width) {
-  if (textWidth(word, 14) <= width) return word;
-  let kept = word.slice(0, -1);
-  while (textWidth(`${kept}…`, 14) > width) kept = kept.slice(0, -1);
-  return `${kept}…`;
-}
-
-function linkPath(weight, isStrongest, { left, right }, sourceY, targetY) {
-  const middle = (left + right) / 2;
-  return svg("path", {
-    d: `M${left},${sourceY}C${middle},${sourceY} ${middle},${targetY} ${right},${targetY}`,
-    "stroke-width": isStrongest ? 1.5 + 3 * weight : 0.8 + 2 * weight,
-    "stroke-opacity": isStrongest ? 0.35 + 0.65 * weight : 0.15 + 0.5 * weight,
-  });
-}
-
-function linksOf(grid, sources, targets, layout) {
-  return grid.flatMap((row, t) => {
-    const strongest = row.indexOf(Math.max(...row));
-    const shown = range(row.length).filter((s) => row[s] >= LINK_MINIMUM || s === strongest);
-    return shown.map((s) => {
-      const path = linkPath(row[s], s === strongest, layout, layout.y(sources, s), layout.y(targets, t));
-      path.append(svg("title", {}, `${targets[t]} → ${sources[s]}: ${row[s].toFixed(2)}`));
-      return { source: s, target: t, path };
-    });
-  });
-}
-
-function linkWords(side, words, links, { left, right, wordWidth, y }) {
-  const position = side === "source" ? { x: left - 8, "text-anchor": "end" } : { x: right + 8, "text-anchor": "start" };
-  const highlight = (index) => {
-    for (const link of links) {
-      link.path.classList.toggle("faint", index !== null && link[side] !== index);
-      link.path.classList.toggle("hot", link[side] === index);
-    }
-  };
-  return words.map((word, i) => {
-    const events = { onpointerenter: () => highlight(i), onpointerleave: () => highlight(null) };
-    const title = svg("title", {}, word);
-    return svg("text", { ...position, y: y(words, i) + 5, ...events }, shortened(word, wordWidth), title);
-  });
-}
-
-function paintLinks(grid, { source_words: sources, target_words: targets }) {
-  const layout = linksLayout(sources, targets);
-  const links = linksOf(grid, sources, targets, layout);
-  const style = "fill:var(--soft);font-size:12px";
-  const label = { role: "img", "aria-label": "Links between the words of source and output" };
-  panels.links.replaceChildren(
-    svg(
-      "svg",
-      { width: layout.width, height: layout.height, ...label },
-      svg("text", { x: layout.left - 8, y: 12, "text-anchor": "end", style }, "source"),
-      svg("text", { x: layout.right + 8, y: 12, style }, "output"),
-      ...links.map((link) => link.path),
-      ...linkWords("source", sources, links, layout),
-      ...linkWords("target", targets, links, layout),
-    ),
-  );
-}
-
-// -------------------------------------------------------------------------------------- attention: the section
 
 function attentionNote(isSingle) {
   const choice = "Choose a layer and a head, or a mean; the mean of all heads is shown first. ";
@@ -882,7 +544,7 @@ function alignmentNote(isSingle) {
 function attentionTools() {
   const arrow = (label, offset, sign) =>
     html("button", { "aria-label": label, onclick: () => showNeighbour(offset) }, sign);
-  panels.picker.append(
+  picker.append(
     ...DATA.attention.map(({ example, source_words: words }, i) =>
       html("option", { value: i }, `${example.index + 1} · chrF ${example.score.toFixed(0)} · ${words.join(" ")}`),
     ),
@@ -890,8 +552,8 @@ function attentionTools() {
   return html(
     "div",
     { class: "tools" },
-    html("div", {}, arrow("Previous sentence", -1, "‹"), panels.picker, arrow("Next sentence", 1, "›")),
-    html("div", {}, ...panels.units),
+    html("div", {}, arrow("Previous sentence", -1, "‹"), picker, arrow("Next sentence", 1, "›")),
+    html("div", {}, ...view.units),
   );
 }
 
@@ -899,11 +561,6 @@ function addAttention() {
   if (!DATA.attention.length) return;
   const [layers, heads] = DATA.attention[0].shape;
   const isSingle = layers * heads === 1;
-  const scale = html("div", { class: "scale" }, "0", panels.scale, "1");
-  const plots = [
-    html("div", {}, cardHead("Weights", panels.weight), panels.heatMap, scale),
-    html("div", {}, cardHead("Word alignment", soft("the strongest link is bold")), panels.links),
-  ];
   section(
     "Attention",
     "attention",
@@ -911,11 +568,12 @@ function addAttention() {
       attentionNote(isSingle),
       alignmentNote(isSingle),
       attentionTools(),
-      html("div", { class: "choose" }, panels.heads, panels.texts),
-      html("div", { class: "plots" }, ...plots),
+      html("div", { class: "choose" }, view.heads, texts),
+      view.plots,
     ),
   );
-  keepPainted(paintAttention);
+  keepPainted(() => view.paint());
+  requestAnimationFrame(() => showPlot(0));
 }
 
 // --------------------------------------------------------------------------------------------------- sentences
@@ -1079,10 +737,7 @@ function addFooter() {
 
 // ---------------------------------------------------------------------------------------------------- the page
 
-document.getElementById("theme").addEventListener("click", nextTheme);
-prefersDark.addEventListener("change", applyTheme);
-applyTheme();
-repaintOnNewWidth();
+startTheme();
 addHeader();
 addScores();
 addCurves();
