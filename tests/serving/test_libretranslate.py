@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape, unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -202,6 +203,27 @@ def test_html_has_no_alternatives() -> None:
 def test_the_texts_of_a_page_are_counted() -> None:
     response = Web(max_sentences=2).post("/translate", {"q": "a<br>b<br>c", **PAIR, "format": "html"})
     assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["<", "<!--", "<a b='", '<a b="', "<![CDATA[", "<b>", "</", "</ ", "<a b=", "<?", "<pre>", "<script>", "&", " "],
+)
+def test_a_page_is_read_in_linear_time(part: str) -> None:
+    """Unfinished markup neither hangs nor is lost; where time grows with the square, this test takes minutes."""
+    for page in (part * 20_000, f"<script>{part * 20_000}>"):
+        pieces = split_markup(page)
+        again = joined_markup(pieces, [piece.text for piece in pieces if piece.translatable])
+        assert unescape(again) == unescape(page)
+
+
+def test_a_tag_stays_as_it_was_written() -> None:
+    page = "<A Title='a > b' HREF=x  >a</A ><br / >&nbsp;<TITLE>b <i></TITLE><script>'</b>'<!-- </Script>"
+    pieces = split_markup(page)
+    assert [piece.text for piece in pieces if piece.translatable] == ["a", "b <i>"]
+    assert "".join(escape(p.text, quote=False) if p.translatable else p.text for p in pieces) == page.replace(
+        "b <i>", "b &lt;i&gt;"
+    )
 
 
 class Reader(HTMLParser):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seq2seq.config.loading import build_config, search_preset, to_dict
 from seq2seq.config.schema import SearchConfig
 from seq2seq.serving import v1
-from seq2seq.serving.answers import dumps
+from seq2seq.serving.answers import LONGEST, dumps
 from seq2seq.serving.interface import TooLarge, WorkerLost
 from seq2seq.serving.limits import LIMITS, search_of, search_presets
 from seq2seq.utils.errors import UserError
@@ -164,6 +164,19 @@ def test_forms_are_for_libretranslate_only() -> None:
         response = Web().post("/v1/translate", **body)
         assert response.status_code == 415
         assert "application/json" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": [1] * 20_000},
+        {"text": "a", **{f"k{i}": 1 for i in range(2_000)}},
+        {"text": "a", "search": {f"k{i}": 1 for i in range(2_000)}},
+        {"text": "a", "search": {"stop": "k" * 20_000}},
+    ],
+)
+def test_many_wrong_fields_are_named_in_part(body: Any) -> None:
+    assert len(error_of(Web(), body)) <= LONGEST + 1
 
 
 def test_a_long_wrong_value_is_quoted_in_part() -> None:
