@@ -188,7 +188,7 @@ def test_detect_needs_a_text() -> None:
 def test_html_keeps_its_tags() -> None:
     page = (
         '<!doctype html><p class="x">A dog &amp; a <b>big cat</b>.<br/></p><!-- no --><script>if (a < b) {}</script>'
-        '<pre>As it <b>is</b></pre><span translate="no">Seq to <span>seq</span> model</span> c d'
+        '<pre>As it <b>is</b></pre><span translate="no">Seq to <span>seq</span> model too</span> c d'
     )
     answer = Web().post("/translate", {"q": page, **PAIR, "format": "html"}).json()
     expected = page.replace("A dog &amp; a ", "a &amp; dog A ").replace("big cat", "cat big").replace(" c d", " d c")
