@@ -16,11 +16,11 @@ test: $(VENV)/installed-dev   ## all tests, on every core, and the coverage of l
 quick: $(VENV)/installed-dev   ## the tests for the inner loop: none that runs the program or takes a second
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-check: $(VENV)/installed-dev   ## lint, format and types; of the report page too, where biome has a wheel
+check: $(VENV)/installed-dev   ## lint, format and types; of the web pages too, where biome has a wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: report page unchecked"; fi
+	@if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: web pages unchecked"; fi
 
 clean:   ## the virtual environment
 	rm -rf $(VENV)

@@ -24,6 +24,8 @@ STATUS: dict[type[Exception], int] = {
     TimedOut: 504,
 }
 
+LONGEST = 1000  # characters of an error
+
 
 class Refused(Exception):
     """A request that gets an error as its answer, before any model runs."""
@@ -45,10 +47,15 @@ def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None
 def error_answer(error: Exception) -> Response:
     """Return the response to an error that the client should read."""
     if isinstance(error, Refused):
-        return json_answer({"error": str(error)}, error.status, error.headers)
+        return json_answer({"error": shortened(str(error))}, error.status, error.headers)
     status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     message = "; ".join(error.problems) if isinstance(error, UserError) else str(error)
-    return json_answer({"error": message or HTTPStatus(status).phrase}, status, retry_headers(error, status))
+    return json_answer({"error": shortened(message) or HTTPStatus(status).phrase}, status, retry_headers(error, status))
+
+
+def shortened(message: str) -> str:
+    """Return the beginning of a message, which may quote as much as a body holds."""
+    return message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
 
 
 def retry_headers(error: Exception, status: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl
 
@@ -31,6 +32,7 @@ WANTED = {
 }
 SHOWN = 60  # characters of a wrong value in its error
 MOST_FIELDS = 100  # of a form
+MOST_PROBLEMS = 5  # fields that an error names: a body may hold 100,000 wrong ones
 
 
 class Api:
@@ -98,11 +100,11 @@ def form_fields(text: str) -> dict[str, str]:
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Describe each wrong field once, in the words of the config's errors."""
+    """Describe each of the first wrong fields once, in the words of the config's errors."""
     by_field: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_field.setdefault(str(detail["loc"][0]) if detail["loc"] else "body", []).append(detail)
-    return [described(field, details, model) for field, details in by_field.items()]
+    return [described(field, details, model) for field, details in islice(by_field.items(), MOST_PROBLEMS)]
 
 
 def described(field: str, details: list[ErrorDetails], model: type[BaseModel]) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from html import escape
-from html.parser import HTMLParser
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -18,6 +16,7 @@ from seq2seq.serving.answers import Refused, json_answer
 from seq2seq.serving.bodies import Api, B, problems
 from seq2seq.serving.interface import ModelInfo, TextResult
 from seq2seq.serving.limits import check_size
+from seq2seq.serving.markup import joined_markup, split_markup
 from seq2seq.serving.openapi import route
 from seq2seq.serving.schemas import DetectBody, Detected, Health, Language, LibreTranslateAnswer, LibreTranslateBody
 
@@ -74,16 +73,17 @@ class LibreTranslate(Api):
     ) -> tuple[list[str], list[list[str]]]:
         """Return the translation of each text, and its alternatives."""
         if body.format == "html":
-            pages = [split_markup(text) for text in texts]
-            parts = [piece.text for page in pages for piece in page if piece.translatable]
-            check_size(parts, self.config, "q")
-            results = iter(await self.service.translate(parts, model=model))
-            return [joined_markup(page, [next(results).text for p in page if p.translatable]) for page in pages], [
-                [] for _ in texts
-            ]
+            return await self.translated_pages(texts, model), [[] for _ in texts]
         search = with_alternatives(self.service.search, body.alternatives)
         found = await self.service.translate(texts, model=model, search=search)
         return [result.text for result in found], [alternatives_of(result, body.alternatives) for result in found]
+
+    async def translated_pages(self, texts: list[str], model: str) -> list[str]:
+        pages = [split_markup(text) for text in texts]
+        parts = [piece.text for page in pages for piece in page if piece.translatable]
+        check_size(parts, self.config, "q")
+        results = iter(await self.service.translate(parts, model=model))
+        return [joined_markup(page, [next(results).text for piece in page if piece.translatable]) for page in pages]
 
     async def choose(self, body: LibreTranslateBody, texts: list[str]) -> tuple[dict[str, Any] | None, ModelInfo]:
         """Return the detected language, if the request asks for it, and the model to translate with."""
@@ -206,75 +206,3 @@ def alternatives_of(result: TextResult, count: int) -> list[str]:
         chosen = [s.translations[min(rank, len(s.translations) - 1)].text for s in result.sentences]
         texts.append("".join(g + t for g, t in zip(result.gaps, [*chosen, ""], strict=True)))
     return list(dict.fromkeys(texts))[1:]
-
-
-# --------------------------------------------------------------------------------------------- HTML
-
-
-class Piece(NamedTuple):
-    """A piece of a page: markup as it was, or text without entities."""
-
-    text: str
-    translatable: bool
-
-
-VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
-KEPT = frozenset(("script", "style", "pre", "code", "textarea"))
-
-
-class Markup(HTMLParser):
-    """Divides a page into markup and text; the contents of kept elements are markup."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.pieces: list[Piece] = []
-        self.kept: list[str] = []  # the open element whose contents are kept, and those of its name in it
-
-    def markup(self, text: str | None) -> None:
-        self.pieces.append(Piece(text or "", False))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.markup(self.get_starttag_text())
-        opens = tag == self.kept[-1] if self.kept else tag in KEPT or ("translate", "no") in attrs
-        if opens and tag not in VOID:
-            self.kept.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.markup(self.get_starttag_text())
-
-    def handle_endtag(self, tag: str) -> None:
-        self.markup(f"</{tag}>")
-        if self.kept and tag == self.kept[-1]:
-            self.kept.pop()
-
-    def handle_data(self, data: str) -> None:
-        raw = self.cdata_elem is not None  # in script and style, entities are plain text
-        if self.kept:
-            self.markup(data if raw else escape(data, quote=False))
-        else:
-            self.pieces.append(Piece(data, bool(data.strip())))
-
-    def handle_comment(self, data: str) -> None:
-        self.markup(f"<!--{data}-->")
-
-    def handle_decl(self, decl: str) -> None:
-        self.markup(f"<!{decl}>")
-
-    def unknown_decl(self, data: str) -> None:
-        self.markup(f"<![{data}]>")
-
-    def handle_pi(self, data: str) -> None:
-        self.markup(f"<?{data}>")
-
-
-def split_markup(page: str) -> list[Piece]:
-    parser = Markup()
-    parser.feed(page)
-    parser.close()
-    return parser.pieces
-
-
-def joined_markup(pieces: Sequence[Piece], translations: Sequence[str]) -> str:
-    """Return the page with its texts translated and written in entities again."""
-    texts = iter(translations)
-    return "".join(escape(next(texts), quote=False) if piece.translatable else piece.text for piece in pieces)

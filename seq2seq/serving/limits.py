@@ -53,6 +53,8 @@ def search_of(value: str | dict[str, Any] | None, default: SearchConfig) -> Sear
         if value not in search_presets():
             raise UserError(not_a_choice("search", value, search_presets()))
         return search_preset(value)
+    if len(value) > (options := len(to_dict(default))):
+        raise UserError(f"search: {len(value):,} keys, but there are only {options} options")
     if problems := [f"search.{key}: {problem}" for key, part in value.items() if (problem := _excess(key, part))]:
         raise UserError(*problems)
     return build_config(Options, {"search": {**to_dict(default), **value}}).search

@@ -32,9 +32,9 @@ ERRORS = {
     503: "The server is shutting down, or the process that worked on the request died; try again.",
     504: "The request took longer than the server allows.",
 }
-BODIES: list[type[BaseModel]] = [
+REFERRED: list[type[BaseModel]] = [
     *(schemas.TranslateBody, schemas.StreamBody, schemas.ScoreBody, schemas.AlternativesBody),
-    *(schemas.AttentionBody, schemas.ReloadBody, schemas.LibreTranslateBody, schemas.DetectBody),
+    *(schemas.AttentionBody, schemas.ReloadBody, schemas.LibreTranslateBody, schemas.DetectBody, schemas.Error),
 ]
 REFERENCE = "#/components/schemas/{model}"
 Handler = Callable[[Request], Awaitable[Response]]
@@ -56,16 +56,15 @@ def route(
     """Add a handler, which reads the request itself, and describe its body and answers."""
     statuses = errors if errors is not None else tuple(ERRORS) if body else (403, 500)
     responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": schemas.Error, "description": ERRORS[status]} for status in statuses
+        status: {"description": ERRORS[status], "content": in_json(schemas.Error)} for status in statuses
     }
     responses[200] = {"model": answer} if answer else {"content": {media: {"schema": {"type": "string"}}}}
     responses[200]["description"] = "The answer."
     extra: dict[str, Any] = {}
     if body:
-        schema = {"schema": {"$ref": REFERENCE.format(model=body.__name__)}}
-        kinds = ["application/json", "application/x-www-form-urlencoded"] if forms else ["application/json"]
+        kinds = ("application/json", "application/x-www-form-urlencoded") if forms else ("application/json",)
         required = any(field.is_required() for field in body.model_fields.values())
-        extra["requestBody"] = {"content": dict.fromkeys(kinds, schema), "required": required}
+        extra["requestBody"] = {"content": in_json(body, *kinds), "required": required}
     router.add_api_route(
         path,
         handler,
@@ -78,15 +77,21 @@ def route(
     )
 
 
+def in_json(model: type[BaseModel], *kinds: str) -> dict[str, Any]:
+    """Describe content of these media types by the schema of a model."""
+    schema = {"$ref": REFERENCE.format(model=model.__name__)}
+    return {kind: {"schema": schema} for kind in kinds or ("application/json",)}
+
+
 class App(FastAPI):
-    """FastAPI whose description also holds the bodies, as the routes read them without its help."""
+    """FastAPI whose description also holds the models that it does not see: bodies, which routes read, and errors."""
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
             described = super().openapi()
-            _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=REFERENCE)
+            _, referred = models_json_schema([(one, "validation") for one in REFERRED], ref_template=REFERENCE)
             components = described.setdefault("components", {})
-            components["schemas"] = {**components.get("schemas", {}), **bodies["$defs"]}
+            components["schemas"] = {**components.get("schemas", {}), **referred["$defs"]}
             bearer = {"type": "http", "scheme": "bearer", "description": "The server's API key, if it has one."}
             components["securitySchemes"] = {"key": bearer}
             described["security"] = [{}, {"key": []}]

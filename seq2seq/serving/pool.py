@@ -158,19 +158,21 @@ class Pool:
 
     async def _work(self, worker: Worker, batch: Batch) -> None:
         """Let a worker answer a batch; if it dies, another one tries once more."""
-        parts, began = batch.live(), self._now()
+        parts, began, died = batch.live(), self._now(), False
         self.running += len(parts)
         try:
             await self._answer(worker, parts)
             self.counters.add(parts, self._now() - began)
         except WorkerDiedError:
-            self._lose(batch)
-            await self._replace(worker)
+            died = True
         except Exception as error:
             for part in parts:
                 request_of(part).fail(error)
         finally:
             self.running -= len(parts)
+        if died:
+            self._lose(batch)
+            await self._replace(worker)
         self._release(worker)
 
     async def _answer(self, worker: Worker, parts: list[Part]) -> None:

@@ -1,8 +1,8 @@
 """Which waiting sentences form the next batch: a plain data structure, without clock, processes or event loop.
 
-Requests share the workers as in start-time fair queueing (Goyal et al. 1996): each has a tag, which grows by the cost
-of every sentence it has in a batch, and the lowest tag is next. A new request starts at the tag of the present: it
-passes the rest of a long document, but many short requests never starve one.
+Requests share the workers by fair queueing (Demers et al. 1989): each has a tag, which grows by the cost of every
+sentence it has in a batch, and the lowest tag is next. A new request starts at the virtual time, which grows as if all
+requests were served in equal parts at once: it passes the rest of a long document, but many short ones never starve it.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ class Part:
 class Scheduler:
     """Waiting requests, bounded by their characters."""
 
-    def __init__(self, batch_cost: int, wait: float, max_characters: int) -> None:
-        self.batch_cost, self.wait, self.max_characters = batch_cost, wait, max_characters
+    def __init__(self, batch_cost: int, wait: float, max_characters: int, batch_sentences: int = 2**20) -> None:
+        self.batch_cost, self.batch_sentences = batch_cost, batch_sentences
+        self.wait, self.max_characters = wait, max_characters
         self.queues: dict[Hashable, dict[Request, None]] = {}  # by key, in order of arrival
         self.costs: dict[Hashable, int] = {}  # of the sentences that wait, by key
         self.characters = self.sentences = 0  # that wait
-        self.present = 0.0  # the tag of the last sentence in a batch
+        self.virtual_time = 0.0
 
     def has_room(self, characters: int) -> bool:
         return self.characters + characters <= self.max_characters
@@ -79,7 +80,7 @@ class Scheduler:
     def add(self, request: Request, now: float) -> None:
         """Queue a request, for which there must be room."""
         assert self.has_room(request.characters)
-        request.arrived, request.tag = now, max(request.tag, self.present)
+        request.arrived, request.tag = now, self.virtual_time
         if request.waiting:
             self.queues.setdefault(request.key, {})[request] = None
             self._count(request, request.waiting, request.characters, request.waiting_cost)
@@ -113,14 +114,13 @@ class Scheduler:
         """Take sentences, each from the request with the lowest tag, until the next would exceed the budget."""
         heap = [(request.tag, order, request) for order, request in enumerate(self.queues[key])]
         heapq.heapify(heap)
-        spent = 0
-        while heap:
-            tag, order, request = heap[0]
+        spent = count = 0
+        while heap and count < self.batch_sentences:
+            _, order, request = heap[0]
             price = request.costs[request.next]
-            if spent and spent + price > budget:
+            if count and spent + price > budget:
                 return
-            spent += price
-            self.present = max(self.present, tag)
+            spent, count = spent + price, count + 1
             yield self._pop(request, price)
             if request.waiting:
                 heapq.heapreplace(heap, (request.tag, order, request))
@@ -129,6 +129,7 @@ class Scheduler:
 
     def _pop(self, request: Request, price: int) -> Part:
         part = Part(request, request.next)
+        self.virtual_time = max(self.virtual_time, request.tag) + price / sum(map(len, self.queues.values()))
         characters = len(part.text)
         self._count(request, -1, -characters, -price)
         request.next, request.characters = request.next + 1, request.characters - characters

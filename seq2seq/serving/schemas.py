@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Layers = list[list[list[list[float]]]]  # layer, head, target subword, source subword
 
+Texts = Annotated[list[str], Field(fail_fast=True)]  # a body may hold 100,000 wrong ones; the first is enough
+
 ENGLISH = "A dog runs in the snow."
 GERMAN = "Ein Hund rennt im Schnee."
 SPLIT = "Translate sentence by sentence; false: the text is one sentence, which the model's limit may truncate."
@@ -32,9 +34,9 @@ class SearchBody(Body):
 
 
 class TranslateBody(SearchBody):
-    text: Annotated[str | list[str], Field(description="One text, or several.", examples=[ENGLISH])]
+    text: Annotated[str | Texts, Field(description="One text, or several.", examples=[ENGLISH])]
     prefix: Annotated[
-        str | list[str] | None,
+        str | Texts | None,
         Field(description="How the translation must begin; a list has one entry for each text.", examples=["Ein Hund"]),
     ] = None
     attention: Annotated[bool, Field(description="Return the attention weights, which costs a second pass.")] = False
@@ -47,8 +49,8 @@ class StreamBody(SearchBody):
 
 
 class ScoreBody(SearchBody):
-    source: Annotated[list[str], Field(description="Source sentences.", examples=[[ENGLISH]])]
-    target: Annotated[list[str], Field(description="A translation of each source.", examples=[[GERMAN]])]
+    source: Annotated[Texts, Field(description="Source sentences.", examples=[[ENGLISH]])]
+    target: Annotated[Texts, Field(description="A translation of each source.", examples=[[GERMAN]])]
     attention: Annotated[bool, Field(description="Return the attention weights.")] = False
 
 
@@ -72,7 +74,7 @@ class ReloadBody(Body):
 class LibreTranslateBody(BaseModel):
     """A LibreTranslate request; its numbers may be strings, as forms have no others, and unknown fields are ignored."""
 
-    q: Annotated[str | list[str], Field(description="One text, or several.", examples=["A dog runs."])]
+    q: Annotated[str | Texts, Field(description="One text, or several.", examples=["A dog runs."])]
     source: Annotated[str, Field(description="A source language, or auto.", examples=["en"])]
     target: Annotated[str, Field(description="A target language.", examples=["de"])]
     format: Annotated[str, Field(description="text, or html: tags stay, and the text between two is translated.")] = (
@@ -83,7 +85,7 @@ class LibreTranslateBody(BaseModel):
 
 
 class DetectBody(BaseModel):
-    q: Annotated[str | list[str], Field(description="The text.", examples=["A dog runs."])]
+    q: Annotated[str | Texts, Field(description="The text.", examples=["A dog runs."])]
     api_key: Annotated[str | None, Field(description="The server's API key, if it has one.")] = None
 
 

@@ -57,6 +57,8 @@ __all__ = [
 
 log = logging.getLogger("seq2seq.serving")
 
+# Sentences of a batch: on a CPU, 512 reach 85 % of the speed of thousands in greedy search, and more delay others.
+CPU_SENTENCES, GPU_SENTENCES = 512, 8192
 LONGEST_RETRY = 600  # seconds that a client is asked to wait at most
 LONG_TEXT = 20_000  # characters that are split outside the event loop
 Answer = tuple[list[Translation], int | None]  # of a sentence, with the update of its checkpoint
@@ -83,7 +85,8 @@ class Service:
         device, _ = choose_device(config.device)
         count = choose_processes("auto", device) if config.processes == "auto" else config.processes
         tokens = token_budget(config.search, device) if config.batch_tokens == "auto" else config.batch_tokens
-        scheduler = Scheduler(tokens, config.batch_wait_ms / 1000, config.max_queue_characters)
+        sentences = CPU_SENTENCES if device.type == "cpu" else GPU_SENTENCES
+        scheduler = Scheduler(tokens, config.batch_wait_ms / 1000, config.max_queue_characters, sentences)
         service = cls(config, Pool([Worker(config) for _ in range(count)], scheduler))
         try:
             loaded = await service.pool.start(list(service.specs.values()))

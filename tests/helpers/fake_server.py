@@ -6,9 +6,8 @@ import json
 import math
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -123,16 +122,21 @@ def model(name: str, family: str) -> dict[str, Any]:
     }
 
 
-OPTIONS = [
-    {"name": "beam", "type": "int", "default": 5, "help": "hypotheses kept per sentence"},
-    {"name": "n_best", "type": "int", "default": 1, "help": "translations returned per sentence"},
-    {"name": "stop", "type": "str", "default": "filled", "help": "when to stop", "choices": ["filled", "likely"]},
-    {"name": "length_penalty", "type": "float", "default": 1.0, "help": "alpha; 0 ranks by log probability"},
-    {"name": "require", "type": "list[str]", "default": [], "help": "words or phrases that must appear"},
-    {"name": "tokens", "type": "int | auto", "default": "auto", "help": "source subwords × beam per batch"},
+OPTIONS: list[dict[str, Any]] = [
+    {"name": "beam", "type": "integer", "default": 5, "help": "hypotheses kept per sentence", "maximum": 32},
+    {"name": "n_best", "type": "integer", "default": 1, "help": "translations returned, at most `beam`", "maximum": 32},
+    {"name": "samples", "type": "integer", "default": 0, "help": "random translations; 0: beam search", "maximum": 64},
+    {"name": "stop", "type": "string", "default": "filled", "help": "when to stop", "choices": ["filled", "likely"]},
+    {"name": "length_penalty", "type": "number", "default": 1.0, "help": "alpha; 0 ranks by log probability"},
+    {"name": "require", "type": "array", "default": [], "help": "words or phrases that must appear"},
 ]
 DEFAULTS = {option["name"]: option["default"] for option in OPTIONS}
-PRESETS = {"beam": DEFAULTS, "greedy": {**DEFAULTS, "beam": 1}}
+PRESETS: dict[str, dict[str, Any]] = {"beam": DEFAULTS, "greedy": {**DEFAULTS, "beam": 1}}
+
+
+def changes(preset: str) -> dict[str, Any]:
+    """Return what a preset changes."""
+    return {name: value for name, value in PRESETS[preset].items() if value != DEFAULTS[name]}
 
 
 @dataclass
@@ -143,13 +147,18 @@ class FakeServer:
     models: list[dict[str, Any]] = field(default_factory=lambda: [model("demo", "transformer")])
     key: str | None = None
     busy: int = 0  # so many next requests for translations are refused with 429
-    delay: float = 0.0  # seconds before each event of a stream
+    held: str = ""  # texts that contain it are not translated (of a stream: no further than its partial events) until
+    released: threading.Event = field(default_factory=threading.Event)  # this is set
     error: str | None = None  # of every request for a translation
     alternatives: list[dict[str, Any]] | None = None
     requests: list[tuple[str, Any]] = field(default_factory=list)  # path and body
 
     def bodies(self, path: str) -> list[Any]:
         return [body for requested, body in self.requests if requested == path]
+
+    def hold(self, text: str) -> None:
+        if self.held and self.held in text:
+            self.released.wait(60)
 
     def refusal(self, path: str, authorization: str) -> tuple[int, str, dict[str, str]] | None:
         if self.key and path.startswith("/v1") and authorization != f"Bearer {self.key}":
@@ -163,6 +172,7 @@ class FakeServer:
         name = body.get("model") or self.models[0]["name"]
         if path == "/v1/translate":
             texts = [body["text"]] if isinstance(body["text"], str) else body["text"]
+            self.hold(" ".join(texts))
             given = body.get("prefix") or ""
             prefixes = [given] * len(texts) if isinstance(given, str) else given
             results = [translated(text, prefix, body) for text, prefix in zip(texts, prefixes, strict=True)]
@@ -245,14 +255,13 @@ def handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def stream(self, body: dict[str, Any]) -> None:
             self.start(200, "text/event-stream")
             for name, data in server.events(body):
-                time.sleep(server.delay)
+                if name == "sentence":
+                    server.hold(body["text"])
                 self.wfile.write(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
 
         def handle(self) -> None:
-            try:
+            with suppress(OSError):  # the page cancelled its request
                 super().handle()
-            except OSError:
-                pass  # the page cancelled its request
 
     return Handler
 
@@ -267,5 +276,6 @@ def fake_server(port: int = 0) -> Iterator[FakeServer]:
         try:
             yield server
         finally:
+            server.released.set()
             listening.shutdown()
             thread.join()

@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import httpx
@@ -39,13 +40,14 @@ LAYERS, HEADS = 2, 3
 
 def serve_config(**changes: Any) -> ServeConfig:
     """The defaults of configs/serve.yaml, with changes."""
-    values = {
-        key: value
-        for key, value in yaml.safe_load((CONFIGS / "serve.yaml").read_text(encoding="utf-8")).items()
-        if key != "defaults"
-    }
-    search = to_dict(search_preset(default_choices("serve")["search"] or "beam"))
-    return build_config(ServeConfig, {**values, "search": search, **changes})
+    return build_config(ServeConfig, {**_defaults(), **changes})
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    values = yaml.safe_load((CONFIGS / "serve.yaml").read_text(encoding="utf-8"))
+    del values["defaults"]
+    return {**values, "search": to_dict(search_preset(default_choices("serve")["search"] or "beam"))}
 
 
 def model_info(name: str = "toy", source: str = "en", target: str = "de", **changes: Any) -> ModelInfo:

@@ -21,7 +21,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from seq2seq.cli.commands.report import reproduction_commands
 from seq2seq.cli.main import load_config
@@ -35,6 +35,7 @@ from seq2seq.training import environment
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 from seq2seq.utils.text import words_and_marks
+from tests.helpers.browser import chromium
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import small_grammar
 from tests.helpers.models import tiny_model
@@ -194,6 +195,7 @@ def test_no_sentence_ends_the_script_that_holds_it() -> None:
     assert data_of(page) == data
     assert page.count("</script>") == empty.count("</script>"), "nothing of it is markup"
     assert not re.search(r"<link|<script[^>]* src=|https?://(?!www\.w3\.org/2000/svg)", page), "nothing is fetched"
+    assert not re.search(r"^(import|export) ", page, re.MULTILINE), "its scripts are one"
 
 
 def test_the_script_documents_the_fields_of_its_data() -> None:
@@ -396,20 +398,10 @@ def test_a_score_outside_the_interval_is_not_reproduced() -> None:
 # -------------------------------------------------------------------------------------------- browser
 
 
-CHROMES = ("chromium", "chromium-browser", "google-chrome")
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium: Playwright's if it is installed, else the system's."""
-    with sync_playwright() as playwright:
-        paths = playwright.chromium.executable_path, *filter(None, map(shutil.which, CHROMES))
-        path = next((path for path in paths if Path(path).exists()), None)
-        if path is None:
-            pytest.skip("needs a browser: install Chromium, or run `playwright install chromium`")
-        chromium = playwright.chromium.launch(executable_path=path)
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

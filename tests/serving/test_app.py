@@ -22,7 +22,6 @@ from seq2seq.serving.middleware import CSP
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, running
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 PAIR = {"source": "en", "target": "de"}
 BODIES: dict[str, Any] = {
     "/v1/translate": {"text": "A dog"},
@@ -42,21 +41,24 @@ def ask(web: Web, path: str, **arguments: Any) -> Any:
     return web.post(path, BODIES[path], **arguments) if path in BODIES else web.get(path, **arguments)
 
 
-def asgi(web: Web, path: str, receive: Callable[[], Awaitable[dict[str, Any]]], **headers: str) -> list[dict[str, Any]]:
-    """Send one POST whose body comes from `receive`; return the messages of the answer."""
-    sent: list[dict[str, Any]] = []
+def scope_of(path: str, **headers: str) -> dict[str, Any]:
     given = {"host": "127.0.0.1", "content-type": "application/json", **headers}
-    scope = {
+    return {
         **{"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": ""},
         **{"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)},
         **{"http_version": "1.1", "asgi": {"version": "3.0"}},
         "headers": [(key.replace("_", "-").encode(), value.encode()) for key, value in given.items()],
     }
 
+
+def asgi(web: Web, path: str, receive: Callable[[], Awaitable[dict[str, Any]]], **headers: str) -> list[dict[str, Any]]:
+    """Send one POST whose body comes from `receive`; return the messages of the answer."""
+    sent: list[dict[str, Any]] = []
+
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(asyncio.wait_for(web.app(scope, receive, send), 10))
+    asyncio.run(asyncio.wait_for(web.app(scope_of(path, **headers), receive, send), 10))
     return sent
 
 
@@ -78,10 +80,11 @@ def test_every_route_answers() -> None:
 def test_every_answer_has_the_security_headers() -> None:
     service = FakeService()
     service.failure = RuntimeError()
-    answers = [ask(Web(), path) for path in sorted(KEYED | OPEN - {"/suggest"})]
-    answers += [Web().get("/none"), Web().get("/translate"), Web(service).post("/translate", BODIES["/translate"])]
-    answers += [Web(max_body_bytes=1).post("/detect", {"q": "A"}), Web().get("/health", headers={"host": "evil.com"})]
-    answers += [Web().post("/detect", headers={"origin": "http://b.com"})]
+    web = Web()
+    answers = [ask(web, path) for path in sorted(KEYED | OPEN - {"/suggest"})]
+    answers += [web.get("/none"), web.get("/translate"), Web(service).post("/translate", BODIES["/translate"])]
+    answers += [Web(max_body_bytes=1).post("/detect", {"q": "A"}), web.get("/health", headers={"host": "evil.com"})]
+    answers += [web.post("/detect", headers={"origin": "http://b.com"})]
     answers += [Web(cors=["http://a.com"]).request("OPTIONS", "/detect", headers={"origin": "http://b.com"})]
     for answer in answers:
         assert answer.headers["content-security-policy"] == CSP
@@ -139,8 +142,9 @@ def test_pages_load_nothing_from_elsewhere_and_contain_no_script() -> None:
 def test_what_the_service_raises_has_its_status(failure: Exception, status: int, retry: str | None) -> None:
     service = FakeService()
     service.failure = failure
+    web = Web(service)
     for path in sorted({*BODIES} - {"/detect"}):
-        answer = ask(Web(service), path)
+        answer = ask(web, path)
         assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry), path
         assert answer.json() == {"error": str(failure)}
 
@@ -160,9 +164,12 @@ def test_an_unforeseen_error_shows_nothing_to_the_client(caplog: pytest.LogCaptu
 @pytest.mark.parametrize("path", sorted(KEYED))
 def test_a_key_is_needed_for_what_costs_or_tells(path: str) -> None:
     web = Web(api_key="schlüssel")
-    for headers in ({}, {"authorization": "Bearer x"}, {"authorization": "Basic schlüssel".encode()}):
-        answer = ask(web, path, headers=headers)
-        assert (answer.status_code, answer.json()["error"][:8]) == (403, "api_key:")
+    wrong = ("Bearer x", "Bearer schlüsse", "Bearer schlüssell", "Bearer SCHLÜSSEL")
+    for given, message in (
+        {"": "missing;", "Bearer ": "missing;", "Basic schlüssel": "missing;"} | dict.fromkeys(wrong, "wrong")
+    ).items():
+        answer = ask(web, path, headers={"authorization": given.encode()} if given else {})
+        assert (answer.status_code, answer.json()["error"].split()[:2]) == (403, ["api_key:", message])
     assert web.service.calls == []
     for kind in ("Bearer", "bearer"):
         assert ask(web, path, headers={"authorization": f"{kind} schlüssel".encode()}).status_code == 200
@@ -307,6 +314,31 @@ def test_a_stream_stops_when_its_client_leaves() -> None:
     sent = leaving(web, "/v1/stream", lambda: len(web.service.calls) == 1)
     assert web.service.closed == 1
     assert not sent or sent[-1].get("more_body", True)
+
+
+def test_a_stream_stops_while_it_waits_for_its_client() -> None:
+    """A client that reads no more holds up `send`; the generator is then closed at once, not when it is collected."""
+    web, events = Web(), iter(range(3))
+    web.service.endless = True
+    body = [json.dumps(BODIES["/v1/stream"]).encode()]
+    stuck = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if body:
+            return {"type": "http.request", "body": body.pop(), "more_body": False}
+        await stuck.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if next(events, None) is None:
+            stuck.set()
+            await asyncio.Event().wait()
+
+    async def closed_at_the_end() -> int:
+        await web.app(scope_of("/v1/stream"), receive, send)
+        return web.service.closed
+
+    assert asyncio.run(closed_at_the_end()) == 1
 
 
 def test_a_client_that_leaves_before_its_body_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

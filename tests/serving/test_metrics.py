@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.serving.metrics import SECONDS, Metrics
 from tests.helpers.serving import FakeService, Web, model_info
 
+LAW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 LABEL = r'(\w+)="((?:[^"\\\n]|\\[\\n"])*)"'
 SAMPLE = re.compile(rf"(\w+)(?:\{{({LABEL}(?:,{LABEL})*)\}})? (\S+)")
 ESCAPED = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
@@ -59,6 +60,7 @@ def test_requests_are_counted_by_route_and_status() -> None:
     assert samples["seq2seq_http_request_duration_seconds_count", (("route", "/health"),)] == 3
 
 
+@LAW
 @given(st.lists(st.one_of(st.sampled_from(SECONDS), st.floats(0, 100))))
 def test_a_histogram_is_cumulative(seconds: list[float]) -> None:
     metrics = Metrics()
@@ -91,6 +93,7 @@ def test_the_service_is_shown() -> None:
     assert all(name.endswith("_total") == (kind == "counter") for name, kind in types.items())
 
 
+@LAW
 @given(st.text(st.sampled_from('a\\"\n,{}= é'), min_size=1))
 def test_labels_are_escaped(name: str) -> None:
     samples, _ = parsed(Metrics().render(FakeService().stats(), [model_info(name, update=12)]))

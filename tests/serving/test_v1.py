@@ -7,18 +7,19 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.config.loading import build_config, search_preset, to_dict
 from seq2seq.config.schema import SearchConfig
 from seq2seq.serving import v1
-from seq2seq.serving.answers import dumps
+from seq2seq.serving.answers import LONGEST, dumps
 from seq2seq.serving.interface import TooLarge, WorkerLost
 from seq2seq.serving.limits import LIMITS, search_of, search_presets
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, backwards, model_info
 
+LAW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 TEXT = "A dog runs.\n\n  It sleeps. \r\n"
 
 
@@ -165,6 +166,19 @@ def test_forms_are_for_libretranslate_only() -> None:
         assert "application/json" in response.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": [1] * 20_000},
+        {"text": "a", **{f"k{i}": 1 for i in range(2_000)}},
+        {"text": "a", "search": {f"k{i}": 1 for i in range(2_000)}},
+        {"text": "a", "search": {"stop": "k" * 20_000}},
+    ],
+)
+def test_many_wrong_fields_are_named_in_part(body: Any) -> None:
+    assert len(error_of(Web(), body)) <= LONGEST + 1
+
+
 def test_a_long_wrong_value_is_quoted_in_part() -> None:
     assert len(error_of(Web(), {"text": {"a": "b" * 10_000}})) < 200
 
@@ -228,6 +242,7 @@ BODIES = st.dictionaries(st.sampled_from(KEYS), ANY_JSON | st.text(), max_size=5
 POSTS = ["/v1/translate", "/v1/stream", "/v1/score", "/v1/alternatives", "/v1/attention", "/translate", "/detect"]
 
 
+@LAW
 @given(st.sampled_from(POSTS), st.one_of(ANY_JSON, BODIES), SEARCHES | ANY_JSON)
 def test_no_body_is_an_error_of_the_server(path: str, body: Any, search: Any) -> None:
     if isinstance(body, dict) and search is not None:

@@ -20,6 +20,9 @@ export const card = (...children) => html("div", { class: "card" }, ...children)
 export const cardHead = (title, note) => html("div", { class: "head" }, html("h3", {}, title), note);
 export const soft = (...children) => html("span", { class: "soft" }, ...children);
 
+/** Return the parts of a text, `code` as elements. */
+export const withCode = (text) => text.split("`").map((part, i) => (i % 2 ? html("code", {}, part) : part));
+
 const ruler = html("canvas").getContext("2d");
 
 export function textWidth(text, size) {

@@ -32,6 +32,11 @@ export function closeAlternatives() {
   if (hadFocus && word.isConnected) word.focus();
 }
 
+function formatProbability(value) {
+  if (value === null) return "–";
+  return value < 0.005 ? "< .01" : value.toFixed(2);
+}
+
 function option(alternative, prefix, choose) {
   const { fixed, word, rest, isPart } = splitAlternative(alternative, prefix);
   const { probability, piece } = alternative;
@@ -44,11 +49,13 @@ function option(alternative, prefix, choose) {
     "div",
     {
       ...{ role: "option", tabindex: -1, "aria-selected": "false", title: `next subword: ${piece}` },
+      onfocus: (event) => event.currentTarget.setAttribute("aria-selected", "true"),
+      onblur: (event) => event.currentTarget.setAttribute("aria-selected", "false"),
       ...(word ? { onclick: pick } : { "aria-disabled": "true" }), // an end cannot be gone on from
     },
     html("b", { dir: "auto" }, word ? (isPart ? `…${word}` : word) : "the end"),
     html("span", { class: "track" }, html("i", { style: filled })),
-    html("span", { class: "number soft" }, probability === null ? "–" : probability.toFixed(2)),
+    html("span", { class: "number soft" }, formatProbability(probability)),
     html("span", { class: "rest soft", dir: "auto" }, rest.trim()),
   );
 }
@@ -78,7 +85,14 @@ export async function openAlternatives({ word, label, prefix, body, choose }) {
     const { alternatives } = await request("v1/alternatives", { ...body, prefix, count: COUNT }, { signal });
     const list = html("div", { role: "listbox", "aria-label": `Alternatives to ${label}` });
     list.append(...alternatives.map((alternative) => option(alternative, prefix, choose)));
-    box().replaceChildren(list, html("p", { class: "soft small" }, "The model goes on from the word you choose."));
+    box().replaceChildren(
+      list,
+      html(
+        "p",
+        { class: "soft small" },
+        "The number is the probability of the next subword; the model goes on from the word you choose.",
+      ),
+    );
     positionBelow(box(), word);
     list.firstChild?.focus();
   } catch (error) {

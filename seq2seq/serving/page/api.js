@@ -1,6 +1,6 @@
 // The description of the API from openapi.json: its routes with their fields, answers and an example.
 
-import { html } from "./elements.js";
+import { html, withCode } from "./elements.js";
 import { startTheme } from "./theme.js";
 
 const JSON_TYPE = "application/json";
@@ -18,11 +18,6 @@ function typeOf(schema) {
   return schema.type ?? "any value";
 }
 
-/** Return text with `code` as elements; nothing else of it is markup. */
-function marked(text) {
-  return text.split(/`([^`]+)`/).map((part, i) => (i % 2 ? html("code", {}, part) : part));
-}
-
 /** Return paragraphs and lists of a description. */
 function prose(text) {
   return text
@@ -31,8 +26,8 @@ function prose(text) {
     .split(/\n\n+/)
     .map((block) =>
       block.startsWith("- ")
-        ? html("ul", {}, ...block.split(/\n?^- /m).flatMap((item) => (item ? [html("li", {}, ...marked(item))] : [])))
-        : html("p", {}, ...marked(block)),
+        ? html("ul", {}, ...block.split(/\n?^- /m).flatMap((item) => (item ? [html("li", {}, ...withCode(item))] : [])))
+        : html("p", {}, ...withCode(block)),
     );
 }
 
@@ -44,7 +39,7 @@ function fieldRow(name, field, isRequired) {
     html("td", {}, html("code", {}, name)),
     html("td", {}, typeOf(field)),
     html("td", {}, standard),
-    html("td", {}, ...marked(field.description ?? "")),
+    html("td", {}, ...withCode(field.description ?? "")),
   );
 }
 

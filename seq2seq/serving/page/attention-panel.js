@@ -10,8 +10,8 @@ import { wordsOf } from "./words.js";
 const HOW_TO_READ =
   "A row of the map shows where the model read while it wrote that subword: the stronger the colour, the more weight " +
   "that source subword had. Each row adds up to 1; ⏎ is the end of the sentence.";
-const CAUTION =
-  "Heads differ: choose one, or a layer's mean. Attention shows what was read, not why a word was chosen.";
+const HEADS_DIFFER = "Heads differ: choose one, or a layer's mean. ";
+const CAUTION = "Attention shows what was read, not why a word was chosen.";
 
 function fractionsOf(pieces) {
   const words = wordsOf(pieces);
@@ -52,6 +52,7 @@ export class AttentionPanel {
       onchange: (event) => select(Number(event.target.value)),
     });
     this.tools = html("div", { class: "tools" }, html("div", {}, this.picker), html("div", {}, ...this.view.units));
+    this.caution = html("p", { class: "small soft note" });
     this.texts = html("dl", { class: "text" });
     this.body = html(
       "div",
@@ -60,7 +61,7 @@ export class AttentionPanel {
       html("div", { class: "choose" }, this.view.heads, this.texts),
       this.view.plots,
       html("p", { class: "small soft note" }, HOW_TO_READ),
-      html("p", { class: "small soft note" }, CAUTION),
+      this.caution,
     );
     this.empty = html("p", { class: "soft" }, "Translate something to see what the model reads while it writes.");
     this.box.replaceChildren(this.empty, this.body);
@@ -82,6 +83,8 @@ export class AttentionPanel {
       const plot = await this.plot(sentence);
       if (this.translation.shown !== sentence) return;
       this.texts.replaceChildren(...textRow("source", sentence.source), ...textRow("output", shownText(sentence)));
+      const [layers, heads] = plot.shape;
+      this.caution.textContent = layers * heads > 1 ? HEADS_DIFFER + CAUTION : CAUTION;
       this.view.show(plot);
     } catch (error) {
       this.onProblem(error);

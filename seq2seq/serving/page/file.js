@@ -3,7 +3,7 @@
 import { formatCount, html, range } from "./elements.js";
 import { request } from "./server.js";
 
-const CHUNK = { lines: 64, characters: 8000 };
+const CHUNK = { lines: 32, characters: 8000 };
 const PARALLEL = 3; // requests at a time
 const LARGEST = 20e6; // bytes
 
@@ -81,6 +81,7 @@ export class FileJob {
   /** Translate the lines that have no translation yet. */
   async run() {
     this.controller = new AbortController();
+    this.refused = new Set(); // chunks that wait until the server has room
     const { signal } = this.controller;
     const waiting = this.lines.map((line, i) => (this.results[i] === null ? line : ""));
     const chunks = chunksOf(waiting);
@@ -99,14 +100,18 @@ export class FileJob {
   }
 
   async translate(indices, settings, signal) {
-    const onWait = (seconds) => this.showProgress(`; the server is busy, waiting ${Math.ceil(seconds)} s`);
+    const onWait = () => {
+      this.refused.add(indices);
+      this.showProgress();
+    };
     const body = { text: indices.map((i) => this.lines[i]), ...settings };
     const { results } = await request("v1/translate", body, { signal, onWait });
     for (const [k, i] of indices.entries()) this.results[i] = results[k].text;
+    this.refused.delete(indices);
     this.showProgress();
   }
 
-  showProgress(note = "") {
+  showProgress(note = this.refused.size ? "; the server is busy, waiting" : "") {
     const done = this.results.filter((result) => result !== null).length;
     this.bar.max = this.lines.length;
     this.bar.value = done;

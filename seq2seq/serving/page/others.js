@@ -4,7 +4,7 @@ import { html } from "./elements.js";
 
 const WANTED = 5; // translations that the button asks for
 
-const formatScore = (value) => (value === null ? "–" : value.toFixed(3));
+const formatScore = (value) => (value === null ? "–" : value.toFixed(3).replace("-", "−"));
 
 export class Others {
   /** @param handlers `choose(i)` shows a translation, `more(count)` asks for several */

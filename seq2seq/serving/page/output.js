@@ -68,6 +68,7 @@ export class Output {
   partial(index, text) {
     const node = this.node(index);
     if (node.textContent.trim().startsWith(text.trim())) return; // the former translation may remain
+    if (index && !node.firstChild.textContent) this.gap(index, " ");
     node.lastChild.replaceChildren(html("span", { class: "growing" }, text));
   }
 
@@ -109,8 +110,9 @@ export class Output {
   }
 
   keepOneTabStop() {
-    const words = this.words();
-    if (!words.some((word) => word.tabIndex === 0) && words.length) words[0].tabIndex = 0;
+    if (this.box.querySelector('.word[tabindex="0"]')) return;
+    const first = this.box.querySelector(".word");
+    if (first) first.tabIndex = 0;
   }
 
   sentenceOf(word) {
@@ -119,7 +121,8 @@ export class Output {
 
   focusOn(word) {
     if (!word) return;
-    for (const other of this.words()) other.tabIndex = other === word ? 0 : -1;
+    for (const other of this.box.querySelectorAll('.word[tabindex="0"]')) other.tabIndex = -1;
+    word.tabIndex = 0;
     this.showTip(word);
     this.handlers.select(this.sentenceOf(word));
   }

@@ -9,7 +9,7 @@ import { History } from "./history.js";
 import { Others } from "./others.js";
 import { Output, shownWords } from "./output.js";
 import { SearchOptions } from "./search.js";
-import { pause, request } from "./server.js";
+import { Problem, pause, request } from "./server.js";
 import { Tabs } from "./tabs.js";
 import { startTheme } from "./theme.js";
 import { Translation } from "./translation.js";
@@ -74,9 +74,11 @@ function showModel() {
 
 function showProblem(error) {
   if (error?.name === "AbortError") return;
-  const retry = html("button", { type: "button", onclick: () => translate() }, "Try again");
-  $("problem").replaceChildren(html("span", {}, error.message), retry);
+  const [label, onclick] = error instanceof Problem ? ["Try again", () => translate()] : ["Close", hideProblem];
+  const button = html("button", { type: "button", onclick }, label);
+  $("problem").replaceChildren(html("span", {}, error.message), button);
   $("progress").textContent = "";
+  $("output").setAttribute("aria-busy", "false");
   if (error.status === 0) waitForServer();
 }
 
@@ -124,9 +126,10 @@ const others = new Others(translation, {
 const compare = new Compare(translation, () => models, search, { settings, onProblem: showProblem });
 const tabs = new Tabs(document.querySelector("[role=tablist]"), updatePanels);
 
-/** Ask for an n-best list, from a beam that holds it. */
+/** Ask for an n-best list, from a beam or samples that hold it. */
 function showMore(count) {
-  search.change({ ...search.changes, beam: Math.max(count, search.valueOf("beam")), n_best: count });
+  const key = search.valueOf("samples") ? "samples" : "beam";
+  search.change({ ...search.changes, [key]: Math.max(count, search.valueOf(key)), n_best: count });
 }
 
 const showProgress = (text) => {

@@ -1,6 +1,6 @@
 // The options of the search, as the server explains them; only changed ones are sent.
 
-import { build, html } from "./elements.js";
+import { build, html, withCode } from "./elements.js";
 
 const isEqual = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -14,11 +14,12 @@ function readInput(input, { default: standard, type }) {
 }
 
 function inputOf(option, id) {
-  const { default: standard, choices } = option;
+  const { default: standard, choices, maximum } = option;
   const described = { id, "aria-describedby": `${id}-help` };
   if (choices?.length) return html("select", described, ...choices.map((choice) => html("option", {}, String(choice))));
   if (typeof standard === "boolean") return html("input", { ...described, type: "checkbox" });
-  if (typeof standard === "number") return html("input", { ...described, type: "number", step: "any" });
+  const range = { min: 0, ...(maximum !== undefined && { max: maximum }), step: "any" };
+  if (typeof standard === "number") return html("input", { ...described, type: "number", ...range });
   const placeholder = Array.isArray(standard) ? "words, separated by commas" : "";
   return html("input", { ...described, type: "text", placeholder, spellcheck: "false" });
 }
@@ -55,7 +56,7 @@ export class SearchOptions {
     const input = build(inputOf(option, id), { onchange: () => this.set(option, readInput(input, option)) }, []);
     const note = html("span", { class: "small changed-note" });
     const head = html("div", { class: "head" }, html("label", { for: id }, option.name.replaceAll("_", " ")), note);
-    const help = html("p", { class: "small soft", id: `${id}-help` }, option.help);
+    const help = html("p", { class: "small soft", id: `${id}-help` }, ...withCode(option.help));
     return { input, note, node: html("div", { class: "option" }, head, input, help) };
   }
 
@@ -104,8 +105,9 @@ export class SearchOptions {
     for (const option of this.options) {
       const { input, note, node } = this.rows.get(option.name);
       const [value, isChanged] = [this.value(option), option.name in this.changes];
+      const isTyped = input === document.activeElement && input.tagName === "INPUT" && !isChanged;
       if (input.type === "checkbox") input.checked = value;
-      else input.value = Array.isArray(value) ? value.join(", ") : value;
+      else if (!isTyped) input.value = Array.isArray(value) ? value.join(", ") : value;
       node.classList.toggle("changed", isChanged);
       note.textContent = isChanged ? `changed from ${formatValue(option.default)}` : "";
     }

@@ -52,7 +52,9 @@ export class Translation {
     const [fixed, received] = [[], { count: 0, at: 0 }];
     const { signal } = this.controller;
     const handlers = {
-      partial: ({ sentence, text: begun }) => this.handlers.partial(sentence, begun),
+      partial: ({ sentence, text: begun }) => {
+        if (!this.sentences[sentence]?.prefix) this.handlers.partial(sentence, begun);
+      },
       sentence: ({ index, ...sent }) => {
         received.count = index + 1;
         this.gapBefore(index, sent.source, received);
