@@ -49,7 +49,7 @@ def probability(piece: str, position: int) -> float:
 def german(source: str, prefix: str = "", variant: int = 0) -> str:
     words = [re.sub(r"\w+", lambda m: GERMAN.get(m[0].lower(), m[0]), word) for word in source.split()]
     if variant and len(words) > variant:
-        words[variant] = f"{words[variant].rstrip('.')}{'chen' if variant % 2 else 'lein'}"
+        words[variant] = f"{words[variant].rstrip('.')}{'chen noch' if variant % 2 else 'lein'}"
     begun = prefix.split()
     text = " ".join([*begun, *words[len(begun) :]])
     return text[:1].upper() + text[1:]
