@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.decoding.constraints import NEG_INF
+from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.scoring import Beams, Hypothesis
 
 Columns = tuple[Tensor, ...]
@@ -32,15 +33,18 @@ class Finished(NamedTuple):
 class Trellis:
     """All steps of a search; each hypothesis is traced back from its end."""
 
-    def __init__(self, K: int) -> None:
-        self.K, self.sentences = K, 0
+    def __init__(self, K: int, progress: Progress | None = None) -> None:
+        self.K, self.progress, self.sentences = K, progress, 0
         self.steps: list[list[Columns]] = []  # by length, then by batch
         self.finished: list[Columns] = []
 
-    def add(self, length: int, beams: Beams, origin_BK: Tensor) -> None:
+    def add(self, length: int, beams: Beams, origin_BK: Tensor, decided_B: Tensor) -> None:
+        """Keep a step; `decided_B` marks the sentences that earlier ones decided."""
         if len(self.steps) < length:
             self.steps.append([])
         self.steps[length - 1].append((beams.index_B, beams.last_BK, origin_BK, beams.log_probability_BK))
+        if self.progress:
+            self.progress.add(length, beams, origin_BK, decided_B)
 
     def finish(self, beams: Beams, decided_B: Tensor) -> None:
         """Keep the finished hypotheses of sentences that this step decided."""

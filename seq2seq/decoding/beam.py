@@ -25,6 +25,7 @@ from seq2seq.decoding.processors import (
     next_log_probabilities,
     step_processors,
 )
+from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.scoring import (
     Beams,
     Candidates,
@@ -89,14 +90,18 @@ class LiveBatch:
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, batches: Iterable[tuple[State, DecodingTask]], config: SearchConfig, specials: Specials
+    step: Step,
+    batches: Iterable[tuple[State, DecodingTask]],
+    config: SearchConfig,
+    specials: Specials,
+    progress: Progress | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
     Steps with few sentences cost nearly as much as steps with many, so the last sentences of a batch wait until the
     next batch reaches their length, and join it. No result depends on neighbouring sentences.
     """
-    trellis = Trellis(config.beam // config.groups)
+    trellis = Trellis(config.beam // config.groups, progress)
     waiting: LiveBatch | None = None
     for state, task in batches:
         live = start(state, task, config, specials, trellis.sentences)
@@ -121,7 +126,7 @@ def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Special
     candidates = expand(logits_R1V[:, -1], beams, live, config, specials.end)
     beams = finish(beams, candidates, config, specials.end, length)
     beams, origin_BK = extend(beams, candidates, specials.end, task, length)
-    trellis.add(length, beams, origin_BK)
+    trellis.add(length, beams, origin_BK, live.decided_B)
     decided_B = decided(beams, config, task, length)
     if config.beam > 1:
         K = beams.last_BK.shape[1]

@@ -6,7 +6,7 @@ Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -25,6 +25,7 @@ from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
+from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.sampling import sample
 from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
@@ -79,6 +80,27 @@ class TeacherForced(NamedTuple):
 
     log_probabilities: tuple[float, ...]  # of each id, then of END
     weights_LNTS: Tensor | None
+
+
+OnStep = Callable[[int, str], None]  # the index of a sentence, and its translation so far
+
+
+class GrowingTexts:
+    """The text of each sentence's best hypothesis so far; a change is passed on, and nothing else."""
+
+    def __init__(self, on_step: OnStep, tokenizer: Tokenizer, prefixes: Sequence[list[int]]) -> None:
+        self.on_step, self.tokenizer, self.prefixes = on_step, tokenizer, prefixes
+        self.texts = [""] * len(prefixes)
+
+    def grow(self, i: int, ids: list[int]) -> None:
+        """Show a hypothesis; its prefix appears at once, and a character when its last byte is there."""
+        shown = ids if len(ids) > len(self.prefixes[i]) else self.prefixes[i]
+        self.show(i, self.tokenizer.decode(shown).rstrip("\ufffd"))
+
+    def show(self, i: int, text: str) -> None:
+        if text != self.texts[i]:
+            self.texts[i] = text
+            self.on_step(i, text)
 
 
 class Translator:
@@ -161,20 +183,24 @@ class Translator:
         *,
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
+        on_step: OnStep | None = None,
     ) -> list[list[Translation]]:
         """Return each sentence's translations, best first; an empty sentence has one empty translation.
 
         A translation begins with its sentence's prefix. Attention weights cost another pass over the translations.
+        `on_step` receives a sentence's index and the text of its best hypothesis whenever a step of the search changes
+        it, and last the translation; samples have no steps. An exception that it raises ends the search.
         """
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
         if prefixes is not None and len(prefixes) != len(sentences):
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes differ in number")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
-        count = min(self.workers.count, len(sentences) // MIN_PER_PROCESS) if self.workers and not attention else 1
+        divisible = self.workers and not attention and not on_step
+        count = min(self.workers.count, len(sentences) // MIN_PER_PROCESS) if self.workers and divisible else 1
         if self.workers and count > 1:
             return self._divide(self.workers, count, sentences, prefixes, search)
-        return self._translate(sentences, prefixes, search, attention)
+        return self._translate(sentences, prefixes, search, attention, on_step)
 
     def _divide(
         self, workers: Workers, count: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
@@ -192,15 +218,23 @@ class Translator:
         return results
 
     def _translate(
-        self, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig, attention: bool = False
+        self,
+        sentences: Sequence[str],
+        prefixes: Sequence[str],
+        search: SearchConfig,
+        attention: bool = False,
+        on_step: OnStep | None = None,
     ) -> list[list[Translation]]:
         sources, prefix_ids = self._encode_sources(sentences), self._target_ids(prefixes)
+        texts = GrowingTexts(on_step, self.tokenizer, prefix_ids) if on_step else None
         n_best: list[list[Hypothesis]] = [[] for _ in sentences]
         # Batching sentences of similar length pads little, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
-        for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search), strict=True):
+        for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search, texts), strict=True):
             n_best[i] = self._select(hypotheses, search)
+            if texts:
+                texts.show(i, self.tokenizer.decode(n_best[i][0].ids))
         weights = self._attention(sources, n_best, search) if attention else {}
         return [
             [self._translation(source, hypothesis, weights.get(id(hypothesis))) for hypothesis in ranked] or [EMPTY]
@@ -208,7 +242,12 @@ class Translator:
         ]
 
     def _search(
-        self, order: list[int], sources: list[EncodedSource], prefix_ids: list[list[int]], search: SearchConfig
+        self,
+        order: list[int],
+        sources: list[EncodedSource],
+        prefix_ids: list[list[int]],
+        search: SearchConfig,
+        texts: GrowingTexts | None,
     ) -> list[list[Hypothesis]]:
         """Search batch by batch; return each sentence's hypotheses in this order."""
         rules = self._rules(search)
@@ -225,7 +264,8 @@ class Translator:
                 drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
-            return beam_search(step, batches, search, SPECIALS)
+            progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
+            return beam_search(step, batches, search, SPECIALS, progress)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None

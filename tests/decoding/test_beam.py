@@ -19,6 +19,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, Stop
 from seq2seq.decoding.beam import beam_search, diverse_candidates
 from seq2seq.decoding.constraints import Rules
+from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model.decoder_state import State
 from tests.helpers.tables import BANNED, BEGIN, END, RowsState, Table, padded_prefixes
@@ -52,7 +53,7 @@ class Case:
     prefixes: list[list[int]] = field(default_factory=list)
 
 
-def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
+def searched(case: Case, table: Table, progress: Progress | None) -> list[list[Hypothesis]]:
     """The search's own answer, batch after batch."""
     pieces = LETTERS if case.rules.get("required") or case.rules.get("forbidden") else [""] * case.vocabulary
     rules, prefix_BP = Rules(pieces, END, **case.rules) if case.rules else None, padded_prefixes(case.prefixes)
@@ -69,7 +70,7 @@ def searched(case: Case, table: Table) -> list[list[Hypothesis]]:
         )
         batches.append((table.begin(rows, sources), asked))
     step = table.step_with_attention if case.options.coverage_penalty else table.step
-    return beam_search(step, iter(batches), case.options, SPECIALS)
+    return beam_search(step, iter(batches), case.options, SPECIALS, progress)
 
 
 def expected(case: Case, table: Table, sentence: int) -> reference.Outcome:
@@ -83,9 +84,11 @@ def expected(case: Case, table: Table, sentence: int) -> reference.Outcome:
 
 
 def assert_is_the_definition(case: Case) -> None:
-    """The same hypotheses in the same order, all their numbers, and the same rows at every step."""
+    """The same hypotheses in the same order, all their numbers, the same rows at every step and the best after it."""
     table = Table(case.seed, case.vocabulary, max(case.sources), case.end)
-    found = searched(case, table)
+    reports: dict[int, list[tuple[int, ...]]] = {i: [] for i in range(len(case.sources))}
+    progress = Progress(case.options, lambda i, ids: reports[i].append(tuple(ids)))
+    found = searched(case, table, progress if case.seed % 2 else None)
     wanted = [expected(case, table, i) for i in range(len(case.sources))]
     assert len(found) == len(wanted)
     clear = [one for one in zip(found, wanted, strict=True) if one[1].clear]
@@ -96,6 +99,10 @@ def assert_is_the_definition(case: Case) -> None:
             assert h.score == pytest.approx(path.score, rel=1e-5, abs=3e-5), "score"
             assert h.log_probability == pytest.approx(path.total, rel=1e-5, abs=3e-5), "log probability"
             assert h.token_log_probabilities == pytest.approx(path.each, rel=1e-5, abs=3e-5), "of each token"
+    for sentence, outcome in enumerate(wanted):
+        if outcome.clear and case.seed % 2:
+            both = zip(reports[sentence], outcome.best, strict=True)
+            assert all(ids == best for ids, best in both if best is not None), f"progress of {sentence}"
     if len(clear) == len(found):
         rows = iter([outcome.steps for outcome in wanted])
         steps = [[next(rows) for _ in range(size)] for size in case.batches]

@@ -63,6 +63,7 @@ class Outcome:
     finished: list[Path]
     steps: int
     clear: bool  # no decision was a tie, or nearly one
+    best: Sequence[Prefix | None] = ()  # after each step of a beam, without END; None where it is a tie
 
 
 @dataclass
@@ -97,6 +98,7 @@ def beam_search(model: Model, request: Request, options: Any) -> Outcome:
     """The best different translations of all groups, and after how many steps the search has stopped."""
     K, end, ties = options.beam // options.groups, request.end, Ties()
     groups = [Group() for _ in range(options.groups)]
+    best: list[Prefix | None] = []
     length = 0
     while True:
         length += 1
@@ -114,6 +116,7 @@ def beam_search(model: Model, request: Request, options: Any) -> Outcome:
                 group.live = []  # a greedy group has its translation
             for path in group.live:
                 taken[path.ids[-1]] = taken.get(path.ids[-1], 0) + 1
+        best.append(_best(groups, model, options, length))
         if length >= request.longest or all(_decided(g, request, options, length, K, ties) for g in groups):
             break
     different = {path.ids: path for group in groups for path in group.finished}
@@ -121,7 +124,19 @@ def beam_search(model: Model, request: Request, options: Any) -> Outcome:
     ties.ranked([path.score for path in ordered])
     count = options.n_best if options.select_by == "score" else options.beam
     assert all(path.ids[-1] == end for path in ordered)
-    return Outcome(ordered[:count], length, ties.clear)
+    return Outcome(ordered[:count], length, ties.clear, best)
+
+
+def _best(groups: list[Group], model: Model, options: Any, length: int) -> Prefix | None:
+    """The best hypothesis, finished or live; a live one is scored as if the next token ended it."""
+    scores = {path.ids[:-1]: path.score for group in groups for path in group.finished}
+    for path in (path for group in groups for path in group.live):
+        score = path.total / length_penalty(length + 1, options)
+        if options.coverage_penalty:
+            score += coverage_penalty(path.ids, model, options.coverage_penalty)
+        scores[path.ids] = max(score, scores.get(path.ids, score))
+    first, *others = sorted(scores.items(), key=lambda one: -one[1])
+    return None if others and first[1] - others[0][1] <= TIE else first[0]
 
 
 def _continuations(
