@@ -94,7 +94,8 @@ class GrowingTexts:
 
     def grow(self, i: int, ids: list[int]) -> None:
         """Show a hypothesis; its prefix appears at once, and a character when its last byte is there."""
-        self.show(i, self.tokenizer.decode(max(self.prefixes[i], ids, key=len)).rstrip("\ufffd"))
+        shown = ids if len(ids) > len(self.prefixes[i]) else self.prefixes[i]
+        self.show(i, self.tokenizer.decode(shown).rstrip("\ufffd"))
 
     def show(self, i: int, text: str) -> None:
         if text != self.texts[i]:

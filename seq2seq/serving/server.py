@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from types import FrameType
 from typing import Any
@@ -91,10 +92,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=CONNECTIONS)
+    except socket.gaierror as error:
+        raise UserError(f"host: {host} is not an address of this machine ({error.strerror})") from None
     except OSError as error:
-        key, remedy = (
-            ("host", "give an address of this machine")
-            if isinstance(error, socket.gaierror)
-            else ("port", "choose another port, or stop the program that uses it")
-        )
-        raise UserError(f"{key}: cannot listen on {host}:{port} ({error.strerror}); {remedy}") from None
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"port: cannot listen on {host}:{port} ({reason}); set another port=… or host=…") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from tests.helpers.program import forks
 SOURCES = ["A dog runs.", "", "Two young men are playing.", "A woman sings.", "  ", "Two men sing and a woman runs."]
 TARGETS = ["Ein Hund rennt.", "", "Zwei junge Männer spielen.", "Eine Frau singt.", "", "Zwei Männer singen."]
 PREFIXES = ["Ein", "", "", "Eine Frau", "", "Zwei Männer spielen"]
-SEARCHES = {
+SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {"beam": 1},
     "beam": {"beam": 4, "n_best": 2},
     "diverse": {"beam": 4, "groups": 2, "diversity": 0.5},
@@ -74,7 +76,7 @@ def test_watching_changes_nothing_and_the_last_text_is_the_translation(
     for i, ranked in enumerate(found):
         texts = ["", *reports[i]]
         assert texts[-1] == ranked[0].text
-        assert all(a != b for a, b in zip(texts, texts[1:], strict=False))
+        assert all(a != b for a, b in pairwise(texts))
         assert len(texts) <= 2 or not search.samples
 
 

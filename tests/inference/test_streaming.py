@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.inference import streaming as module
-from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentences
+from seq2seq.inference.streaming import Line, LineReader, decode_lines, gaps_between, sentences, split_text
 from tests.reference.corpora import halved, sentence_ends
 
 LAW = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 LETTERS = st.text("aabbBC1_. .  !?…\"')」。！ \t-é", max_size=30)
+ENDS = st.sampled_from(["\n", "\r\n", "\r", "\u2028", "\n \n"])  # of lines
 
 
 def always(_: str) -> bool:
@@ -48,6 +49,22 @@ def test_no_letter_is_lost_and_every_piece_fits(line: str, most: int) -> None:
     assert all(piece for piece in found) or found == [""]
     parts = sentences(line, always)
     assert found == [piece for part in parts for piece in halved(part, within_limit)]
+
+
+@LAW
+@given(st.lists(st.one_of(LETTERS, ENDS)).map("".join), st.integers(2, 9))
+def test_sentences_and_what_lies_between_them_are_the_text(text: str, most: int) -> None:
+    """Lines are never joined, no sentence is empty, and nothing but space and line ends lies between them."""
+
+    def within_limit(part: str) -> bool:
+        return len(part) <= most
+
+    found = split_text(text, within_limit)
+    gaps = gaps_between(text, found)
+    assert len(gaps) == len(found) + 1
+    assert gaps[0] + "".join(part + gap for part, gap in zip(found, gaps[1:], strict=True)) == text
+    assert not "".join(gaps).strip() and all(part == part.strip() != "" for part in found)
+    assert found == [part for line in text.splitlines() for part in sentences(line, within_limit) if part]
 
 
 @pytest.mark.parametrize(

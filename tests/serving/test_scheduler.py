@@ -88,6 +88,7 @@ def test_batches_keep_to_their_bounds_and_are_full(texts: list[list[str]], budge
     for one in texts:
         queue.add(Request("x", range(len(one)), one, rows), 0.0)
     batches = all_batches(queue)
+    assert sum(map(len, batches)) == sum(map(len, texts))
     prices = [[cost(part.text) * rows for part in batch] for batch in batches]
     assert all(sum(price) <= budget or len(price) == 1 for price in prices)
     assert all(len(price) <= most for price in prices)

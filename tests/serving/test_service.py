@@ -151,6 +151,7 @@ def test_texts_keep_their_lines_and_spaces(outputs: Path) -> None:
     outputs_ = expected(outputs / "a/checkpoints/update-0000001", parts, configured)
     assert second.text == "".join(gap + part for gap, part in zip(second.gaps, [*outputs_, ""], strict=True))
     assert first.text.startswith("\n  Dogs")
+    assert [s.translations[0].text for s in first.sentences[1:]] == outputs_[1:]  # the prefix is that of the first
     assert (empty.text, empty.sentences, blank.text, blank.sentences) == ("", (), " \n", ())
 
 

@@ -1,0 +1,162 @@
+"""`seq2seq serve` as a process: what it prints, how it ends, and clients that do not finish their requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seq2seq.serving import server as module
+from seq2seq.serving.server import Protocol, listen
+from seq2seq.utils.errors import UserError
+from tests.helpers.runs import saved_run
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
+
+
+class Running:
+    """A server process, its address, and what it printed until it was ready."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        command = [sys.executable, "-m", "seq2seq", "serve", f"outputs={folder}", "run=a", "port=0", "processes=2"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command += ["precision=float32", *overrides]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8")
+        assert self.process.stdout
+        self.printed = ""
+        while "stop " not in self.printed and (line := self.process.stdout.readline()):
+            self.printed += line
+        found = re.search(r"http://\S+", self.printed)
+        self.address = found[0].replace("0.0.0.0", "127.0.0.1") if found else ""
+
+    def translate(self, text: str) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"{self.address}/v1/translate", json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def descendants(self) -> list[int]:
+        """The processes below it, workers and what starts them."""
+        parents = {int(p.name): stat_of(p) for p in Path("/proc").iterdir() if p.name.isdecimal()}
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found[1:]
+
+
+def stat_of(process: Path) -> int:
+    with suppress(OSError):
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    saved_run(tmp_path_factory.getbasetemp() / "served" / "a", "transformer")
+    return tmp_path_factory.getbasetemp() / "served"
+
+
+@pytest.fixture
+def running(outputs: Path) -> Iterator[Running]:
+    server = Running(outputs)
+    yield server
+    server.process.kill()
+    server.process.communicate()
+
+
+@posix
+@pytest.mark.slow
+def test_a_server_answers_what_it_accepted_and_ends(running: Running) -> None:
+    """After SIGTERM new requests get 503 until those before are answered; the exit code is 0."""
+    assert re.match(r"serving    http://127\.0\.0\.1:\d+  \(2 workers; torch float32; beam 5\)", running.printed)
+    assert "model      a: en → de, transformer" in running.printed
+    answers: list[tuple[int, Any]] = []
+    clients = [
+        threading.Thread(target=lambda: answers.append(running.translate("Dogs see cats. " * 150))) for _ in "ab"
+    ]
+    for client in clients:
+        client.start()
+    time.sleep(0.3)
+    running.process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    late, body = running.translate("Dogs")
+    for client in clients:
+        client.join()
+    assert [status for status, _ in answers] == [200, 200]
+    assert all(len(answer["results"][0]["sentences"]) == 150 for _, answer in answers)
+    assert late == 503 and "shutting down" in body["error"]
+    assert running.process.wait(20) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are listed by /proc, on Linux only")
+@pytest.mark.slow
+def test_a_killed_server_leaves_no_process(running: Running) -> None:
+    children = running.descendants()
+    assert len(children) >= 3
+    running.process.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in children):
+        time.sleep(0.1)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"), [("no.such.host.invalid", 0, "host: no.such"), ("127.0.0.1", 1, "")]
+)
+def test_an_address_that_cannot_be_used_is_one_line(host: str, port: int, message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        used = taken.getsockname()[1]
+        with pytest.raises(UserError) as error:
+            listen(host, used if port else 0).close()
+    assert str(error.value).startswith(message or f"port: cannot listen on 127.0.0.1:{used} (Address already in use)")
+    assert "\n" not in str(error.value)
+
+
+def test_a_request_whose_head_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the second one of a connection; one whose head is complete may take its time."""
+    import uvicorn
+
+    monkeypatch.setattr(module, "HEADER_SECONDS", 0.1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.25)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def run() -> None:
+        config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        with listen("127.0.0.1", 0) as listener:
+            serving = asyncio.ensure_future(server.serve([listener]))
+            for beginning in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.write(beginning)
+                if beginning:
+                    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                writer.write(b"GET / HTTP/1.1\r\nHo")
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+                writer.close()
+            server.should_exit = True
+            await serving
+
+    asyncio.run(run())
