@@ -20,7 +20,7 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.data.encoding import Batch
 from seq2seq.inference import engines
 from seq2seq.inference.checkpoint import load_checkpoint, write_weights
-from seq2seq.inference.ctranslate2 import is_installed, padded
+from seq2seq.inference.ctranslate2 import is_installed, padded, save_ctranslate2
 from seq2seq.inference.engines import open_engine
 from seq2seq.inference.translator import EMPTY, Translation, Translator
 from seq2seq.utils.errors import UserError
@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_written_keeps_no_export(run: Run) -> None:
 
 @needed
 def test_an_export_that_computes_otherwise_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = engines.save_ctranslate2
+    save = save_ctranslate2
 
     def save_another(model: Any, *given: Any) -> None:
         with torch.no_grad():
