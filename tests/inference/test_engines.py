@@ -124,6 +124,8 @@ def test_without_probabilities_the_translations_are_the_same(run: Run) -> None:
     exported, _ = both(run)
     full, short = (exported.translate(SENTENCES, options(beam=3), probabilities=given) for given in (True, False))
     assert [ranked[0].pieces for ranked in full] == [ranked[0].pieces for ranked in short]
+    for one, other in ((a[0], b[0]) for a, b in zip(full, short, strict=True)):
+        assert one.score == pytest.approx(other.score, abs=0.02), "but for the share of banned subwords"
 
 
 @needed
