@@ -38,6 +38,7 @@ PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
 Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+Engine = Literal["torch", "ctranslate2", "auto"]
 Split = Literal["train", "validation", "test"]
 MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
@@ -442,6 +443,7 @@ class TestConfig:
 @dataclass(frozen=True)
 class EvaluateConfig(TestConfig):
     run: str | list[str] | None
+    engine: Engine
     metrics: list[MetricName]
     tokenize: Tokenize | None
     resamples: Natural
@@ -536,6 +538,7 @@ class TranslateConfig:
     outputs: str
     device: str
     precision: Precision
+    engine: Engine
     processes: Count | Literal["auto"]
     input: str | None
     output: str | None

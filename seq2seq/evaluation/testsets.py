@@ -131,14 +131,15 @@ def cached_translations(run: Run, test: TestSet, config: TestConfig) -> list[str
 
 def translate(translator: Translator, test: TestSet, search: SearchConfig) -> list[str]:
     """Return the best translation of each sentence, on one line."""
-    return [" ".join(best[0].text.splitlines()) for best in translator.translate(test.source, search)]
+    found = translator.translate(test.source, search, probabilities=False)
+    return [" ".join(best[0].text.splitlines()) for best in found]
 
 
 def write_translations(
-    run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any]
+    run: Run, test: TestSet, hypotheses: list[str], config: TestConfig, measured: dict[str, Any], engine: str = "torch"
 ) -> Path:
     """Write the hypotheses, one per line, and beside them their origin and scores."""
-    path = translations_path(run, test, config)
+    path = translations_path(run, test, config, engine)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in hypotheses))
     metadata = {**translation_settings(run, test, config), "test": test.name, "sentences": len(hypotheses), **measured}
@@ -146,10 +147,11 @@ def write_translations(
     return path
 
 
-def translations_path(run: Run, test: TestSet, config: TestConfig) -> Path:
-    """Return a path unique to the test set, checkpoint, search and precision."""
+def translations_path(run: Run, test: TestSet, config: TestConfig, engine: str = "torch") -> Path:
+    """Return a path unique to the test set, checkpoint, search, precision and engine."""
     parts = [test.name, test.key, Path(config.checkpoint).name, search_name(config.search)]
     parts += [config.precision] if config.precision != "auto" else []
+    parts += [engine.replace(" ", "-")] if engine != "torch" else []
     return run.evaluation / f"{'.'.join(parts)}.txt"
 
 

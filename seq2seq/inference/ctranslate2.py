@@ -39,12 +39,12 @@ def is_installed() -> bool:
     return importlib.util.find_spec("ctranslate2") is not None
 
 
-def import_ctranslate2() -> Any:
+def import_ctranslate2(purpose: str = "export") -> Any:
     try:
         import ctranslate2
         import ctranslate2.specs
     except ImportError:
-        raise UserError("export needs CTranslate2, which is not installed: pip install 'seq2seq[export]'") from None
+        raise UserError(f"{purpose} needs CTranslate2, which is not installed: pip install 'seq2seq[export]'") from None
     return ctranslate2
 
 

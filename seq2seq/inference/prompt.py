@@ -79,7 +79,7 @@ def read_checkpoint(run: Run, which: str, config: TranslateConfig | ServeConfig)
     while True:
         folder = run.checkpoint(which)
         try:
-            return folder, Translator.from_checkpoint(folder, config.device, config.precision)
+            return folder, Translator.from_checkpoint(folder, config.device, config.precision, config.engine)
         except UserError:
             if run.checkpoint(which) == folder:
                 raise
@@ -114,7 +114,13 @@ class Prompt:
     def print_greeting(self) -> None:
         loaded = self.models[0]
         where = f"{loaded.name}, {loaded.age}, on {loaded.translator.device}, beam {self.search.beam}"
+        if engine := self.engine():
+            where += f", {engine}"
         self.screen.print(f"{where}. Type a sentence; :help lists commands.")
+
+    def engine(self) -> str:
+        """Name the engine if the user chose one."""
+        return "" if self.config.engine == "torch" else self.models[0].translator.engine_for(self.search)
 
     def answer(self, line: str) -> None:
         """Answer a line; an error is printed and never ends the prompt."""

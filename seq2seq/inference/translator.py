@@ -29,6 +29,7 @@ from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.sampling import sample
 from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
+from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
 from seq2seq.model.cpu_inference import optimize_for_cpu
@@ -123,6 +124,7 @@ class Translator:
         self.models, self.tokenizers = Ensemble([model]), [tokenizer]
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
+        self.engine: CTranslate2Search | None = None  # searches in place of this project's search
 
     @classmethod
     def load(
@@ -133,21 +135,30 @@ class Translator:
         outputs: str = "outputs",
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "torch",
         processes: int | str = 1,
     ) -> Translator:
-        """Load a run's checkpoint: the newest run's without a name, an ensemble for several names."""
+        """Load a run's checkpoint: the newest run's without a name, an ensemble for several names.
+
+        `engine` is "torch", "ctranslate2" (int8) or "auto"; scores, attention and alternatives are torch's.
+        """
         names = [run] if run is None or isinstance(run, str) else list(run)
         folders = [Run.find(name, outputs).checkpoint(checkpoint) for name in names]
-        translators = [cls.from_checkpoint(folder, device, precision) for folder in folders]
+        translators = [cls.from_checkpoint(folder, device, precision, engine) for folder in folders]
         return cls.ensemble(translators, names).use_processes(processes)
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, device: str = "auto", precision: str = "auto") -> Translator:
+    def from_checkpoint(
+        cls, folder: Path, device: str = "auto", precision: str = "auto", engine: str = "torch"
+    ) -> Translator:
         target_device, _ = choose_device(device)
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
+        opened = open_engine(engine, folder, config.model, tokenizer, model, target_device)
         model = optimize_for_cpu(model.to(target_device, dtype).eval())
-        return cls(model, tokenizer, target_device, config.model.max_length)
+        translator = cls(model, tokenizer, target_device, config.model.max_length)
+        translator.engine = opened
+        return translator
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
@@ -157,6 +168,10 @@ class Translator:
         first = translators[0]
         if len(translators) == 1:
             return first
+        if any(translator.engine and translator.engine.required for translator in translators):
+            raise UserError(
+                "engine: ctranslate2 translates with one run, not with an ensemble; use engine=torch", code=2
+            )
         for other, name in zip(translators[1:], names[1:], strict=True):
             if other.tokenizer.target_pieces != first.tokenizer.target_pieces:
                 raise UserError(
@@ -169,10 +184,17 @@ class Translator:
         return ensemble
 
     def use_processes(self, processes: int | str) -> Translator:
-        """Divide large inputs among this many processes; "auto" means one per CPU thread."""
+        """Divide large inputs among this many processes; "auto" means one per CPU thread.
+
+        CTranslate2 divides them among its own threads.
+        """
         count = choose_processes(processes, self.device)
-        self.workers = Workers(self._translate, count) if count > 1 else None
+        self.workers = Workers(self._translate, count) if count > 1 and not self.engine else None
         return self
+
+    def engine_for(self, search: SearchConfig) -> str:
+        """Name the engine of a search, with its version and quantization."""
+        return self.engine.description if self.engine and self.engine.supports(search) else "torch"
 
     # ------------------------------------------------------------------------------------- translate
 
@@ -184,12 +206,14 @@ class Translator:
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         on_step: OnStep | None = None,
+        probabilities: bool = True,
     ) -> list[list[Translation]]:
         """Return each sentence's translations, best first; an empty sentence has one empty translation.
 
         A translation begins with its sentence's prefix. Attention weights cost another pass over the translations.
         `on_step` receives a sentence's index and the text of its best hypothesis whenever a step of the search changes
         it, and last the translation; samples have no steps. An exception that it raises ends the search.
+        `probabilities=False` permits an engine to omit the log probability of each subword, which costs it a pass.
         """
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
@@ -200,7 +224,7 @@ class Translator:
         count = min(self.workers.count, len(sentences) // MIN_PER_PROCESS) if self.workers and divisible else 1
         if self.workers and count > 1:
             return self._divide(self.workers, count, sentences, prefixes, search)
-        return self._translate(sentences, prefixes, search, attention, on_step)
+        return self._translate(sentences, prefixes, search, attention, on_step, probabilities)
 
     def _divide(
         self, workers: Workers, count: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
@@ -224,6 +248,7 @@ class Translator:
         search: SearchConfig,
         attention: bool = False,
         on_step: OnStep | None = None,
+        probabilities: bool = True,
     ) -> list[list[Translation]]:
         sources, prefix_ids = self._encode_sources(sentences), self._target_ids(prefixes)
         texts = GrowingTexts(on_step, self.tokenizer, prefix_ids) if on_step else None
@@ -231,7 +256,8 @@ class Translator:
         # Batching sentences of similar length pads little, and every batch ends early.
         filled = [i for i, source in enumerate(sources) if len(source.ids[0]) > 1]
         order = sorted(filled, key=lambda i: max(map(len, sources[i].ids)))
-        for i, hypotheses in zip(order, self._search(order, sources, prefix_ids, search, texts), strict=True):
+        found = self._search(order, sources, prefix_ids, search, texts, probabilities)
+        for i, hypotheses in zip(order, found, strict=True):
             n_best[i] = self._select(hypotheses, search)
             if texts:
                 texts.show(i, self.tokenizer.decode(n_best[i][0].ids))
@@ -242,6 +268,26 @@ class Translator:
         ]
 
     def _search(
+        self,
+        order: list[int],
+        sources: list[EncodedSource],
+        prefix_ids: list[list[int]],
+        search: SearchConfig,
+        texts: GrowingTexts | None,
+        probabilities: bool,
+    ) -> list[list[Hypothesis]]:
+        """Search with the engine, and here what it leaves; return each sentence's hypotheses in this order."""
+        if not (self.engine and self.engine.supports(search, any(prefix_ids))):
+            return self._search_batches(order, sources, prefix_ids, search, texts)
+        ids, prefixes = [sources[i].ids[0] for i in order], [prefix_ids[i] for i in order]
+        length_B, required_B = (torch.tensor([len(row) for row in rows], dtype=torch.long) for rows in (ids, prefixes))
+        max_lengths = self._max_length(length_B, required_B, search).tolist()
+        found = dict(zip(order, self.engine.search(ids, prefixes, max_lengths, search, probabilities), strict=True))
+        left = [i for i in order if found[i] is None]
+        found |= zip(left, self._search_batches(left, sources, prefix_ids, search, texts), strict=True)
+        return [found[i] or [] for i in order]
+
+    def _search_batches(
         self,
         order: list[int],
         sources: list[EncodedSource],
@@ -272,19 +318,23 @@ class Translator:
     ) -> tuple[State, DecodingTask]:
         """Return the state before the first token, and the search task."""
         length_B = to_device(torch.tensor([len(source.ids[0]) for source in sources]), self.device)
-        max_length_B = (length_B * search.length_factor).long() + search.length_extra
-        max_length_B = max_length_B.clamp(1, self.max_length)
         min_length_B, prefix_BP = None, None
         required_B = torch.full_like(length_B, rules.required_length if rules else 0)
         if prefixes is not None:
             prefix_BP = self._padded(prefixes, NO_ID)
             required_B += (prefix_BP != NO_ID).sum(1)
-        max_length_B = max_length_B.maximum(required_B + 1)
+        max_length_B = self._max_length(length_B, required_B, search)
         if search.min_length_factor or search.min_length_extra:
             min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
             min_length_B = min_length_B.minimum(max_length_B)
         seeds = [seed(source.ids[0]) for source in sources]
         return self._start(sources), DecodingTask(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP)
+
+    def _max_length(self, length_B: Tensor, required_B: Tensor, search: SearchConfig) -> Tensor:
+        """Return the longest translation of each source, END included, which has room for what it must contain."""
+        max_length_B = (length_B * search.length_factor).long() + search.length_extra
+        max_length_B = max_length_B.clamp(1, self.max_length)
+        return max_length_B.maximum(required_B + 1)
 
     def _step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return attention weights averaged over layers and heads."""

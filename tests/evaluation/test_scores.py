@@ -240,7 +240,7 @@ class FixedTranslator:
         self.of_each = of_each
         self.asked: list[Any] = []
 
-    def translate(self, sources: Sequence[str], search: SearchConfig) -> list[list[Translation]]:
+    def translate(self, sources: Sequence[str], search: SearchConfig, **_: bool) -> list[list[Translation]]:
         self.asked.append((list(sources), search))
         empty = EMPTY
         return [[Translation(text, *list(vars(empty).values())[1:]) for text in several] for several in self.of_each]

@@ -160,7 +160,7 @@ class FakeTranslator:
         self.calls.append(where)
         return self
 
-    def translate(self, sources: Sequence[str], search: SearchConfig) -> list[list[Translation]]:
+    def translate(self, sources: Sequence[str], search: SearchConfig, **_: bool) -> list[list[Translation]]:
         rest = list(vars(EMPTY).values())[1:]
         number = len(self.calls)
         return [[Translation(f"{number} {s}\nx\u2028y\r", *rest), Translation("worse", *rest)] for s in sources]

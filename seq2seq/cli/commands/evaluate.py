@@ -55,6 +55,7 @@ class Evaluated:
     errors: OutputErrors
     details: dict[str, list[Group]]
     alignment: AlignmentErrors | None  # if the true alignment is known
+    engine: str = "torch"  # with version and quantization
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluated]:
@@ -81,7 +82,9 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     folder = run.checkpoint(config.checkpoint)
     print(f"run        {run.folder}")
     print(f"checkpoint {folder.name}, on {device} ({reason})")
-    translator = Translator.from_checkpoint(folder, config.device, config.precision)
+    translator = Translator.from_checkpoint(folder, config.device, config.precision, config.engine)
+    if config.engine != "torch":
+        print(f"engine     {translator.engine_for(config.search)}")
     counts = training_counts(run, config) if config.detail else None
     evaluations = []
     for test in tests:
@@ -93,7 +96,8 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
         details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
         alignment = alignment_of(translator, test)
-        one = Evaluated(run, test, scores, output_errors(hypotheses, test), details, alignment)
+        engine = translator.engine_for(config.search)
+        one = Evaluated(run, test, scores, output_errors(hypotheses, test), details, alignment, engine)
         print_evaluation(one, several)
         write_evaluation(one, hypotheses, config)
         evaluations.append(one)
@@ -182,7 +186,8 @@ def write_evaluation(one: Evaluated, hypotheses: list[str], config: EvaluateConf
         "lengths": asdict(one.errors),
         "alignment": asdict(one.alignment) if one.alignment else None,
         "details": {title: [asdict(group) for group in groups] for title, groups in one.details.items()},
+        "engine": one.engine,
         "config": configs.to_dict(config),
     }
-    path = write_translations(one.run, one.test, hypotheses, config, measured)
+    path = write_translations(one.run, one.test, hypotheses, config, measured, one.engine)
     print(f"written    {path}, {path.with_suffix('.json').name}")

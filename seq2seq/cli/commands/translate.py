@@ -40,6 +40,8 @@ def translate(config: TranslateConfig) -> None:
     if config.run is None:
         print(f"run        {opened.runs[0].folder} (the newest)", file=sys.stderr)
     translator = opened.translator.use_processes(config.processes)
+    if config.engine != "torch":
+        print(f"engine     {translator.engine_for(config.search)}", file=sys.stderr)
     lines = LineReader(decode_lines(raw_lines(Path(config.input))), pauses=False) if config.input else stdin_lines()
     line_filter = Filter(translator, config)
     try:
@@ -77,9 +79,10 @@ class Filter:
 
     def translated(self, texts: list[str]) -> list[list[Translation]]:
         if not self.config.split_lines:
-            return self.translator.translate(texts, self.config.search)
+            return self.translator.translate(texts, self.config.search, probabilities=False)
         parts = [sentences(text, self.within_limit) for text in texts]
-        results = iter(self.translator.translate([part for line in parts for part in line], self.config.search))
+        pieces = [part for line in parts for part in line]
+        results = iter(self.translator.translate(pieces, self.config.search, probabilities=False))
         return [[joined([next(results)[0] for _ in line])] for line in parts]
 
     def within_limit(self, text: str) -> bool:
