@@ -55,7 +55,8 @@ def languages_of_files(source: str, target: str) -> tuple[str | None, str | None
         ]
     if None in found:
         found = _in_differing_words(source, target) or found
-    return (None, None) if found[0] == found[1] else (found[0], found[1])
+    codes = [code_of(language or "") or language for language in found]
+    return (None, None) if codes[0] == codes[1] else (found[0], found[1])
 
 
 def is_unknown(language: str | None) -> bool:
