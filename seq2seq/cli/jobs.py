@@ -10,7 +10,7 @@ from typing import Any
 
 from seq2seq.cli.compose import check_job, hydra_session, typed_config
 from seq2seq.cli.overrides import parse_overrides
-from seq2seq.config.loading import with_defaults
+from seq2seq.config.loading import flatten, with_defaults
 from seq2seq.utils.errors import UserError, reason_of
 
 
@@ -49,11 +49,12 @@ def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, A
     from seq2seq.utils.run import Run
 
     run = Run(Path(values["outputs"]) / values["name"])
-    # A recipe is a complete config: it is compared with the stored one, not merged into it.
-    if values["overwrite"] or not run.exists or "experiment" in given_keys:
+    if values["overwrite"] or not run.exists:
         return values
     try:
         stored = with_defaults(read_plain_config(run.checkpoint("last") / "config.yaml"))
+        if "experiment" in given_keys:
+            return with_settled_values(values, stored, given_keys)
         merged = deepcopy(stored)
         for key in [*given_keys, "name", "outputs", "overwrite"]:
             _copy_value(key, values, merged)
@@ -65,6 +66,16 @@ def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, A
     if problems:
         advice = f"{run.folder} resumes under its stored config: override both keys, or choose another name=…"
         raise UserError(*problems, advice, code=2)
+    return merged
+
+
+def with_settled_values(values: dict[str, Any], stored: dict[str, Any], given_keys: list[str]) -> dict[str, Any]:
+    """Return the config of a recipe, which replaces the stored one but for what training chose: "auto", languages."""
+    merged = deepcopy(values)
+    for key, value in flatten(values).items():
+        is_open = value == "auto" or (value is None and key in ("data.source", "data.target"))
+        if is_open and key not in given_keys:
+            _copy_value(key, stored, merged)
     return merged
 
 

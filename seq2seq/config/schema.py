@@ -44,6 +44,13 @@ MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "com
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
 Problems = Iterator[tuple[str, str]]  # (key below this object, the contradiction)
 
+
+def settled(value: int | Literal["auto"]) -> int:
+    """Return a number that was "auto" only until training began."""
+    assert value != "auto"
+    return value
+
+
 _EVEN = "sinusoidal positions alternate sine and cosine; make it even"
 
 
@@ -141,8 +148,8 @@ class DataConfig:
     path: str | None
     subset: str | None
     revision: str | None
-    source: str
-    target: str
+    source: str | None
+    target: str | None
     train: str | list[str] | None
     validation: str | list[str] | None
     test: str | list[str] | None
@@ -155,14 +162,19 @@ class DataConfig:
 
     def problems(self) -> Problems:
         for side in ("source", "target"):
-            if not getattr(self, side).strip():
+            if (given := getattr(self, side)) is not None and not given.strip():
                 yield side, "the value is empty; name a column, or a language of the `translation` column"
-        if self.source == self.target:
+        if self.source is not None and self.source == self.target:
             yield "target", f"{self.target} is also the source; name two different columns"
         for split in ("train", "validation", "test"):
             given = getattr(self, split)
             if isinstance(given, list) and len(given) != 2:
                 yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """The languages, to be shown; where one is unknown, its side."""
+        return self.source or "source", self.target or "target"
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ class OptimizerConfig:
     name: Literal["adamw", "muon", "schedule_free", "adafactor"]
     lr: Positive
     schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
-    warmup: Natural
+    warmup: Natural | Literal["auto"]
     cooldown: Fraction
     plateau_patience: Count
     betas: list[float]
@@ -231,9 +243,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    updates: Count
+    updates: Count | Literal["auto"]
     max_minutes: NonNegative
-    patience: Natural
+    patience: Natural | Literal["auto"]
     tokens: Count | Literal["auto"]
     update_tokens: Natural
     packing: bool
@@ -246,7 +258,7 @@ class TrainingConfig:
     ema_decay: Fraction
     average_checkpoints: Count
     log_every: Count
-    validate_every: Count
+    validate_every: Count | Literal["auto"]
     monitor: Literal["bleu", "chrf", "loss"]
     examples: Natural
 
@@ -262,8 +274,7 @@ class TrainingConfig:
     @property
     def budget(self) -> int:
         """The token budget of a batch, once "auto" is resolved."""
-        assert self.tokens != "auto"
-        return self.tokens
+        return settled(self.tokens)
 
 
 @dataclass(frozen=True)

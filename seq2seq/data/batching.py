@@ -5,6 +5,7 @@ Shapes: B sentences, S source and T target positions. Masks are True for real to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -114,6 +115,18 @@ class Batches:
     def batches_per_epoch(self) -> float:
         """Estimate the number of batches per epoch."""
         return max(1, self.estimate_padding()[0])
+
+    def pairs_per_epoch(self) -> int:
+        return len(self.order(self.epoch))
+
+    def target_tokens_per_epoch(self) -> int:
+        """Estimate the target tokens of an epoch, from those of all pairs."""
+        return round(int(self.encoded.target.ends[-1]) * self.pairs_per_epoch() / len(self.encoded))
+
+    def updates_per_epoch(self) -> float:
+        """Estimate the updates of an epoch, each of a batch per process, or of as many as fill `update_tokens`."""
+        steps = self.batches_per_epoch() / self.world_size
+        return steps / math.ceil(max(1.0, self.update_tokens * steps / self.target_tokens_per_epoch()))
 
     def epochs_done(self, size: float) -> float:
         """Return the epochs done so far, with `size` batches each."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import DataConfig, FilterConfig
-from seq2seq.data.sources import PairStream, find_stream
+from seq2seq.data.sources import PairStream, find_stream, with_languages
 from seq2seq.data.store import Integers, Ragged, Texts, Writer, blocks, key_of, open_array
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.io import build_once
@@ -80,6 +80,7 @@ class Corpora:
 
 def open_corpora(config: DataConfig, seed: int, status: Status = lambda _: None) -> Corpora:
     """Open training, validation and test pairs; without data.validation, hold missing ones out of training."""
+    config = with_languages(config)
     stored, ends = store_training(config, status)
     held_out = {}
     for split in ("validation", "test"):

@@ -18,6 +18,7 @@ from seq2seq.config.schema import DataConfig
 from seq2seq.data.corpus import SIDES, Corpora, Corpus, find_duplicates
 
 Flags = NDArray[np.bool_]
+FEW_PAIRS = 1000  # of which no model learns more than the pairs themselves
 SAMPLE = 200_000  # sentences used for word statistics
 BLOCK_OF_LINES = 250  # pairs whose lengths are compared to detect a shift
 BROKEN = re.compile("\ufffd|[ÃÂ][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]|â€")  # UTF-8 read as Latin-1 or Windows-1252
@@ -39,9 +40,14 @@ def sizes(data: DataConfig, corpora: Corpora, show: Callable[[str, str], Any]) -
     """Show how many pairs each split has, and how they were filtered and split."""
     splits = {"training": corpora.train, "validation": corpora.validation, "test": corpora.test}
     counts = ", ".join(f"{len(corpus):,} {split}" for split, corpus in splits.items() if corpus)
-    show("corpus", f"{data.name} {data.source}→{data.target}: {counts} pairs")
+    show("corpus", f"{data.name} {'→'.join(data.languages)}: {counts} pairs")
     for note in corpora.notes:
         show("", note)
+    if len(corpora.train) < FEW_PAIRS:
+        pairs = f"{len(corpora.train):,} training pairs"
+        show(
+            "warning", f"{pairs} are very few: the model will hardly translate anything else; a useful one needs 10,000"
+        )
 
 
 def quick(corpora: Corpora) -> list[Finding]:

@@ -13,28 +13,44 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from seq2seq.config.schema import DataConfig
+from seq2seq.data.languages import language_columns, languages_of_files
 from seq2seq.data.store import BLOCK, key_of
 from seq2seq.utils.errors import UserError, nearest, reason_of
 
 Pair = tuple[str, str]
+Row = tuple[str, dict[str, Any]]  # its location, and its cells by column
+Languages = tuple[str | None, str | None]  # of source and target; None: unknown
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 
 
 class PairStream(NamedTuple):
-    """A stream of pairs, and the identity of its content: paths, sizes, times, columns."""
+    """A stream of pairs, the identity of its content (paths, sizes, times, columns), and its languages."""
 
     identity: tuple[object, ...]
     pairs: Callable[[], Iterator[Pair]]
+    languages: Languages = (None, None)
+
+
+def with_languages(config: DataConfig) -> DataConfig:
+    """Return the config with the languages that the names of its files or columns show."""
+    location = config.train or config.validation or config.test
+    if location is None or (config.source and config.target):
+        return config
+    source, target = find_stream(config, location).languages
+    return replace(config, source=source, target=target)
 
 
 def find_stream(config: DataConfig, split_or_files: str | list[str]) -> PairStream:
@@ -43,7 +59,9 @@ def find_stream(config: DataConfig, split_or_files: str | list[str]) -> PairStre
         source, target = (Path(file).expanduser() for file in split_or_files)
         if kind_of(source) or kind_of(target):
             raise UserError("data.train: a pair of files must be plain text; add further tables with data.extra")
-        return PairStream(_identity([source, target]), lambda: from_text(source, target))
+        seen = languages_of_files(*split_or_files)
+        languages = (config.source or seen[0], config.target or seen[1])
+        return PairStream(_identity([source, target]), lambda: from_text(source, target), languages)
     if kind_of(Path(split_or_files)) or config.path is None:
         return from_tables([Path(split_or_files).expanduser()], config)
     if config.path == "toy":
@@ -62,17 +80,20 @@ def from_grammar(split: str, config: DataConfig) -> PairStream:
     """A split of the built-in English→German grammar."""
     from seq2seq.data import toy
 
+    source = config.source or ("en" if config.target != "en" else "de")
+    target = config.target or ("de" if source != "de" else "en")
+
     def pairs() -> Iterator[Pair]:
         for pair in toy.splits()[split]:
-            yield (pair.source, pair.target) if config.source == "en" else (pair.target, pair.source)
+            yield (pair.source, pair.target) if source == "en" else (pair.target, pair.source)
 
-    if {config.source, config.target} != {"en", "de"}:
-        given = f"{config.source}→{config.target}"
-        raise UserError(f"data.source, data.target: {given} is not in the toy corpus; possible: en→de, de→en")
+    if {source, target} != {"en", "de"}:
+        raise UserError(f"data.source, data.target: {source}→{target} is not in the toy corpus; possible: en→de, de→en")
     if split not in SPLITS:
         raise UserError(f"the toy corpus has no split {split}; possible: {', '.join(SPLITS)}{nearest(split, SPLITS)}")
     files = sorted(path for path in Path(toy.__file__).parent.iterdir() if path.suffix in (".py", ".tsv"))
-    return PairStream(("toy", split, config.source, key_of(*(path.read_bytes() for path in files))), pairs)
+    key = key_of(*(path.read_bytes() for path in files))
+    return PairStream(("toy", split, source, key), pairs, (source, target))
 
 
 def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
@@ -106,26 +127,40 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
 
 def from_hub(name: str, split: str, config: DataConfig) -> PairStream:
     """A split of a corpus on the Hugging Face hub; dataset scripts are never executed."""
+    location = f"the hub corpus {name}"
+    load = cache(lambda: _load_hub(name, config))
 
-    def pairs() -> Iterator[Pair]:
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity_error()
-        try:
-            loaded = datasets.load_dataset(name, config.subset, revision=config.revision, cache_dir=config.cache)
-        except Exception as error:  # `datasets` raises whatever its readers raise
-            raise UserError(
-                f"data.path: the hub corpus {name} cannot be loaded: {reason_of(error)}; "
-                "without network access, give a folder with its files: data.path=FOLDER"
-            ) from None
+    def blocks() -> Iterator[dict[str, list[Any]]]:
+        loaded = load()
         if split not in loaded:
             raise UserError(f"{name} has no split {split}; possible: {', '.join(loaded)}{nearest(split, loaded)}")
-        for block in loaded[split].iter(BLOCK):
-            columns = _columns(block, f"the hub corpus {name}", config)
-            yield from zip(*columns, strict=True)
+        yield from loaded[split].iter(BLOCK)
 
-    return PairStream(("hub", name, config.subset, config.revision, split, config.source, config.target), pairs)
+    def first_row() -> dict[str, Any] | None:
+        return next(({column: cells[0] for column, cells in block.items()} for block in blocks()), None)
+
+    config = with_columns(config, location, first_row)
+
+    def pairs() -> Iterator[Pair]:
+        for block in blocks():
+            yield from zip(*_columns(block, location, config), strict=True)
+
+    identity = ("hub", name, config.subset, config.revision, split, config.source, config.target)
+    return PairStream(identity, pairs, (config.source, config.target))
+
+
+def _load_hub(name: str, config: DataConfig) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        return datasets.load_dataset(name, config.subset, revision=config.revision, cache_dir=config.cache)
+    except Exception as error:  # `datasets` raises whatever its readers raise
+        raise UserError(
+            f"data.path: the hub corpus {name} cannot be loaded: {reason_of(error)}; "
+            "without network access, give a folder with its files: data.path=FOLDER"
+        ) from None
 
 
 def from_tables(paths: list[Path], config: DataConfig) -> PairStream:
@@ -138,11 +173,47 @@ def from_tables(paths: list[Path], config: DataConfig) -> PairStream:
                 f"{path}: a single file must be a table ({', '.join(TABLES)}); plain text needs two files: [a,b]"
             )
 
-    def pairs() -> Iterator[Pair]:
+    def rows() -> Iterator[Row]:
         for path, kind in zip(paths, kinds, strict=True):
-            yield from readers[kind](path, config)
+            yield from readers[kind](path)
 
-    return PairStream((*_identity(paths), config.source, config.target), pairs)
+    identity = _identity(paths)
+    config = with_columns(config, str(paths[0]), lambda: next((row for _, row in rows()), None))
+
+    def pairs() -> Iterator[Pair]:
+        return (_pair(row, location, config) for location, row in rows())
+
+    return PairStream((*identity, config.source, config.target), pairs, (config.source, config.target))
+
+
+def with_columns(config: DataConfig, name: str, first_row: Callable[[], dict[str, Any] | None]) -> DataConfig:
+    """Return the config with the columns of both languages; a column that is not given is chosen by its name."""
+    if (config.source and config.target) or (row := first_row()) is None:
+        return config
+    nested = row.get("translation")
+    columns = list(nested if isinstance(nested, dict) else row)
+    for given in (config.source, config.target):
+        if given and given not in columns:
+            raise _no_column(given, columns, name)
+    others = [column for column in language_columns(columns) if column not in (config.source, config.target)]
+    if len(others) != (config.source, config.target).count(None):
+        shown = ", ".join(shorten(column, 30, placeholder="…") for column in columns)
+        finding = "name more than two languages" if len(others) > 1 else "do not name two languages"
+        remedy = f"choose two with data.source=… data.target=…{_header_advice(name)}"
+        raise UserError(f"{name}: its columns ({shown}) {finding}; {remedy}")
+    return replace(config, source=config.source or others[0], target=config.target or others[-1])
+
+
+def _header_advice(name: str) -> str:
+    """Return a reminder for tables whose first line may be a pair of sentences."""
+    is_plain = kind_of(Path(name)) in (".csv", ".tsv")
+    return "; the first line of a table must name its columns, such as en and de" if is_plain else ""
+
+
+def _no_column(column: str, columns: Iterable[str], location: str) -> UserError:
+    shown = [shorten(name, 30, placeholder="…") for name in columns]
+    advice = _header_advice(location.partition(", line")[0])
+    return UserError(f"{location}: no column {column}; possible: {', '.join(shown)}{nearest(column, shown)}{advice}")
 
 
 def from_text(source: Path, target: Path) -> Iterator[Pair]:
@@ -265,7 +336,7 @@ def read_lines(path: Path) -> Iterator[str]:
             ) from None
 
 
-def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
+def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -277,10 +348,10 @@ def _json_lines(path: Path, config: DataConfig) -> Iterator[Pair]:
             ) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected an object with columns, got {type(row).__name__}")
-        yield _pair(row, f"{path}, line {number}", config)
+        yield f"{path}, line {number}", row
 
 
-def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
+def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**30)
     # The reader needs line ends, which a quoted field may contain; strict: an unclosed quote is an error.
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
@@ -291,27 +362,27 @@ def _csv(path: Path, config: DataConfig) -> Iterator[Pair]:
         for row in reader:
             first_line, number = reader.line_num + 1, first_line
             if row:
-                yield _row(row, header, path, number, config)
+                yield _row(row, header, path, number)
     except csv.Error as error:
         raise UserError(f"{path}, line {first_line}: invalid CSV ({error})") from None
 
 
-def _tsv(path: Path, config: DataConfig) -> Iterator[Pair]:
+def _tsv(path: Path) -> Iterator[Row]:
     rows = (line.split("\t") for line in read_lines(path))
     header = next(rows, [])
     for number, row in enumerate(rows, 2):
         if row != [""]:
-            yield _row(row, header, path, number, config)
+            yield _row(row, header, path, number)
 
 
-def _row(row: list[str], header: list[str], path: Path, number: int, config: DataConfig) -> Pair:
+def _row(row: list[str], header: list[str], path: Path, number: int) -> Row:
     location = f"{path}, line {number}"
     if len(row) != len(header):
         raise UserError(f"{location}: {len(row)} columns, but the header has {len(header)}: {', '.join(header)}")
-    return _pair(dict(zip(header, row, strict=True)), location, config)
+    return location, dict(zip(header, row, strict=True))
 
 
-def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
+def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
@@ -320,13 +391,13 @@ def _parquet(path: Path, config: DataConfig) -> Iterator[Pair]:
             # Its index is at the end, to which an archive cannot seek.
             seekable = io.BytesIO(file.read()) if path.suffix.lower() in ARCHIVES else file
             for batch in parquet.ParquetFile(pyarrow.PythonFile(seekable, "r")).iter_batches(BLOCK):
-                for row in batch.to_pylist():
-                    yield _pair(row, str(path), config)
+                yield from ((str(path), row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: truncated or damaged ({reason_of(error)})") from None
 
 
 def _pair(row: dict[str, Any], location: str, config: DataConfig) -> Pair:
+    assert config.source and config.target  # chosen with the first row
     return _cell(row, config.source, location), _cell(row, config.target, location)
 
 
@@ -335,7 +406,7 @@ def _cell(row: dict[str, Any], column: str, location: str) -> str:
     nested = row.get("translation")
     cells = nested if column not in row and isinstance(nested, dict) else row
     if column not in cells:
-        raise UserError(f"{location}: no column {column}; possible: {', '.join(cells)}{nearest(column, cells)}")
+        raise _no_column(column, cells, location)
     value = cells[column]
     if value is None:
         return ""
@@ -345,6 +416,7 @@ def _cell(row: dict[str, Any], column: str, location: str) -> str:
 
 
 def _columns(block: dict[str, list[Any]], location: str, config: DataConfig) -> list[list[str]]:
+    assert config.source and config.target
     names = list(block)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*block.values(), strict=True)]
     return [[_cell(row, column, location) for row in rows] for column in (config.source, config.target)]

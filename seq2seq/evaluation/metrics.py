@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from seq2seq.config.schema import DataConfig
+from seq2seq.data.languages import code_of, is_unknown
 from seq2seq.data.store import key_of
 from seq2seq.utils.errors import UserError, reason_of
 
@@ -25,6 +26,15 @@ TITLES: dict[str, str] = {
     "comet": "COMET",
 }
 LOWER_IS_BETTER = ("ter",)
+# BLEU's tokenizer by target language, where it is not 13a: sacreBLEU's own choice for zh, ja and ko; characters for
+# the other languages that put no spaces between words.
+TOKENIZERS = {
+    **dict.fromkeys(("zh", "yue", "wuu", "nan", "lzh"), "zh"),
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+    **dict.fromkeys(("th", "lo", "km", "my", "bo", "dz"), "char"),
+}
+MODULES = {"ja-mecab": "MeCab", "ko-mecab": "mecab_ko"}  # what a tokenizer imports
 
 
 @dataclass(frozen=True)
@@ -148,14 +158,37 @@ def require_tokenizer(tokenize: str | None) -> None:
 
 
 def tokenizer_of(language: str) -> str:
-    """Return sacreBLEU's tokenizer for a language, or `char` if its package is not installed."""
-    codes = set(re.split(r"[^a-z]+", language.lower()))
-    if codes & {"zh", "zho", "cmn"}:
-        return "zh"
-    for module, tokenize, languages in (("MeCab", "ja-mecab", {"ja", "jpn"}), ("mecab_ko", "ko-mecab", {"ko", "kor"})):
-        if codes & languages:
-            return tokenize if importlib.util.find_spec(module) else "char"
-    return "13a"
+    """Return BLEU's tokenizer for a language, or `char` if its package is not installed."""
+    tokenize = TOKENIZERS.get(code_of(language) or "", "13a")
+    return tokenize if _is_installed(tokenize) else "char"
+
+
+def _is_installed(tokenize: str) -> bool:
+    return tokenize not in MODULES or importlib.util.find_spec(MODULES[tokenize]) is not None
+
+
+def language_advice(data: DataConfig) -> str:
+    """Return how to name the languages of a corpus."""
+    if data.target:
+        return "rename the columns after the languages, such as en and de"
+    return "name the languages with data.source=… data.target=…, such as data.source=en data.target=de"
+
+
+def tokenizer_warning(language: str, remedy: str) -> str | None:
+    """Return a warning if BLEU cannot use the tokenizer that the language needs; `remedy` names an unknown language."""
+    tokenize = TOKENIZERS.get(code_of(language) or "", "13a")
+    if is_unknown(language):
+        return f"the target language is unknown, so BLEU uses 13a, for words between spaces; {remedy}"
+    if not _is_installed(tokenize):
+        return f"BLEU compares characters: {tokenize} is not installed; pip install 'sacrebleu[{tokenize[:2]}]'"
+    return None
+
+
+def print_tokenizer_warning(test: TestSet, tokenize: str | None) -> None:
+    """Warn of a test set's tokenizer, unless one is given."""
+    remedy = "tokenize=zh, tokenize=char and others choose another"
+    if not tokenize and (warning := tokenizer_warning(test.language, remedy)):
+        print(f"warning    {warning}")
 
 
 def rstrip_lines(lines: Sequence[str]) -> list[str]:

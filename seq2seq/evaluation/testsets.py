@@ -13,7 +13,8 @@ from typing import Any
 from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainConfig
 from seq2seq.data.corpus import Corpus, load_split
-from seq2seq.data.sources import from_text, read_lines
+from seq2seq.data.languages import code_of, is_unknown
+from seq2seq.data.sources import from_text, read_lines, with_languages
 from seq2seq.data.store import key_of
 from seq2seq.evaluation.metrics import TestSet, TranslationScores, score
 from seq2seq.inference.checkpoint import CONFIG, read_config
@@ -40,7 +41,7 @@ def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
         # Several files beside one source are several references.
         by_source = [references] if isinstance(config.source, str) else as_list(references)
         return [
-            test_set_from_files(source, as_list(several), stored.data.target)
+            test_set_from_files(source, as_list(several), stored.data.target or "")
             for source, several in zip(sources, by_source, strict=True)
         ]
     if config.public is not None:
@@ -66,21 +67,29 @@ def test_set_from_files(source: str, references: list[str], language: str) -> Te
 
 def test_set_from_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
     """Load a split of the run's own corpus, or of another."""
-    data = other or stored.data
+    data = stored.data
+    if other:  # without languages of its own, it has the run's
+        data = replace(other, source=other.source or data.source, target=other.target or data.target)
+        data = with_languages(data)
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
         raise UserError(f"split: {data.name} has no {split} set; give two files: source=… reference=…")
-    return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target, data.path == "toy")
+    return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target or "", data.path == "toy")
 
 
 def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:
     """Load a public test set, which sacreBLEU downloads once, into the folder $SACREBLEU."""
     from sacrebleu.dataset import DATASETS
 
-    pair = f"{data.source}-{data.target}"
+    pair = "-".join(code_of(language) or language for language in data.languages)
     if name not in DATASETS:
         raise UserError(f"public: {name!r} is not a test set of sacreBLEU{nearest(name, DATASETS)}")
     dataset = DATASETS[name]
+    if is_unknown(data.source) or is_unknown(data.target):
+        raise UserError(
+            f"public: the languages of the run are unknown; train with data.source=… data.target=…, "
+            f"or give the files of {name}: source=… reference=…"
+        )
     if pair not in dataset.langpairs:
         known = ", ".join(sorted(dataset.langpairs)[:12])
         raise UserError(f"public: {name} has no pair {pair}; possible: {known}")
@@ -91,7 +100,7 @@ def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:
         reason = reason_of(error)
         raise UserError(f"public: {name} cannot be fetched ({reason}); give files: source=… reference=…") from None
     source, *references = [list(read_lines(Path(file))) for file in files]
-    return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target)
+    return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target or "")
 
 
 def relocate(data: DataConfig, folder: str) -> DataConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
+from seq2seq.config.schema import settled
 from seq2seq.data.batching import RankBatches
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
 from seq2seq.utils.device import matmul_flops, peak_memory
 
 BAR_WIDTH = 16  # characters
+TIMED_UPDATES = 10  # before the time of a run is estimated
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Meter:
         self.multiply_adds = multiply_adds(state.model)
         self.epoch = state.batches.batches_per_epoch()
         self.stats = UpdateStats(0.0, 0.0)
+        self.first_updates: list[float] = []  # the time after each of the first updates of this process
         self.calibrate()
 
     def calibrate(self) -> None:
@@ -69,6 +73,17 @@ class Meter:
             self.positions += batch.source_BS.numel() + batch.target_out_BT.numel()
         # Validations are not counted: the meter is calibrated after each.
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
+        if len(self.first_updates) <= TIMED_UPDATES:
+            self.first_updates.append(self.progress.seconds)
+
+    def expected_time(self) -> str | None:
+        """Estimate the remaining time, once: after the first few updates, of which the very first is slower."""
+        left = settled(self.settings.updates) - self.progress.update
+        if len(self.first_updates) != TIMED_UPDATES or left < TIMED_UPDATES:
+            return None
+        self.first_updates.append(math.inf)
+        per_update = (self.first_updates[-2] - self.first_updates[0]) / (TIMED_UPDATES - 1)
+        return f"{per_update:.2g} s per update: about {format_duration(left * per_update)} left, without validations"
 
     def scalars(self, lr: float) -> dict[str, float]:
         progress = self.progress
@@ -93,11 +108,11 @@ class Meter:
         """Format the numbers of an update as one line."""
         progress, settings, gradient = self.progress, self.settings, v["gradient_norm"]
         seconds_per_update = progress.seconds / max(1, progress.update)
-        interval = settings.validate_every
-        next_validation = min(interval - progress.update % interval, settings.updates - progress.update)
-        width = len(f"{settings.updates:,}")
+        interval, updates = settled(settings.validate_every), settled(settings.updates)
+        next_validation = min(interval - progress.update % interval, updates - progress.update)
+        width = len(f"{updates:,}")
         parts = [
-            f"update {progress.update:{width},}/{settings.updates:,}",
+            f"update {progress.update:{width},}/{updates:,}",
             f"epoch {v['epoch']:.1f}",
             f"loss {v['loss']:.3f}",
             f"{v['tokens_per_second']:6,.0f} tokens/s",
@@ -107,12 +122,12 @@ class Meter:
             f"gradient {gradient:{'.2f' if gradient < 1000 else '.1e'}}",
             f"lr {v['rate']:.1e}",
             f"{v['memory_gb']:.1f} GB",
-            f"{format_duration((settings.updates - progress.update) * seconds_per_update)} left",
+            f"{format_duration((updates - progress.update) * seconds_per_update)} left",
             f"validation in {format_duration(next_validation * seconds_per_update)}",
             *([f"skipped {progress.skipped}"] if progress.skipped else []),
         ]
         if bar:
-            filled = round(BAR_WIDTH * progress.update / settings.updates)
+            filled = round(BAR_WIDTH * progress.update / updates)
             parts.insert(0, "━" * filled + "─" * (BAR_WIDTH - filled))
             # A terminal cuts the line to its width: the times come first.
             parts = [*parts[:5], *parts[11:13], *parts[5:11], *parts[13:]]

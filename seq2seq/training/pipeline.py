@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,13 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from seq2seq.config import loading as configs
-from seq2seq.config.schema import TrainConfig
+from seq2seq.config.schema import TrainConfig, settled
 from seq2seq.data.batching import Batches, temperature_mix
 from seq2seq.data.corpus import Corpora, Corpus, open_corpora
 from seq2seq.data.doctor import quick, sizes
 from seq2seq.data.encoding import encode_corpus, encode_training, resegmenter
+from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
-from seq2seq.evaluation.metrics import RESAMPLES
+from seq2seq.evaluation.metrics import RESAMPLES, language_advice, tokenizer_warning
 from seq2seq.evaluation.testsets import translate_and_score
 from seq2seq.inference.checkpoint import CONFIG, WEIGHTS, read_plain_config, to_yaml, write_config
 from seq2seq.inference.translator import Translator
@@ -31,6 +32,7 @@ from seq2seq.training import environment
 from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup, join_processes
+from seq2seq.training.length import describe_length, settle_length
 from seq2seq.training.logger import RunLogger
 from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
@@ -59,6 +61,7 @@ HPARAM_KEYS = ("data.name", "model.", "optimizer.", "precision", "seed", "tokeni
 
 def train(config: TrainConfig) -> Run:
     """Train or resume a run, and translate the test set with its best checkpoint."""
+    config = replace(config, data=with_languages(config.data))
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
@@ -81,10 +84,11 @@ def train(config: TrainConfig) -> Run:
         state = build_state(run, config, corpora.train, device, process_group, logger)
         trainer = build_trainer(state, corpora.validation, precision, run, logger)
         settle_budget(trainer, corpora.validation)
+        settle(state, logger)
         process_group.barrier()  # all processes have read the folder before it changes
         if process_group.is_main:
             prepare_run_folder(run, state.config, state.progress.update)
-            if state.progress.update < state.config.training.updates:
+            if state.progress.update < settled(state.config.training.updates):
                 environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
         logger.open(run, state.progress.update)
         logger.text("config", state.progress.update, f"```yaml\n{to_yaml(state.config)}```")
@@ -122,6 +126,8 @@ def lock_run(run: Run, process_group: ProcessGroup) -> Iterator[None]:
 def log_corpora(config: TrainConfig, corpora: Corpora, logger: RunLogger) -> None:
     """Log sizes, omitted pairs, and the doctor's quick findings."""
     sizes(config.data, corpora, logger.field)
+    if warning := tokenizer_warning(config.data.target or "", language_advice(config.data)):
+        logger.field("warning", warning)
     for finding in quick(corpora):
         if finding.serious:
             logger.field("", f"{finding.name}: {finding.count:,} ({finding.fraction:.1%}); {finding.advice}")
@@ -154,7 +160,7 @@ def prepare_run_folder(run: Run, config: TrainConfig, update: int) -> None:
             run.clear()
         run.folder.mkdir(parents=True, exist_ok=True)
         run.drop_metrics_after(update)
-        if update < config.training.updates:
+        if update < settled(config.training.updates):
             write_config(config, run.config)
     except OSError as error:
         raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
@@ -173,16 +179,10 @@ def build_state(
     torch.manual_seed(config.seed + process_group.rank)  # equal weights, but different dropout in every process
     log_model(config, model, tokenizer, logger)
     optimizer = build_optimizer(model, config.optimizer)
-    logger.field("optimizer", f"{config.optimizer.name}, {config.optimizer.schedule} after {config.optimizer.warmup:,}")
-    for kind, text in optimizer_table(optimizer, config.optimizer):
-        logger.field("", f"{kind:17} {text}")
     average = build_average(config, model, optimizer, Checkpoints(run, config.training.recent).recent_weights)
     state = RunState(config, tokenizer, model, optimizer, batches, Progress(), average, process_group)
     if last:
         state.read(last)
-        finished = state.progress.update >= config.training.updates
-        more = "; it is finished: raise training.updates to train longer" if finished else ""
-        logger.field("resumed", f"after update {state.progress.update:,}{more}")
     elif origin:
         load_initial_weights(model, origin)
         logger.field("initialised", f"from {origin}: weights and tokenizer")
@@ -217,6 +217,20 @@ def settle_budget(trainer: Trainer, corpus: Corpus) -> None:
     if state.config.training.tokens == "auto":
         state.set_budget(check.tokens)
         log_batches(state.batches, logger)
+
+
+def settle(state: RunState, logger: RunLogger) -> None:
+    """Choose what is "auto" in the length of the run, and log the length and what depends on it."""
+    state.config = config = settle_length(state.config, state.batches)
+    optimizer, update = config.optimizer, state.progress.update
+    logger.field("optimizer", f"{optimizer.name}, {optimizer.schedule} after {settled(optimizer.warmup):,}")
+    for kind, text in optimizer_table(state.optimizer, optimizer):
+        logger.field("", f"{kind:17} {text}")
+    logger.field("length", describe_length(config, state.batches))
+    if update:
+        finished = update >= settled(config.training.updates)
+        more = "; it is finished: raise training.updates to train longer" if finished else ""
+        logger.field("resumed", f"after update {update:,}{more}")
 
 
 def build_tokenizer(corpus: Corpus, config: TrainConfig, logger: RunLogger) -> Tokenizer:
@@ -288,7 +302,7 @@ def train_to_end(trainer: Trainer) -> bool:
         logger.info(f"skipped {state.progress.skipped} updates with a non-finite loss or gradient")
     if trainer.out_of_patience():
         logger.info(f"stopped early: no better score in {state.progress.without_gain} validations")
-    elif state.progress.update < state.config.training.updates:
+    elif state.progress.update < settled(state.config.training.updates):
         logger.info(f"stopped after update {state.progress.update:,} ({trainer.stop_reason}), saved")
         command = hint("train", name=state.config.name, outputs=state.config.outputs)
         if not trainer.stopped_by_signal:
@@ -327,7 +341,7 @@ def score_test_set(run: Run, state: RunState, corpus: Corpus | None, logger: Run
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target, RESAMPLES)
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target or "", RESAMPLES)
         for example in select_examples(corpus, hypotheses, config.training.examples):
             logger.example(*example)
         logger.info(

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from seq2seq.config.schema import settled
 from seq2seq.data.batching import RankBatches, example_batches
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer
@@ -58,19 +59,22 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last update, or until a reason to stop earlier."""
         progress, settings = self.state.progress, self.state.config.training
+        updates_to_take, interval = settled(settings.updates), settled(settings.validate_every)
         started, meter = time.monotonic(), Meter(self.state, self.precision)
         with closing(iterate(self.state.batches, self.device)) as updates:
-            while progress.update < settings.updates and not self.out_of_patience() and not self.stop_reason:
+            while progress.update < updates_to_take and not self.out_of_patience() and not self.stop_reason:
                 with self.explaining_lack_of_memory():
                     with meter.waiting():
                         rank_batches = next(updates)
                     stats = self.update(rank_batches)
                 meter.count(stats, rank_batches)
+                if expected := meter.expected_time():
+                    self.logger.field("time", expected)
                 self.logger.status(meter.line(meter.scalars(self.lr()), bar=True))
-                last = progress.update == settings.updates
+                last = progress.update == updates_to_take
                 if progress.update % settings.log_every == 0 or last:
                     self.log(meter)
-                if progress.update % settings.validate_every == 0 or last:
+                if progress.update % interval == 0 or last:
                     self.validate()
                     meter.calibrate()
                 if 0 < settings.max_minutes * 60 < time.monotonic() - started:
@@ -223,10 +227,10 @@ class Trainer:
 
     def lr(self) -> float:
         progress, config = self.state.progress, self.state.config
-        return lr_at(max(1, progress.update), config.optimizer, config.training.updates, progress.halved)
+        return lr_at(max(1, progress.update), config.optimizer, settled(config.training.updates), progress.halved)
 
     def out_of_patience(self) -> bool:
-        return 0 < self.state.config.training.patience <= self.state.progress.without_gain
+        return 0 < settled(self.state.config.training.patience) <= self.state.progress.without_gain
 
     def compile(self, try_batch: Callable[[Trainer, Batch], None]) -> str:
         """Compile the model and try two small batches → a summary; after a failure, train uncompiled."""

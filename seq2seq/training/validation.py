@@ -45,7 +45,7 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], config.search)]
     gathered = process_group.all_gather((total, tokens, outputs))
     hypotheses = [gathered[i % process_group.world_size][2][i // process_group.world_size] for i in range(len(corpus))]
-    scores = score(hypotheses, corpus.target, config.data.target)
+    scores = score(hypotheses, corpus.target, config.data.target or "")
     loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
     count = config.training.examples
     shown = [corpus.source[i] for i in spread_indices(corpus, count)]

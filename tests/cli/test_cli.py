@@ -166,7 +166,7 @@ CONTRADICTIONS = {
     "model.heads: no such key; did you mean model.attention.heads?": ["model.heads=3"],
     "model.tie_embeddings: 'all' shares one embedding table": ["tokenizer.joint=false"],
     "model.max_length: 20 learned positions are too few": ["model.position=learned", "model.max_length=20"],
-    "data.target: en is also the source": ["data.target=en"],
+    "data.target: en is also the source": ["data.source=en", "data.target=en"],
     "search.n_best: 3 exceeds beam=1": ["search.n_best=3"],
     "optimizer.betas: [0.9] must be two numbers": ["optimizer.betas=[0.9]"],
     "model.dropout: 1.5 is out of range; it must be between 0 and 0.999": ["model.dropout=1.5"],

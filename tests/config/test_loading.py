@@ -236,7 +236,7 @@ def test_all_problems_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("cls", "changes", "problem"),
     [
-        ("data", {"source": "de"}, "target: de is also the source"),
+        ("data", {"source": "de", "target": "de"}, "target: de is also the source"),
         ("data", {"validation": ["a", "b", "c"]}, "validation: ['a', 'b', 'c'] names 3 files"),
         ("tokenizer", {"type": "word", "sampling": 0.1}, "sampling: 0.1 requires alternative"),
         ("tokenizer", {"type": "char", "sampling": 0.1}, "sampling: 0.1 requires alternative"),

@@ -43,7 +43,7 @@ NONE = FilterConfig(empty=False, identical=False, duplicate=False, max_ratio=0, 
 @lru_cache
 def base() -> DataConfig:
     data: DataConfig = load_config("train", "data=files", "data.train=x.tsv").data
-    return dataclasses.replace(data, filters=NONE, held_out=2)
+    return dataclasses.replace(data, source="en", target="de", filters=NONE, held_out=2)
 
 
 def data_of(cache: Path, **changes: Any) -> DataConfig:

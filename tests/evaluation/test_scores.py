@@ -117,7 +117,8 @@ def test_resamples_without_any_match_beside_others_have_an_interval(name: str) -
         ("zh", "zh", "zh"), ("zh_cn", "zh", "zh"), ("zho_Hans", "zh", "zh"), ("sentence_cmn", "zh", "zh"),
         ("ja", "char", "ja-mecab"), ("JPN_Jpan", "char", "ja-mecab"), ("ko", "char", "ko-mecab"),
         ("kor-x", "char", "ko-mecab"), ("de", "13a", "13a"), ("", "13a", "13a"), ("zhuang", "13a", "13a"),
-        ("jam", "13a", "13a"), ("kok", "13a", "13a"),
+        ("jam", "13a", "13a"), ("kok", "13a", "13a"), ("Chinese", "zh", "zh"), ("yue_Hant", "zh", "zh"),
+        ("th", "char", "char"), ("khm", "char", "char"), ("lo", "char", "char"), ("mya_Mymr", "char", "char"),
     ],
 )  # fmt: skip
 def test_words_are_found_as_the_language_asks(
@@ -129,6 +130,29 @@ def test_words_are_found_as_the_language_asks(
         assert evaluation.tokenizer_of(language) == expected
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "MeCab" or None)
     assert (evaluation.tokenizer_of("ja"), evaluation.tokenizer_of("ko")) == ("ja-mecab", "char")
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("ja", ["ja-mecab", "pip install 'sacrebleu[ja]'"]), ("kor_Hang", ["ko-mecab", "pip install 'sacrebleu[ko]'"]),
+     ("", ["unknown", "13a", "do this"]), ("target", ["unknown", "13a", "do this"])],
+)  # fmt: skip
+def test_a_tokenizer_that_is_not_the_languages_is_warned_of(
+    language: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line that says what to do, until it is done or a tokenizer is named."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    warning = evaluation.tokenizer_warning(language, "do this")
+    assert warning and "\n" not in warning and all(word in warning for word in words)
+    for known in ("de", "zh", "th", "tlh"):
+        assert evaluation.tokenizer_warning(known, "do this") is None
+    test = EvaluationSet("t", ["a"], [["a"]], language)
+    evaluation.print_tokenizer_warning(test, "char")
+    assert capsys.readouterr().out == ""
+    evaluation.print_tokenizer_warning(test, None)
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert (evaluation.tokenizer_warning(language, "do this") is None) == (language in ("ja", "kor_Hang"))
 
 
 def test_the_language_of_the_references_decides_unless_a_tokenizer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ TINY = {
     "transformer": ["model.width=16", "model.feed_forward=32", "model.encoder_layers=2", "model.decoder_layers=2"],
     "lstm": ["model.width=16", "model.embedding=12", "model.encoder_layers=2", "model.decoder_layers=2"],
 }
+# What "auto" is on the built-in corpus, for trainers that are made without one.
+SETTLED = ["training.updates=1100", "training.validate_every=250", "training.patience=0", "optimizer.warmup=200"]
 STILL = ["model.dropout=0", "model.attention.dropout=0"]
 
 
@@ -39,7 +41,7 @@ def changed(config: TrainConfig, *overrides: str) -> TrainConfig:
 @cache
 def tiny_config(family: str, *overrides: str) -> TrainConfig:
     """A small config without dropout, unless the overrides say otherwise."""
-    base = (f"model={family}", *TINY[family], "model.attention.heads=2", *STILL)
+    base = (f"model={family}", *TINY[family], "model.attention.heads=2", *STILL, *SETTLED)
     if all(
         override.startswith(("model.", "training.", "tokenizer.", "optimizer.", "search.")) for override in overrides
     ):
@@ -50,4 +52,5 @@ def tiny_config(family: str, *overrides: str) -> TrainConfig:
 @cache
 def files_config() -> TrainConfig:
     """A config of a corpus in files, which need not exist."""
-    return load_config("train", "data=files", "data.train=[x/a.en,x/a.de]", "data.validation=v.tsv")
+    languages = ("data.source=en", "data.target=de")
+    return load_config("train", "data=files", "data.train=[x/a.en,x/a.de]", "data.validation=v.tsv", *languages)

@@ -618,6 +618,29 @@ def test_the_status_line_of_each_update_has_its_numbers(tmp_path: Path, monkeypa
     assert all(line.startswith("━" * (4 * n)) for n, line in enumerate(shown[:4], 1))
 
 
+@pytest.mark.parametrize(
+    ("updates", "expected"), [(30, ["2 s per update: about 0:40 left, without validations"]), (12, [])]
+)
+def test_the_time_of_a_run_is_estimated_once_from_its_first_updates(
+    updates: int, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the very first one, which takes longer; a run that is about to end needs no estimate."""
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    config = varied("lstm", training__updates=updates, training__validate_every=100)
+    made = make_trainer(config, tmp_path, [0.0])
+    lines = made.logger.lines  # type: ignore[attr-defined]
+    take, slow = made.update, iter([50.0])
+
+    def update(rank_batches: RankBatches) -> Any:
+        clock.sleep(next(slow, 2.0))
+        return take(rank_batches)
+
+    monkeypatch.setattr(made, "update", update)
+    made.fit()
+    assert [line.removeprefix("time").strip() for line in lines if line.startswith("time")] == expected
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_compiler_that_fails_is_left_out(broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled model runs the updates, or, where it fails, the plain one; both are reported."""

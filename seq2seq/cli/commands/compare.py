@@ -9,7 +9,14 @@ from typing import Any
 from seq2seq.config.loading import flatten, to_dict
 from seq2seq.config.schema import CompareConfig
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups
-from seq2seq.evaluation.metrics import LOWER_IS_BETTER, TITLES, TestSet, require_tokenizer, sentence_scores
+from seq2seq.evaluation.metrics import (
+    LOWER_IS_BETTER,
+    TITLES,
+    TestSet,
+    print_tokenizer_warning,
+    require_tokenizer,
+    sentence_scores,
+)
 from seq2seq.evaluation.significance import Paired, paired_tests
 from seq2seq.evaluation.testsets import (
     cached_translations,
@@ -43,6 +50,7 @@ def compare(config: CompareConfig) -> None:
     print(f"test set   {test.name}: {len(test):,} pairs, {describe_search(config.search)}")
     for note in notes:
         print(f"note       {note}")
+    print_tokenizer_warning(test, config.tokenize)
     tune_cpu()
     hypotheses = [cached_translations(run, test, config) for run in runs]
     for run in runs:
@@ -65,8 +73,8 @@ def check_languages(runs: list[Run], config: CompareConfig) -> list[str]:
     for run, data in zip(runs[1:], others, strict=True):
         if (data.source, data.target) != (first.source, first.target):
             raise UserError(
-                f"run: {runs[0].folder.name} translates {first.source} → {first.target}, {run.folder.name} "
-                f"{data.source} → {data.target}; only runs of the same languages can be compared",
+                f"run: {runs[0].folder.name} translates {' → '.join(first.languages)}, {run.folder.name} "
+                f"{' → '.join(data.languages)}; only runs of the same languages can be compared",
                 code=2,
             )
         if (data.name, data.path, data.train) != (first.name, first.path, first.train):

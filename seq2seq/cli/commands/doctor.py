@@ -10,14 +10,17 @@ from seq2seq.data.batching import Batches
 from seq2seq.data.corpus import open_corpora
 from seq2seq.data.doctor import examine, page, sizes
 from seq2seq.data.encoding import encode_training
+from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import UNKNOWN, make_tokenizer
+from seq2seq.evaluation.metrics import language_advice, tokenizer_warning
 from seq2seq.training.logger import RunLogger
 from seq2seq.utils.console import status
 
 
 def doctor(config: DoctorConfig) -> None:
     """Print one page on a corpus: its sizes, its problems, and the cost of an epoch."""
-    corpora = open_corpora(config.data, config.seed, status)
+    data = with_languages(config.data)
+    corpora = open_corpora(data, config.seed, status)
     tokenizer, notes = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
     encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache, status)
     status("examining …")
@@ -35,7 +38,9 @@ def doctor(config: DoctorConfig) -> None:
         )
         return
     logger = RunLogger()
-    sizes(config.data, corpora, logger.field)
+    sizes(data, corpora, logger.field)
+    if warning := tokenizer_warning(data.target or "", language_advice(data)):
+        logger.field("warning", warning)
     for note in notes:
         logger.field("", note)
     page(findings, logger.field)

@@ -28,6 +28,7 @@ from seq2seq.evaluation.metrics import (
     TestSet,
     comet,
     measure,
+    print_tokenizer_warning,
     require_comet,
     require_tokenizer,
 )
@@ -89,6 +90,7 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     evaluations = []
     for test in tests:
         print(f"test set   {test.name}: {len(test):,} pairs" + describe_references(test))
+        print_tokenizer_warning(test, config.tokenize)
         began = time.perf_counter()
         hypotheses = translate(translator, test, config.search)
         seconds = time.perf_counter() - began

@@ -8,7 +8,7 @@ import sacrebleu
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import ExportConfig, TrainConfig, TransformerConfig
-from seq2seq.data.corpus import Corpus, load_split
+from seq2seq.data.corpus import SIDES, Corpus, load_split
 from seq2seq.data.tokenizer import END, Tokenizer
 from seq2seq.evaluation.testsets import relocate
 from seq2seq.inference.checkpoint import CONFIG, load_checkpoint, read_config
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> None:
     try:
         with folder_written_atomically(output) as tmp_dir:
             findings = convert(config, folder, tmp_dir, corpus)
-            names = {"name": run.folder.name, "source": stored.data.source, "target": stored.data.target}
+            names = {"name": run.folder.name, **dict(zip(SIDES, stored.data.languages, strict=True))}
             details = {"version": version, "quantization": config.quantization, "folder": output.as_posix()}
             readme = README.format(**names, **details, findings="\n".join(f"- {line}" for line in findings))
             (tmp_dir / "README.md").write_text(readme, encoding="utf-8")

@@ -13,7 +13,14 @@ from seq2seq.config.paths import CONFIGS
 from seq2seq.config.schema import ReportConfig, SearchConfig, TrainConfig
 from seq2seq.evaluation.alignment import alignment_of
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups, subset
-from seq2seq.evaluation.metrics import RESAMPLES, TestSet, measure, require_tokenizer, sentence_scores
+from seq2seq.evaluation.metrics import (
+    RESAMPLES,
+    TestSet,
+    measure,
+    print_tokenizer_warning,
+    require_tokenizer,
+    sentence_scores,
+)
 from seq2seq.evaluation.testsets import cached_translations, describe_search, find_test_sets, stored_config
 from seq2seq.inference.checkpoint import count_parameters
 from seq2seq.inference.translator import Translator
@@ -42,6 +49,7 @@ def report(config: ReportConfig) -> None:
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
     print(f"test set   {test.name}: {len(test):,} pairs")
     require_tokenizer(config.tokenize)
+    print_tokenizer_warning(test, config.tokenize)
     tune_cpu()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
@@ -91,8 +99,8 @@ def run_facts(run: Run, test: TestSet, config: ReportConfig, stored: TrainConfig
         family=stored.model.family,
         parameters=parameters,
         corpus=stored.data.name,
-        source_language=stored.data.source,
-        target_language=stored.data.target,
+        source_language=stored.data.languages[0],
+        target_language=stored.data.languages[1],
         test_set=test.name,
         pairs=len(test),
         search=describe_search(config.search),
