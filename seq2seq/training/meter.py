@@ -12,7 +12,7 @@ import torch
 from seq2seq.data.batching import RankBatches
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
-from seq2seq.utils.device import matmul_flops, peak_memory
+from seq2seq.utils.device import matmul_flops
 
 BAR_WIDTH = 16  # characters
 
@@ -29,6 +29,7 @@ class Meter:
 
     def __init__(self, state: RunState, precision: torch.dtype) -> None:
         self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
+        self.process_group = state.process_group
         self.device = next(state.model.parameters()).device
         self.precision, self.matmul_rate = precision, 0.0
         self.multiply_adds = multiply_adds(state.model)
@@ -83,7 +84,7 @@ class Meter:
             "waiting": self.waiting_seconds / seconds,
             "gradient_norm": self.stats.gradient_norm,
             "rate": lr,  # the key in existing metrics files
-            "memory_gb": peak_memory(self.device) / 1e9,
+            "memory_gb": self.process_group.peak_memory(self.device) / 1e9,
             "utilisation": flops / self.matmul_rate,
             "skipped": progress.skipped,
             "target_tokens": progress.target_tokens,
