@@ -359,7 +359,7 @@ def test_a_process_waits_for_all_others_with_one_thread(tmp_path: Path) -> None:
     torch.set_num_threads(2)
     model, started = nn.Linear(2, 2), time.monotonic()
 
-    def work(processes: ForkedProcesses) -> list[tuple[float, int]]:
+    def work(processes: ForkedProcesses) -> list[tuple[float, float, int]]:
         time.sleep(0.1 * processes.rank)
         arrived = time.monotonic() - started
         processes.barrier()
