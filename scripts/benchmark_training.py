@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,10 @@ def contestants(overrides: list[str], work: Path, peers: bool) -> dict[str, Call
 
     taking_part: dict[str, Callable[[], dict[str, float]]] = {
         "this project": lambda: own("transformer"),
+        "this project, one process": lambda: own("transformer", "processes=1"),
         "this project, float32": lambda: own("transformer", "precision=float32"),
         "this project, LSTM": lambda: own("lstm"),
+        "this project, LSTM, one process": lambda: own("lstm", "processes=1"),
         "matrix rate": bound,
     }
     if peers:
@@ -194,6 +197,7 @@ def main() -> None:
         "--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the JSON and the picture"
     )
     parser.add_argument("--alone", action="store_true", help="without the peers")
+    parser.add_argument("--busy", action="store_true", help="while another program keeps one core busy")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", default=["data=multi30k"], help="config of the data")
     arguments = parser.parse_args()
@@ -207,7 +211,8 @@ def main() -> None:
     vocabulary = tokenizer.vocabulary.target
     needed = {model: operations(config, encoded, vocabulary) for model, config in configs.items()}
     taking_part = contestants(arguments.overrides, work, peers=not arguments.alone)
-    results = benchmarks.interleaved(arguments.repeats, taking_part)
+    with benchmarks.busy_core() if arguments.busy else nullcontext():
+        results = benchmarks.interleaved(arguments.repeats, taking_part)
     products = results.pop("matrix rate")
     rates = {kind: statistics.median(result[kind] for result in products) for kind in products[0]}
     starts = start_up(arguments.overrides, work, arguments.repeats)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,7 @@ from seq2seq.training.checkpoint import Progress, RunState
 from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
+from seq2seq.utils.device import memory_of
 
 Key = TypeVar("Key", str, tuple[str, str])
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,10 +87,27 @@ def watch(command: Sequence[str | Path], pattern: str, count: int) -> Watched:
 
 
 def _peak_gb(process: int) -> float:
-    """The most memory a running process has held so far; not a number where the kernel does not report it."""
-    status = Path(f"/proc/{process}/status")
+    """The most memory a running process has held so far; not a number where the kernel does not report it.
+
+    Of a process and its forks, what they hold together now: this project's processes return nothing to the kernel.
+    """
+    status, children = Path(f"/proc/{process}/status"), Path(f"/proc/{process}/task/{process}/children")
+    forks = [int(fork) for fork in children.read_text().split()] if children.exists() else []
+    if forks:
+        return memory_of([process, *forks]) / 2**30
     found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
     return int(found[1]) / 2**20 if found else math.nan
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep one core busy by an endless loop in another process."""
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
 
 
 def measured(python: Path | str, script: str, *arguments: object) -> dict[str, Any]:

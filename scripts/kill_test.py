@@ -1,8 +1,9 @@
 """Kill a training at random moments, continue it each time, and compare it bit by bit with one never disturbed.
 
 python scripts/kill_test.py                 50 × SIGKILL (every third while a checkpoint is written), 10 × SIGTERM,
-                                            10 × a disk that is full while a checkpoint is written
-python scripts/kill_test.py --kills 5 --terms 2 --full 2
+                                            10 × a disk that is full while a checkpoint is written, and with two
+                                            processes 10 × SIGKILL to the first and 10 × to the second
+python scripts/kill_test.py --kills 5 --terms 2 --full 2 --forks 2
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import resource
 import signal
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="times the process is killed with signal 9")
     parser.add_argument("--terms", type=int, default=10, help="times it is asked to stop with SIGTERM")
     parser.add_argument("--full", type=int, default=10, help="times the disk is full when a checkpoint is written")
+    parser.add_argument("--forks", type=int, default=10, help="times each of two processes is killed with signal 9")
     parser.add_argument("--updates", type=int, default=600, help="length of the training")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     options = parser.parse_args()
@@ -50,22 +54,26 @@ def main() -> None:
         folder = Path(tmp_dir)
         write_corpus(folder)
         train(folder, "whole").communicate()
-        whole = Run(folder / "outputs" / "whole")
+        train(folder, "divided", 2).communicate()
+        whole, divided = (Run(folder / "outputs" / name) for name in ("whole", "divided"))
         print(
             f"undisturbed: {len(list(whole.checkpoints.glob('update-*')))} checkpoints kept, {options.updates} updates"
         )
         right = []
-        for name, count, disturb in (
-            ("SIGKILL", options.kills, partial(kill, draw, signal.SIGKILL)),
-            ("SIGTERM", options.terms, partial(kill, draw, signal.SIGTERM)),
-            ("full disk", options.full, partial(fill, draw, largest(whole))),
+        for name, count, processes, disturb in (
+            ("SIGKILL", options.kills, 1, partial(kill, draw, signal.SIGKILL)),
+            ("SIGTERM", options.terms, 1, partial(kill, draw, signal.SIGTERM)),
+            ("full disk", options.full, 1, partial(fill, draw, largest(whole))),
+            ("first of two", options.forks, 2, partial(kill, draw, signal.SIGKILL, processes=2)),
+            ("second of two", options.forks, 2, partial(kill_fork, draw)),
         ):
-            moments = [disturb(folder, name.split()[-1].lower(), turn) for turn in range(count)]
-            finished = train(folder, name.split()[-1].lower())
+            run = name.replace(" ", "-").lower()
+            moments = [disturb(folder, run, turn) for turn in range(count)]
+            finished = train(folder, run, processes)
             finished.communicate()
-            different = compare(whole, Run(folder / "outputs" / name.split()[-1].lower()))
+            different = compare(whole if processes == 1 else divided, Run(folder / "outputs" / run))
             when = ", ".join(f"{moments.count(kind)} {kind}" for kind in sorted(set(moments)))
-            print(f"{name:9} × {count}: {when}; exit code at the end {finished.returncode}; ", end="")
+            print(f"{name:13} × {count}: {when}; exit code at the end {finished.returncode}; ", end="")
             verdict = (
                 f"DIFFERENT in {len(different)} values: {', '.join(different[:5])}" if different else "the same bits"
             )
@@ -81,16 +89,16 @@ def write_corpus(folder: Path) -> None:
         (folder / f"train.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def train(folder: Path, name: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "seq2seq", "train", f"name={name}", *SETTINGS]
+def train(folder: Path, name: str, processes: int = 1, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "seq2seq", "train", f"name={name}", f"processes={processes}", *SETTINGS]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
     )
 
 
-def kill(draw: random.Random, number: signal.Signals, folder: Path, name: str, turn: int) -> str:
+def kill(draw: random.Random, number: signal.Signals, folder: Path, name: str, turn: int, processes: int = 1) -> str:
     """Let it live for a while, or until it writes a checkpoint → when the signal came."""
-    process = train(folder, name)
+    process = train(folder, name, processes)
     checkpoints = folder / "outputs" / name / "checkpoints"
     before, began = newest(checkpoints), time.monotonic()
     if turn % 3 == 0:
@@ -106,9 +114,48 @@ def kill(draw: random.Random, number: signal.Signals, folder: Path, name: str, t
         time.sleep(draw.random() * 0.5)
         when = "while training" if newest(checkpoints) != before else "before the next checkpoint"
     ended = process.poll() is not None
+    forks = forks_of(process.pid)
     process.send_signal(number)
     process.communicate()
-    return "after the end" if ended else when
+    return "after the end" if ended else f"{when}{outliving(forks)}"
+
+
+def kill_fork(draw: random.Random, folder: Path, name: str, turn: int) -> str:
+    """Kill the second process at a random moment; the first must report it in one line and end."""
+    process = train(folder, name, 2)
+    while process.poll() is None and not forks_of(process.pid):
+        time.sleep(0.01)
+    time.sleep(draw.random() * 3)
+    for fork in forks_of(process.pid):
+        os.kill(fork, signal.SIGKILL)
+    _, errors = process.communicate()
+    if not process.returncode:
+        return "after the end"
+    lines = errors.splitlines()
+    reported = len(lines) == 1 and lines[0].startswith("error: process 2 of 2 was killed")
+    return "reported in one line" if reported else f"exit {process.returncode} with {len(lines)} lines {lines[-1:]}"
+
+
+def forks_of(process: int) -> list[int]:
+    with suppress(OSError):
+        return [int(fork) for fork in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
+
+
+def outliving(processes: list[int], seconds: float = 5) -> str:
+    """Wait until processes have ended; say so where one has not."""
+    ends = time.monotonic() + seconds
+    while any(alive(process) for process in processes):
+        if time.monotonic() > ends:
+            return f" (a fork lives after {seconds} s)"
+        time.sleep(0.05)
+    return ""
+
+
+def alive(process: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def newest(checkpoints: Path) -> str:

@@ -372,6 +372,7 @@ class TrainConfig:
     precision: Precision
     compile: bool
     deterministic: bool
+    processes: Count | Literal["auto"]
     seed: Annotated[int, Range(0, 2**63 - 1)]
     init_from: str | None
     model: ModelConfig

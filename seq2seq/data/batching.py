@@ -6,6 +6,7 @@ Shapes: B sentences, S source and T target positions. Masks are True for real to
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,6 +31,16 @@ def split_by_token_budget(width: NDArray[Any], tokens: int) -> list[slice]:
         cuts.append(slice(start, stop))
         start = stop
     return cuts
+
+
+def divide_rows(width: NDArray[Any], parts: int) -> list[slice]:
+    """Divide a batch's rows, of ascending width, into parts whose largest has as few tokens as possible."""
+    widest, most = int(width[-1]), -(-len(width) // parts)
+    tokens = bisect_left(
+        range(widest * most), True, lo=widest, key=lambda tokens: len(split_by_token_budget(width, tokens)) <= parts
+    )
+    cuts = split_by_token_budget(width, tokens)
+    return cuts + [slice(len(width), len(width))] * (parts - len(cuts))
 
 
 class RankBatches(NamedTuple):
@@ -59,9 +70,11 @@ class Batches:
         update_tokens: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        divide: bool = False,
     ) -> None:
         self.encoded, self.tokens, self.seed, self.mix, self.resegment = encoded, tokens, seed, mix, resegment
         self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
+        self.divide = divide  # the processes divide the rows of each batch; else each takes a batch of its own
         self.epoch = self.pool = self.position = 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
         self._cached_pool: tuple[tuple[int, int, int], list[Integers], EncodedCorpus] | None = None
@@ -135,16 +148,21 @@ class Batches:
         return self.epoch + done
 
     def __iter__(self) -> Generator[RankBatches]:
-        """Yield this rank's part of each update: of every `world_size` consecutive batches, the one at `rank`."""
+        """Yield this rank's part of each update: rows of each batch, or its own of `world_size` consecutive batches."""
         while True:
             # Counted before it is handed out: a checkpoint taken after its update starts at the next one.
             micro_batches: list[tuple[Integers, EncodedCorpus]] = []
             tokens = 0
-            while not micro_batches or tokens < self.update_tokens:
-                parts = [self._next() for _ in range(self.world_size)]
-                micro_batches.append(parts[self.rank])
+            while not tokens or tokens < self.update_tokens:
+                parts = [self._next() for _ in range(1 if self.divide else self.world_size)]
+                micro_batches.append(self._own_rows(*parts[0]) if self.divide else parts[self.rank])
                 tokens += sum(int(encoded.target.lengths(rows).sum()) for rows, encoded in parts)
-            yield RankBatches([encoded.batch(rows) for rows, encoded in micro_batches], target_tokens=tokens)
+            filled = [encoded.batch(rows) for rows, encoded in micro_batches if len(rows)]
+            yield RankBatches(filled, target_tokens=tokens)
+
+    def _own_rows(self, rows: Integers, encoded: EncodedCorpus) -> tuple[Integers, EncodedCorpus]:
+        width = np.maximum(encoded.source.lengths(rows), encoded.target.lengths(rows))
+        return rows[divide_rows(width, self.world_size)[self.rank]], encoded
 
     def _next(self) -> tuple[Integers, EncodedCorpus]:
         while True:
@@ -199,10 +217,13 @@ def temperature_mix(ends: Sequence[int], weights: Sequence[float], temperature: 
     return Mix(tuple(map(int, ends)), tuple(map(int, counts)))
 
 
-def largest_batch(encoded: EncodedCorpus, tokens: int) -> Batch:
-    """Return the budget's batch that takes the most memory: the longest pair, repeated, both sides at its width."""
+def largest_batch(encoded: EncodedCorpus, tokens: int, parts: int = 1) -> Batch:
+    """Return the budget's batch that takes the most memory: the longest pair, repeated, both sides at its width.
+
+    Of a batch divided into parts, return the largest part.
+    """
     width = int(encoded.width().max())
-    ids_BT = torch.full((max(1, tokens // width), width), UNKNOWN)
+    ids_BT = torch.full((-(-max(1, tokens // width) // parts), width), UNKNOWN)
     return Batch.of(ids_BT, ids_BT, torch.zeros(len(ids_BT), dtype=torch.int64))
 
 

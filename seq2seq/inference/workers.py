@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
+from seq2seq.utils.device import usable_cores
 from seq2seq.utils.errors import UserError
 
 
 def choose_processes(count: int | str, device: torch.device) -> int:
-    """Return the number of processes; "auto" is torch's thread count on a Linux CPU, and 1 elsewhere."""
+    """Return the number of processes; "auto" is the number of usable cores on a Linux CPU, and 1 elsewhere."""
     possible = device.type == "cpu" and sys.platform == "linux"
     if count == "auto":
-        return torch.get_num_threads() if possible else 1
+        return usable_cores() if possible else 1
     if int(count) > 1 and not possible:
         raise UserError(f"processes: {count} run in parallel only on Linux with device=cpu; use auto or 1", code=2)
     return int(count)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from seq2seq.config.schema import TrainConfig
 from seq2seq.model.interface import Seq2Seq
@@ -18,6 +18,8 @@ Weights = dict[str, Tensor]
 
 
 class Average(Protocol):
+    live: dict[str, nn.Parameter]
+
     def update(self, update: int) -> None:
         """Account for an update of the live weights, given its number."""
 
@@ -27,8 +29,13 @@ class Average(Protocol):
     def load(self, weights: Weights) -> None:
         """Continue from the averages of a checkpoint."""
 
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average only these parameters, as other processes average the rest."""
+        kept = set(parameters)
+        self.live = {name: p for name, p in self.live.items() if p in kept}
 
-class ExponentialMovingAverage:
+
+class ExponentialMovingAverage(Average):
     """An exponential moving average that forgets the first, poorly trained weights faster."""
 
     def __init__(self, model: Seq2Seq, decay: float) -> None:
@@ -39,7 +46,8 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, update: int) -> None:
         decay = min(self.decay, update / (update + 9))
-        torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
+        if self.live:
+            torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
 
     def weights(self) -> Weights:
         return self.mean
@@ -48,8 +56,12 @@ class ExponentialMovingAverage:
         for name, mean in self.mean.items():
             mean.copy_(weights[name])
 
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().keep(parameters)
+        self.mean = {name: self.mean[name] for name in self.live}
 
-class CheckpointAverage:
+
+class CheckpointAverage(Average):
     """The mean of the live weights and the checkpoints of earlier validations (Vaswani et al. 2017, §6.1)."""
 
     def __init__(self, model: Seq2Seq, recent_weights: Callable[[], list[Path]]) -> None:
@@ -62,23 +74,24 @@ class CheckpointAverage:
         mean = {name: p.detach().clone() for name, p in self.live.items()}
         files = self.recent_weights()
         for file in files:
-            for name, weight in load_file(file).items():
-                mean[name] += weight.to(mean[name].device)
+            weights = load_file(file)
+            for name in mean:
+                mean[name] += weights[name].to(mean[name].device)
         return {name: weight / (1 + len(files)) for name, weight in mean.items()}
 
     def load(self, weights: Weights) -> None: ...
 
 
-class ScheduleFreeAverage:
+class ScheduleFreeAverage(Average):
     """The average that schedule-free AdamW maintains."""
 
     def __init__(self, model: Seq2Seq, optimizer: ScheduleFree) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.live, self.optimizer = dict(model.named_parameters()), optimizer
 
     def update(self, update: int) -> None: ...
 
     def weights(self) -> Weights:
-        return {name: self.optimizer.average(p) for name, p in self.model.named_parameters()}
+        return {name: self.optimizer.average(p) for name, p in self.live.items()}
 
     def load(self, weights: Weights) -> None: ...
 

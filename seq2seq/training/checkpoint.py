@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from seq2seq.inference.checkpoint import (
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.averaging import Average
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
+from seq2seq.training.forked import ForkedProcesses
 from seq2seq.training.optimizers import Optimizers
 from seq2seq.utils.errors import UserError, reason_of
 from seq2seq.utils.io import folder_written_atomically, fsync_file, write_atomically
@@ -67,25 +69,45 @@ class RunState:
     progress: Progress
     average: Average | None = None
     process_group: ProcessGroup = SINGLE_PROCESS
+    stored_rng_states: list[dict[str, Tensor]] = field(default_factory=list)  # of every process of a resumed run
+
+    def join(self, processes: ForkedProcesses) -> None:
+        """Become one of several processes: with its rows, its parameters and its random numbers."""
+        self.process_group = processes
+        self.batches.rank, self.batches.world_size, self.batches.divide = processes.rank, processes.world_size, True
+        self.optimizer.keep(processes.owned)
+        if self.average:
+            self.average.keep(processes.owned)
+        torch.manual_seed(self.config.seed + processes.rank)
+        self.restore_rng_states()
 
     def set_budget(self, tokens: int) -> None:
         """Train with batches of this many tokens."""
         self.config = replace(self.config, training=replace(self.config.training, tokens=tokens))
         self.batches.tokens = tokens
 
-    def write(self, folder: Path, rng_states: list[dict[str, Tensor]]) -> None:
-        """Write everything into a folder; `rng_states` holds the generator states of every process."""
+    def part(self) -> dict[str, Any]:
+        """Return what only this process knows: its random generators, moments and averages."""
+        part: dict[str, Any] = {"random": self.rng_states()}
+        if self.process_group.is_main or self.process_group.shares_weights:
+            part["optimizer"] = self.optimizer.state_dict()
+            part["average"] = self.average.weights() if self.average else {}
+        return part
+
+    def write(self, folder: Path, parts: list[dict[str, Any]]) -> None:
+        """Write everything into a folder, with the parts of all processes."""
+        optimizer, average = join_parts([part for part in parts if "optimizer" in part])
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
         # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights separately.
         write_weights(dict(self.model.named_parameters()), folder / WEIGHTS)
         if self.average:
-            write_weights(self.average.weights(), folder / AVERAGED)
+            write_weights(average, folder / AVERAGED)
         training = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "batches": self.batches.state_dict(),
             "progress": asdict(self.progress),
-            "random": rng_states,
+            "random": [part["random"] for part in parts],
         }
         torch.save(training, folder / TRAINING)
 
@@ -99,9 +121,8 @@ class RunState:
             if missing := asdict(self.progress).keys() - training["progress"].keys():
                 raise ValueError(f"progress.{min(missing)} is missing")
             self.progress = Progress(**training["progress"])
-            # With another number of processes, each draws different numbers anyway.
-            if len(training["random"]) == self.process_group.world_size:
-                self.set_rng_states(training["random"][self.process_group.rank])
+            self.stored_rng_states = training["random"]
+            self.restore_rng_states()
         except Exception as error:  # torch raises many types for a damaged file, or for another optimizer's
             raise damaged_error(folder / TRAINING, error) from None
         if self.average:
@@ -110,6 +131,11 @@ class RunState:
                 self.average.load(load_file(path))
             except (OSError, SafetensorError) as error:
                 raise damaged_error(path, error) from None
+
+    def restore_rng_states(self) -> None:
+        """Continue the random numbers of a resumed run; of another number of processes, each draws others anyway."""
+        if len(self.stored_rng_states) == self.process_group.world_size:
+            self.set_rng_states(self.stored_rng_states[self.process_group.rank])
 
     def rng_states(self) -> dict[str, Tensor]:
         """Return the states of this process's random generators: the CPU's and its device's."""
@@ -127,6 +153,16 @@ class RunState:
         return [("cpu", torch, []), *([] if device.type == "cpu" else [own])]
 
 
+def join_parts(parts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Join the moments and averages that several processes hold for different parameters."""
+    optimizers = []
+    for states in zip(*(part["optimizer"] for part in parts), strict=True):
+        moments = {i: moment for state in states for i, moment in state["state"].items()}
+        optimizers.append({**states[0], "state": dict(sorted(moments.items()))})
+    averages = {name: mean for part in parts for name, mean in part["average"].items()}
+    return optimizers, averages
+
+
 class Checkpoints:
     """The checkpoints of a run; an index names those to keep: the last, the best, and those to average."""
 
@@ -135,10 +171,10 @@ class Checkpoints:
 
     def save(self, state: RunState, best: bool = False, validated: bool = False) -> None:
         """Save a complete checkpoint atomically, then update the index."""
-        rng_states = state.process_group.all_gather(state.rng_states())
+        parts = state.process_group.gather(state.part())
         if state.process_group.is_main:
             try:
-                self._write(state, rng_states, best, validated)
+                self._write(state, parts, best, validated)
             except (OSError, SafetensorError, RuntimeError) as error:  # each library raises its own for a full disk
                 reason = getattr(error, "strerror", None) or reason_of(error)
                 raise UserError(
@@ -157,10 +193,10 @@ class Checkpoints:
         names = self.run.index().get("recent", [])[: self.recent]
         return [self.folder / name / WEIGHTS for name in names]
 
-    def _write(self, state: RunState, rng_states: list[dict[str, Tensor]], best: bool, validated: bool) -> None:
+    def _write(self, state: RunState, parts: list[dict[str, Any]], best: bool, validated: bool) -> None:
         name = _name(state)
         with folder_written_atomically(self.folder / name) as tmp_dir:
-            state.write(tmp_dir, rng_states)
+            state.write(tmp_dir, parts)
             for file in tmp_dir.iterdir():
                 fsync_file(file)
         if os.name == "posix":  # elsewhere a folder cannot be synced

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from seq2seq.utils.device import peak_memory
 from seq2seq.utils.errors import UserError, reason_of
 
 TIMEOUT = timedelta(minutes=30)  # the longest wait for a rank that tokenises or validates
@@ -30,6 +31,40 @@ class ProcessGroup:
         """Whether this is the one process that logs and writes."""
         return self.rank == 0
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether weights lie in memory that all processes share, each updating a part of them."""
+        return False
+
+    @property
+    def batches(self) -> int:
+        """The number of batches that the processes train on at a time."""
+        return 1 if self.shares_weights else self.world_size
+
+    def peak_memory(self, device: torch.device) -> int:
+        """Return the peak memory in bytes of this process, and of the forks that train with it."""
+        return peak_memory(device)
+
+    def own_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters that this process updates."""
+        return list(model.parameters())
+
+    def reduce(self, parameters: list[nn.Parameter], totals: Tensor) -> list[Tensor]:
+        """Sum gradients and `totals` over the processes; return the gradients that this process steps with."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.all_reduce([*gradients, totals])
+        return gradients
+
+    def all_norms(self, norms: Sequence[Tensor]) -> Tensor:
+        """Return the norm of every gradient, given those of the gradients that `reduce` returned."""
+        return torch.stack(list(norms))
+
+    def finish_update(self) -> None:
+        """Wait until every process has updated its part of shared weights."""
+
+    def wait_for_weights(self) -> None:
+        """Wait until every process has written its part of shared weights, or has read them."""
+
     def all_reduce(self, tensors: list[Tensor]) -> None:
         """Replace every tensor by its sum over the processes, in one message."""
         if self.world_size > 1:
@@ -45,6 +80,10 @@ class ProcessGroup:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect the values for the main process; the others may get nothing."""
+        return self.all_gather(value)
 
     def barrier(self) -> None:
         if self.world_size > 1:

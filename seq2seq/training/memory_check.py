@@ -34,7 +34,7 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
     """Try the worst batch and the widest beam; find the budget for `tokens=auto`."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
     summary = "the longest batch fits"
-    if tokens == "auto" or not fits_in_memory(trainer, tokens):
+    if tokens == "auto" or not all(state.process_group.all_gather(fits_in_memory(trainer, tokens))):
         limit = tokens if tokens != "auto" else MAX_USEFUL_TOKENS.get(trainer.device.type, MAX_USEFUL_TOKENS_ON_GPU) + 1
         fitting = min(state.process_group.all_gather(largest_budget(trainer, limit)))
         if not fitting:
@@ -68,8 +68,9 @@ def largest_budget(trainer: Trainer, below: int) -> int:
 
 
 def fits_in_memory(trainer: Trainer, tokens: int) -> bool:
+    batches = trainer.state.batches
     try:
-        try_batch(trainer, largest_batch(trainer.state.batches.encoded, tokens))
+        try_batch(trainer, largest_batch(batches.encoded, tokens, batches.world_size if batches.divide else 1))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -81,7 +82,7 @@ def try_batch(trainer: Trainer, batch: Batch) -> None:
     """Run a batch through update, forward and backward, without side effects."""
     state, model = trainer.state, trainer.working.model.train()
     with _restored_afterwards(trainer):
-        for p in state.model.parameters():
+        for p in state.process_group.own_parameters(state.model):
             p.grad = torch.zeros_like(p)
         if state.progress.update == 0:
             state.optimizer.step(0.0)  # later updates also hold the moments in memory

@@ -14,7 +14,7 @@ from seq2seq.config.schema import settled
 from seq2seq.data.batching import RankBatches
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import RunState
-from seq2seq.utils.device import matmul_flops, peak_memory
+from seq2seq.utils.device import matmul_flops
 
 BAR_WIDTH = 16  # characters
 TIMED_UPDATES = 10  # before the time of a run is estimated
@@ -32,6 +32,7 @@ class Meter:
 
     def __init__(self, state: RunState, precision: torch.dtype) -> None:
         self.progress, self.settings, self.batches = state.progress, state.config.training, state.batches
+        self.process_group = state.process_group
         self.device = next(state.model.parameters()).device
         self.precision, self.matmul_rate = precision, 0.0
         self.multiply_adds = multiply_adds(state.model)
@@ -98,7 +99,7 @@ class Meter:
             "waiting": self.waiting_seconds / seconds,
             "gradient_norm": self.stats.gradient_norm,
             "rate": lr,  # the key in existing metrics files
-            "memory_gb": peak_memory(self.device) / 1e9,
+            "memory_gb": self.process_group.peak_memory(self.device) / 1e9,
             "utilisation": flops / self.matmul_rate,
             "skipped": progress.skipped,
             "target_tokens": progress.target_tokens,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seq2seq.model.interface import Seq2Seq
 
@@ -22,6 +22,14 @@ class WorkingCopy:
         is_master = precision == torch.float32
         self.model = master if is_master else copy.deepcopy(master).to(precision)
         self._pairs = [] if is_master else list(zip(master.parameters(), self.model.parameters(), strict=True))
+        self._updated = self._pairs  # those that this process updates
+        self._buffers: dict[nn.Parameter, Tensor] = {}
+
+    def divide(self, owned: Iterable[nn.Parameter], buffers: dict[nn.Parameter, Tensor]) -> None:
+        """Leave gradients in these buffers of the master's parameters, and sync only the owned weights."""
+        kept = set(owned)
+        self._updated = [(master, working) for master, working in self._pairs if master in kept]
+        self._buffers = buffers
 
     @torch.no_grad()
     def transfer_gradients(self) -> None:
@@ -30,7 +38,7 @@ class WorkingCopy:
         if not pairs:
             return
         # Lists of tensors take a few kernels, where one for each would keep a GPU waiting.
-        gradients = [torch.empty_like(master) for master, _, _ in pairs]
+        gradients = [self._buffer(master) for master, _, _ in pairs]
         torch._foreach_copy_(gradients, [gradient for _, _, gradient in pairs])
         sums, summands = [], []
         for (master, working, _), gradient in zip(pairs, gradients, strict=True):
@@ -43,18 +51,22 @@ class WorkingCopy:
         if sums:
             torch._foreach_add_(sums, summands)
 
+    def _buffer(self, master: nn.Parameter) -> Tensor:
+        """Return memory for a gradient; the buffer holds the sum of an update's earlier batches, if any."""
+        return self._buffers[master] if master in self._buffers and master.grad is None else torch.empty_like(master)
+
     @torch.no_grad()
     def sync_weights(self) -> None:
         """Copy the master's weights after they changed."""
-        if self._pairs:
-            masters, workings = map(list, zip(*self._pairs, strict=True))
+        if self._updated:
+            masters, workings = map(list, zip(*self._updated, strict=True))
             torch._foreach_copy_(workings, masters)
 
     @contextmanager
     def with_weights(self, weights: dict[str, Tensor] | None) -> Iterator[Seq2Seq]:
         """Yield the working model, temporarily with the given weights, if any."""
         parameters = dict(self.model.named_parameters())
-        backup = {name: p.detach().clone() for name, p in parameters.items()} if weights else {}
+        backup = {name: parameters[name].detach().clone() for name in weights or {}}
         with torch.no_grad():
             for name, weight in (weights or {}).items():
                 parameters[name].copy_(weight)

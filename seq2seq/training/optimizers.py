@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import OptimizerConfig
+from seq2seq.training.distributed import SINGLE_PROCESS
 from seq2seq.utils.errors import UserError
 
 ParamGroup = dict[str, Any]
@@ -42,6 +43,13 @@ class Optimizers:
             optimizer.load_state_dict(state)
             for group, values in zip(optimizer.param_groups, configured, strict=True):
                 group.update(values)
+
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Forget the moments of all other parameters."""
+        kept = set(parameters)
+        for optimizer in self.optimizers:
+            for p in optimizer.state.keys() - kept:
+                del optimizer.state[p]
 
     def clear(self) -> None:
         """Forget all moments."""
@@ -128,6 +136,8 @@ class ScheduleFree(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             ys = [p for p in group["params"] if p.grad is not None]
             gradients = [p.grad for p in ys if p.grad is not None]
+            if not ys:  # another process updates this group
+                continue
             for p in ys:
                 if not self.state[p]:
                     self.state[p] = {"z": p.clone(), "square": torch.zeros_like(p), "step": 0, "weight": 0.0}
@@ -155,10 +165,15 @@ class ScheduleFree(torch.optim.Optimizer):
         return z + (y - z) / beta1
 
 
-def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most `max_norm` (0: no limit) → the norm before."""
+def clip_gradients(
+    gradients: list[Tensor], max_norm: float, all_norms: Callable[[Sequence[Tensor]], Tensor] = SINGLE_PROCESS.all_norms
+) -> Tensor:
+    """Scale all gradients so that their common norm is at most `max_norm` (0: no limit) → the norm before.
+
+    `all_norms` adds the norms of the gradients that other processes hold.
+    """
     # By hand, as torch's clip_grads_with_norm_ adds 1e-6 to the norm, which would change every clipped update.
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if max_norm:
+    norm = torch.linalg.vector_norm(all_norms(torch._foreach_norm(gradients) if gradients else ()))
+    if max_norm and gradients:
         torch._foreach_mul_(gradients, (max_norm / norm).clamp(max=1.0))
     return norm

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,12 +28,14 @@ from seq2seq.evaluation.metrics import RESAMPLES, language_advice, tokenizer_war
 from seq2seq.evaluation.testsets import translate_and_score
 from seq2seq.inference.checkpoint import CONFIG, WEIGHTS, read_plain_config, to_yaml, write_config
 from seq2seq.inference.translator import Translator
+from seq2seq.inference.workers import choose_processes
 from seq2seq.model.factory import build_model, parameter_table
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import environment
 from seq2seq.training.averaging import build_average
 from seq2seq.training.checkpoint import Checkpoints, Progress, RunState, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup, join_processes
+from seq2seq.training.forked import ForkedProcesses, Shards, run_forked
 from seq2seq.training.length import describe_length, settle_length
 from seq2seq.training.logger import RunLogger
 from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
@@ -44,13 +48,13 @@ from seq2seq.utils.device import (
     choose_device,
     choose_precision,
     deterministic,
-    peak_memory,
     reset_peak_memory,
     tune_cpu,
 )
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
 
+TOKENS_PER_PROCESS = 128  # with fewer, products are too small for another process to gain anything
 PATH_KEYS = ("name:", "outputs:", "overwrite:")  # the path of a run, not its training
 # Settings that a resumed run cannot change.
 FIXED_KEYS = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
@@ -72,8 +76,8 @@ def train(config: TrainConfig) -> Run:
     ):
         logger.field("run", str(run.folder))
         logger.field("device", f"{device} ({device_reason}), {str(precision)[6:]} ({precision_reason})")
-        if process_group.world_size > 1:
-            logger.field("processes", f"{process_group.world_size}; each update is divided among them")
+        count = choose_count(config, device, process_group)
+        log_processes(count, device, process_group, logger)
         for change in list_changes(run, config):
             logger.field("changed", change)
         corpora = open_corpora(config.data, config.seed, logger.status)
@@ -83,19 +87,55 @@ def train(config: TrainConfig) -> Run:
             deterministic()
         state = build_state(run, config, corpora.train, device, process_group, logger)
         trainer = build_trainer(state, corpora.validation, precision, run, logger)
-        settle_budget(trainer, corpora.validation)
-        settle(state, logger)
-        process_group.barrier()  # all processes have read the folder before it changes
-        if process_group.is_main:
-            prepare_run_folder(run, state.config, state.progress.update)
-            if state.progress.update < settled(state.config.training.updates):
-                environment.record(run, state.progress.update, config.seed, corpora, state.tokenizer)
-        logger.open(run, state.progress.update)
-        logger.text("config", state.progress.update, f"```yaml\n{to_yaml(state.config)}```")
-        if train_to_end(trainer) and process_group.is_main:
+        if count == 1:
+            fit(trainer, corpora, run)
+        else:
+            shards = Shards(state.model, trainer.working.model, count)
+            run_forked(count, shards, partial(fit_divided, trainer, corpora, run))
+        if report_end(trainer) and process_group.is_main:
             score_test_set(run, state, corpora.test, logger)
         logger.field("run", str(run.folder))
     return run
+
+
+def choose_count(config: TrainConfig, device: torch.device, process_group: ProcessGroup) -> int:
+    """Return the number of processes to fork: 1 on a GPU and under torchrun, and few where batches are small."""
+    if process_group.world_size > 1:
+        return 1
+    count, tokens = choose_processes(config.processes, device), config.training.tokens
+    if config.processes == "auto" and tokens != "auto":
+        count = max(1, min(count, tokens // TOKENS_PER_PROCESS))
+    return count
+
+
+def log_processes(count: int, device: torch.device, process_group: ProcessGroup, logger: RunLogger) -> None:
+    """Log how the processors of this machine, or several machines, divide the work."""
+    if process_group.world_size > 1:
+        logger.field("processes", f"{process_group.world_size}; each update is divided among them")
+    elif device.type == "cpu":
+        threads = torch.get_num_threads() if count == 1 else 1
+        logger.field("processes", f"{count}, {'one thread' if threads == 1 else f'{threads} threads'} each")
+
+
+def fit_divided(trainer: Trainer, corpora: Corpora, run: Run, processes: ForkedProcesses) -> None:
+    trainer.join(processes)
+    fit(trainer, corpora, run)
+
+
+def fit(trainer: Trainer, corpora: Corpora, run: Run) -> None:
+    """Train, in each of several processes, until the end or a reason to stop."""
+    state, logger = trainer.state, trainer.logger
+    settle_budget(trainer, corpora.validation)
+    settle(state, logger)
+    state.process_group.barrier()  # all processes have read the folder before it changes
+    if state.process_group.is_main:
+        prepare_run_folder(run, state.config, state.progress.update)
+        if state.progress.update < settled(state.config.training.updates):
+            environment.record(run, state.progress.update, state.config.seed, corpora, state.tokenizer)
+    logger.open(run, state.progress.update)
+    logger.text("config", state.progress.update, f"```yaml\n{to_yaml(state.config)}```")
+    with stop_gracefully(trainer):
+        trainer.fit()
 
 
 @contextmanager
@@ -212,7 +252,9 @@ def settle_budget(trainer: Trainer, corpus: Corpus) -> None:
     if state.config.compile:
         logger.field("compile", trainer.compile(try_batch))
     check = check_memory(trainer, corpus)
-    logger.field("memory", f"{check.summary}; {peak_memory(trainer.device) / 1e9:.1f} GB peak")
+    state.process_group.barrier()
+    peak, of_all = state.process_group.peak_memory(trainer.device), state.process_group.shares_weights
+    logger.field("memory", f"{check.summary}; {peak / 1e9:.1f} GB peak{' of all processes' if of_all else ''}")
     reset_peak_memory(trainer.device)  # from now on, the peak of training alone
     if state.config.training.tokens == "auto":
         state.set_budget(check.tokens)
@@ -293,11 +335,9 @@ def log_model(config: TrainConfig, model: Seq2Seq, tokenizer: Tokenizer, logger:
         logger.field("", f"{name:17} {count:>12,}")
 
 
-def train_to_end(trainer: Trainer) -> bool:
-    """Train to the end → True; a run stopped earlier reports how to continue."""
+def report_end(trainer: Trainer) -> bool:
+    """Return True if the run has reached its end; a run stopped earlier reports how to continue."""
     state, logger = trainer.state, trainer.logger
-    with stop_gracefully(trainer):
-        trainer.fit()
     if state.progress.skipped:
         logger.info(f"skipped {state.progress.skipped} updates with a non-finite loss or gradient")
     if trainer.out_of_patience():
@@ -320,7 +360,12 @@ def stop_gracefully(trainer: Trainer) -> Iterator[None]:
         signal.signal(number, before[signal.Signals(number)])
         trainer.stop(f"signal {signal.Signals(number).name}", by_signal=True)
 
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread of a Python program may handle signals
+        return
+    forked = not trainer.state.process_group.is_main and trainer.state.process_group.shares_weights
+    handled = (signal.SIGTERM,) if forked else (signal.SIGINT, signal.SIGTERM)  # Ctrl-C reaches forks too
+    before = {s: signal.getsignal(s) for s in handled}
     for s in before:
         signal.signal(s, stop)
     try:

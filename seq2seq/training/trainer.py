@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from textwrap import shorten
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import Checkpoints, RunState
+from seq2seq.training.forked import ForkedProcesses
 from seq2seq.training.logger import RunLogger
 from seq2seq.training.loss import training_loss
 from seq2seq.training.meter import Meter, UpdateStats
@@ -30,6 +32,7 @@ from seq2seq.training.validation import Validation
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError, reason_of
 
+ONLY_GRADIENT = "a gradient; every output is finite"
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive non-finite updates that end a run
 
 
@@ -52,6 +55,7 @@ class Trainer:
         self.forward_model = self.working.model  # runs forward; possibly compiled
         self.device = next(state.model.parameters()).device
         self.stop_reason = ""  # the reason to finish the update, save and stop
+        self.stop_agreed = False  # a process had a reason when the last update was summed
         self.stopped_by_signal = False
         self.saved_update = state.progress.update
         self.precision = precision
@@ -62,7 +66,7 @@ class Trainer:
         updates_to_take, interval = settled(settings.updates), settled(settings.validate_every)
         started, meter = time.monotonic(), Meter(self.state, self.precision)
         with closing(iterate(self.state.batches, self.device)) as updates:
-            while progress.update < updates_to_take and not self.out_of_patience() and not self.stop_reason:
+            while progress.update < updates_to_take and not self.out_of_patience() and not self.stopping:
                 with self.explaining_lack_of_memory():
                     with meter.waiting():
                         rank_batches = next(updates)
@@ -86,6 +90,17 @@ class Trainer:
         """Request a stop, from outside and at any time."""
         self.stop_reason, self.stopped_by_signal = reason, by_signal
 
+    @property
+    def stopping(self) -> bool:
+        """Whether to stop now; several processes stop after the same update, whichever of them has the reason."""
+        return self.stop_agreed if self.state.process_group.world_size > 1 else bool(self.stop_reason)
+
+    def join(self, processes: ForkedProcesses) -> None:
+        """Become one of several processes that share this trainer's weights."""
+        self.state.join(processes)
+        self.working.divide(processes.owned, processes.gradient_buffers)
+        self.logger.silent = not processes.is_main
+
     def update(self, rank_batches: RankBatches) -> UpdateStats:
         """Take one optimizer step on the loss per real target token over all batches of all processes."""
         state, settings, model = self.state, self.state.config.training, self.working.model
@@ -98,12 +113,13 @@ class Trainer:
             self.working.transfer_gradients()
             totals[0] += plain
         totals[1] = float(bool(self.stop_reason))
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-        state.process_group.all_reduce([*gradients, totals])
-        torch._foreach_mul_(gradients, 1.0 / rank_batches.target_tokens)
-        gradient_norm = clip_gradients(gradients, state.config.optimizer.clip_norm)
+        gradients = state.process_group.reduce(list(state.model.parameters()), totals)
+        if gradients:
+            torch._foreach_mul_(gradients, 1.0 / rank_batches.target_tokens)
+        gradient_norm = clip_gradients(gradients, state.config.optimizer.clip_norm, state.process_group.all_norms)
         norm, loss, stop_requests = torch.stack([gradient_norm, *totals]).tolist()
         loss /= rank_batches.target_tokens
+        self.stop_agreed = bool(stop_requests)
         if stop_requests and not self.stop_reason:
             self.stop("another process received a signal", by_signal=True)
         state.progress.update += 1
@@ -116,6 +132,7 @@ class Trainer:
             self.skip(rank_batches, loss, norm)
         if state.average:
             state.average.update(state.progress.update)
+        state.process_group.finish_update()
         return UpdateStats(loss, norm, skipped=not math.isfinite(norm + loss))
 
     @contextmanager
@@ -143,10 +160,18 @@ class Trainer:
             raise UserError(
                 f"update {progress.update:,}: {MAX_SKIPPED_IN_A_ROW} consecutive non-finite updates (loss {loss:.3g}, "
                 f"gradient norm {norm:.3g}); lower optimizer.lr, or set precision=float32",
-                f"first non-finite number: {self.first_non_finite(rank_batches)}",
-                *describe_pairs(rank_batches.micro_batches[0], self.state.tokenizer),
+                *self.diagnose(rank_batches),
                 self.checkpoints.describe_last(),
             )
+
+    def diagnose(self, rank_batches: RankBatches) -> list[str]:
+        """Describe the first non-finite number and the pairs, of the first process whose rows have one."""
+        found = self.first_non_finite(rank_batches)
+        lines = [f"first non-finite number: {found}"]
+        for batch in rank_batches.micro_batches[:1]:
+            lines += describe_pairs(batch, self.state.tokenizer)
+        findings = self.state.process_group.all_gather((found == ONLY_GRADIENT, lines))
+        return list(min(findings, key=itemgetter(0))[1])
 
     def first_non_finite(self, rank_batches: RankBatches) -> str:
         """Name the first non-finite weight or module output, found by rerunning the update's batches."""
@@ -168,7 +193,7 @@ class Trainer:
         weights = [name for name, p in self.working.model.named_parameters() if not p.isfinite().all()]
         if weights:
             return f"the weight {weights[0]}"
-        return non_finite[0] if non_finite else "a gradient; every output is finite"
+        return non_finite[0] if non_finite else ONLY_GRADIENT
 
     def validate(self) -> None:
         """Score the model that translates, keep a checkpoint, and remember whether it is the best so far."""
@@ -177,7 +202,10 @@ class Trainer:
         started = time.perf_counter()
         self.logger.status(f"update {progress.update:,}: validating …")
         with self.working.with_weights(state.average.weights() if state.average else None) as model:
+            state.process_group.wait_for_weights()
             validation = self.validate_model(model.eval())
+            state.process_group.wait_for_weights()
+        state.process_group.wait_for_weights()
         loss = validation.scores["loss"]
         score = -loss if monitor == "loss" else validation.scores[monitor]
         best = (score, -loss) > (progress.best_score, -progress.best_loss)
@@ -256,7 +284,7 @@ def graphs() -> int:
 def advise_budget(state: RunState, tokens: int) -> str:
     """Return the settings for smaller batches, with as many accumulated as make updates of the present size."""
     settings = state.config.training
-    update_tokens = max(settings.update_tokens, settings.budget * state.process_group.world_size)
+    update_tokens = max(settings.update_tokens, settings.budget * state.process_group.batches)
     return f"set training.tokens={tokens} training.update_tokens={update_tokens} for updates of about the same size"
 
 

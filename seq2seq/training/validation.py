@@ -35,18 +35,20 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     """Compute loss per target token, BLEU, chrF and a few examples; processes divide the work."""
     config, process_group = state.config, state.process_group
     device = next(model.parameters()).device
-    total, tokens = 0.0, 0
+    losses, tokens = [], 0
     for i, batch in enumerate(sequential_batches(encoded, config.training.budget)):
         if i % process_group.world_size == process_group.rank:
-            total += float(loss_sum(model, batch.to(device), 0.0))
+            losses.append((i, float(loss_sum(model, batch.to(device), 0.0))))
             tokens += batch.target_tokens
     translator = Translator(model, state.tokenizer, device, config.model.max_length)
     indices = range(process_group.rank, len(corpus), process_group.world_size)
     outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], config.search)]
-    gathered = process_group.all_gather((total, tokens, outputs))
+    gathered = process_group.all_gather((losses, tokens, outputs))
     hypotheses = [gathered[i % process_group.world_size][2][i // process_group.world_size] for i in range(len(corpus))]
     scores = score(hypotheses, corpus.target, config.data.target or "")
-    loss = sum(part[0] for part in gathered) / sum(part[1] for part in gathered)
+    # In the order of batches: the same digits for any number of processes.
+    by_batch = sorted(pair for part in gathered for pair in part[0])
+    loss = sum(loss for _, loss in by_batch) / sum(part[1] for part in gathered)
     count = config.training.examples
     shown = [corpus.source[i] for i in spread_indices(corpus, count)]
     images = attention_images(translator, shown, config.search) if process_group.is_main else {}

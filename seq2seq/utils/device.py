@@ -7,6 +7,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -58,6 +61,27 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if device.type == "cpu" and _cpu_multiplies_bfloat16():
         return torch.bfloat16, "auto: this CPU has native bfloat16 support"
     return torch.float32, "auto: bfloat16 is slow on this device"
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may keep busy: torch's threads, within the quota of its container."""
+    # torch counts the physical cores of the process's affinity, unless OMP_NUM_THREADS sets a number.
+    return max(1, int(min(torch.get_num_threads(), cpu_quota(CONTROL_GROUPS))))
+
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def cpu_quota(root: Path) -> float:
+    """Return the cores' worth of time that control groups grant, by either of their versions."""
+    with suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+        return float("inf") if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        files = (root / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+        quota_us, period_us = (int(file.read_text(encoding="ascii")) for file in files)
+        return quota_us / period_us if quota_us > 0 else float("inf")
+    return float("inf")
 
 
 def tune_cpu() -> None:
@@ -128,6 +152,16 @@ def peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_of(processes: Iterable[int]) -> int:
+    """Return the memory in bytes that processes hold together, shared pages counted once; 0 where Linux is absent."""
+    total = 0
+    for process in processes:
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
 
 
 def reset_peak_memory(device: torch.device) -> None:

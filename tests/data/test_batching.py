@@ -308,7 +308,7 @@ def sampled_anew(corpus: EncodedCorpus) -> Callable[[Integers, str], EncodedCorp
 KINDS = ["plain", "mixed", "sampled", "mixed and sampled"]
 
 
-def made(kind: str, corpus: EncodedCorpus, seed: int = 1, **part: int) -> Batches:
+def made(kind: str, corpus: EncodedCorpus, seed: int = 1, **part: Any) -> Batches:
     mix = Mix((10, 40, len(corpus)), (25, 7, 12)) if "mixed" in kind else None
     resegment = sampled_anew(corpus) if "sampled" in kind else None
     return Batches(corpus, 30, seed, mix, resegment, **part)

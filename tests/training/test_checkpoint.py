@@ -122,7 +122,7 @@ def test_every_process_has_its_own_random_numbers_again(
     states = [{"cpu": torch.Generator().manual_seed(rank).get_state()} for rank in range(size)]
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    made.state.write(folder, states)
+    made.state.write(folder, [{**made.state.part(), "random": state} for state in states])
     for rank in range(size):
         made.state.process_group = ProcessGroup(rank, size)
         torch.manual_seed(50)
