@@ -218,7 +218,12 @@ def test_a_newer_checkpoint_is_loaded_while_requests_go_on(outputs: Path, tmp_pa
         assert [info.update for info in await service.reload("a")] == [2]
         stop.set()
         await asyncio.gather(*clients)
-        os.kill(service.pool.workers[0].process.pid, signal.SIGKILL)
+        shutil.copytree(tmp_path / "old", run.checkpoints / "update-0000001")  # not what a new worker shall load
+        for worker in service.pool.workers:
+            os.kill(worker.process.pid, signal.SIGKILL)
+        await service.translate(texts * 4)
+        while service.stats().restarts < 2:
+            await asyncio.sleep(0.05)
         after = await service.translate(texts * 4)
         assert {result.update for result in after} == {2}
         assert service.stats().reloads == 1 and service.models["a"].update == 2
