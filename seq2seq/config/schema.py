@@ -574,7 +574,7 @@ class ServeConfig:
     outputs: str
     device: str
     precision: Precision
-    engine: Literal["torch"]
+    engine: Engine
     processes: Count | Literal["auto"]
     host: str
     port: Annotated[int, Range(0, 65535)]

@@ -29,6 +29,7 @@ from seq2seq.utils.errors import UserError, reason_of
 from seq2seq.utils.run import Run
 
 PARTIALS_EVERY = 0.03  # seconds: what grows faster is sent together
+UNDETERMINED = "und"  # BCP 47 for a language that is not known
 PATIENCE = 5.0  # seconds that an idle process has to exit
 
 Kind = Literal["translate", "stream", "score", "alternatives"]
@@ -158,12 +159,12 @@ def described(spec: ModelSpec, loaded: LoadedRuns, config: ServeConfig) -> Loade
     updates = [update_of(folder) for folder in folders]
     info = ModelInfo(
         name=spec.name,
-        source=run_config.data.source,
-        target=run_config.data.target,
+        source=run_config.data.source or UNDETERMINED,
+        target=run_config.data.target or UNDETERMINED,
         runs=tuple(run.folder.name for run in loaded.runs),
         checkpoint=", ".join(folder.name for folder in folders),
         update=min((update for update in updates if update is not None), default=None),
-        engine=f"{config.engine} {str(precision).removeprefix('torch.')}",
+        engine=name if (name := translator.engine_for(config.search)) != "torch" else f"torch {str(precision)[6:]}",
         family=run_config.model.family,
         parameters=sum(map(count_parameters, folders)),
         max_length=translator.max_length,
