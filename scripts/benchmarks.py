@@ -31,6 +31,7 @@ from seq2seq.data.tokenizer import END, Vocabulary
 from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Progress, RunState
 from seq2seq.training.distributed import ProcessGroup
+from seq2seq.training.length import settle_length
 from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import memory_of
@@ -190,7 +191,9 @@ def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, dev
     batches = Batches(encoded, int(config.training.tokens), config.seed)
     optimizer = build_optimizer(model, config.optimizer)
     nothing: Any = None
-    state = RunState(config, nothing, model, optimizer, batches, Progress(), None, ProcessGroup())
+    state = RunState(
+        settle_length(config, batches), nothing, model, optimizer, batches, Progress(), None, ProcessGroup()
+    )
     return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
 
 

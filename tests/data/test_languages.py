@@ -29,7 +29,7 @@ def data_of(folder: Path, **changes: object) -> DataConfig:
 @pytest.mark.parametrize(
     "name",
     ["train.{}", "corpus.en-de.{}", "europarl-v7.de-en.{}", "news.{}.gz", "train.{}.txt", "train.tok.clean.{}.txt.xz",
-     "{}/train.txt", "train_{}.txt", "train-{}", "{}_sentences.text", "a.b/it.{}"],
+     "{}/train.txt", "train_{}.txt", "train-{}", "{}_sentences.text", "a.b/it.{}", "corpus_fr-it_{}.txt"],
 )  # fmt: skip
 @pytest.mark.parametrize(("source", "target"), [("en", "de"), ("deu", "eng"), ("english", "german"), ("is", "no")])
 def test_files_that_differ_by_a_language_have_it(name: str, source: str, target: str) -> None:

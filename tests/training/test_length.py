@@ -49,6 +49,7 @@ def test_larger_corpora_have_fewer_epochs_and_more_updates() -> None:
     """Four times the pairs: half the epochs, and twice the updates, wherever no limit holds."""
     epochs = [epochs_for(pairs) for pairs in SIZES]
     assert epochs == sorted(epochs, reverse=True)
+    assert min(epochs) >= 3 and max(epochs) <= 100
     updates = [updates_for(pairs, pairs / 128) for pairs in SIZES]
     assert updates == sorted(updates)
     assert epochs_for(4 * 50_000) == pytest.approx(epochs_for(50_000) / 2)
