@@ -373,7 +373,7 @@ def test_a_process_waits_for_all_others_with_one_thread(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_all_processes() -> None:
     """Memory of their own is added up, and memory that they share is counted once."""
-    model, size = nn.Linear(2, 2), 50_000_000
+    model, size = nn.Linear(2, 2), 20_000_000
     shared = forked.shared_zeros(size, dtype=torch.uint8).fill_(1)
 
     def work(own: int) -> Callable[[ForkedProcesses], int]:
