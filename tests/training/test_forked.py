@@ -394,7 +394,7 @@ def test_memory_is_that_of_all_processes() -> None:
 
 
 def test_processes_are_as_many_as_cores_unless_batches_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a GPU nor torchrun starts any; a number that is given is taken as it is."""
+    """Neither a GPU, torchrun nor a compiled model starts any; a number that is given is taken as it is."""
     monkeypatch.setattr("seq2seq.inference.workers.usable_cores", lambda: 8)
     cpu = torch.device("cpu")
 
@@ -404,6 +404,7 @@ def test_processes_are_as_many_as_cores_unless_batches_are_small(monkeypatch: py
     assert [chosen(training__tokens=tokens) for tokens in (4096, 640, 100, "auto")] == [8, 5, 1, 8]
     assert chosen(torch.device("cuda"), training__tokens=4096) == 1
     assert chosen(group=ProcessGroup(0, 2), training__tokens=4096) == 1
+    assert chosen(compile=True, training__tokens=4096) == 1
     given: TrainConfig = varied("lstm", processes=3, training__tokens=64)
     assert choose_count(given, cpu, SINGLE_PROCESS) == 3
     with pytest.raises(UserError, match="processes: 3 run in parallel only"):
