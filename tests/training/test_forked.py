@@ -139,7 +139,7 @@ def test_a_process_without_rows_adds_nothing(family: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_every_parameter_belongs_to_one_process(size: int) -> None:
     """The largest share exceeds an even one by less than the largest parameter."""
-    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 7), nn.Linear(7, 3))
+    model = nn.Sequential(*(nn.Linear(n, n + 1) for n in range(3, 12)))
     parameters = dict(model.named_parameters())
     shares = divide_parameters(parameters, size)
     assert len(shares) == size and sorted(name for share in shares for name in share) == sorted(parameters)
