@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ MEMORY_INTERVAL = 10  # seconds between two measurements of memory
 POLL = 0.2  # seconds between two checks that the others live
 CHUNK = 2**20  # bytes of a value that are exchanged at once
 HEADER = struct.Struct("q")
+TRACEBACK_LENGTH = 2**16  # characters, which fit into a box
 FAILED = 1  # exit code of a fork that leaves an error
 
 
@@ -182,12 +184,12 @@ class ForkedProcesses(ProcessGroup):
     def own_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         return self.owned
 
-    @property
+    @cached_property
     def owned(self) -> list[nn.Parameter]:
         """The parameters that this process updates."""
         return [self.shards.parameters[i] for i in self.shards.owned[self.rank]]
 
-    @property
+    @cached_property
     def gradient_buffers(self) -> dict[nn.Parameter, Tensor]:
         """Where this process leaves the gradients of its rows."""
         return dict(zip(self.shards.parameters, self.shards.views(self.shards.gradients_NP[self.rank]), strict=True))
@@ -264,7 +266,7 @@ def _serve(processes: ForkedProcesses, work: Callable[[ForkedProcesses], Any], p
     try:
         work(processes)
     except BaseException as error:
-        processes.channel.post(processes.rank, _pickled(error)[:CHUNK])
+        processes.channel.post(processes.rank, _pickled(error))
         raise SystemExit(FAILED) from None
 
 
@@ -278,7 +280,7 @@ def _end_with(parent: int) -> None:
 
 def _pickled(error: BaseException) -> bytes:
     """Return an error with its traceback as text, or the text alone where the error cannot be pickled."""
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))[-TRACEBACK_LENGTH:]
     try:
         data = pickle.dumps((error, text))
         pickle.loads(data)

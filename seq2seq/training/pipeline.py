@@ -100,7 +100,8 @@ def train(config: TrainConfig) -> Run:
 
 def choose_count(config: TrainConfig, device: torch.device, process_group: ProcessGroup) -> int:
     """Return the number of processes to fork: 1 on a GPU and under torchrun, and few where batches are small."""
-    if process_group.world_size > 1:
+    compiled = config.compile and config.processes == "auto"  # each process would compile the same graphs
+    if process_group.world_size > 1 or compiled:
         return 1
     count, tokens = choose_processes(config.processes, device), config.training.tokens
     if config.processes == "auto" and tokens != "auto":

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import combinations_with_replacement, islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from seq2seq.data import encoding
 from seq2seq.data.batching import (
     Batches,
     Mix,
+    divide_rows,
     largest_batch,
     sequential_batches,
     split_by_token_budget,
@@ -352,6 +353,38 @@ def test_a_state_of_another_number_of_pairs_begins_the_next_epoch(small_pools: i
 
 
 # ------------------------------------------------------------------------------ several processes, updates
+
+
+@pytest.mark.parametrize("kind", ["plain", "mixed and sampled"])
+@pytest.mark.parametrize("wanted", [0, 1, 50, 51, 120])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_divide_the_rows_of_the_batches_of_one(world: int, wanted: int, kind: str, small_pools: int) -> None:
+    """In order and without loss; all know the tokens of the whole update, and are at the position of one process."""
+    corpus = corpus_of(random_lengths(50))
+    alone = made(kind, corpus, update_tokens=wanted)
+    parts = [made(kind, corpus, update_tokens=wanted, rank=r, world_size=world, divide=True) for r in range(world)]
+    for whole, *divided in islice(zip(alone, *parts, strict=True), 40):
+        assert {update.target_tokens for update in divided} == {whole.target_tokens}
+        rows = [index for update in divided for batch in update.micro_batches for index in batch.index_B.tolist()]
+        assert sorted(rows) == sorted(index for batch in whole.micro_batches for index in batch.index_B.tolist())
+        assert all(len(batch.index_B) for update in divided for batch in update.micro_batches)
+        assert [batches.state_dict() for batches in parts] == [alone.state_dict()] * world
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(widths=st.lists(st.integers(1, 30), min_size=1, max_size=9), parts=st.integers(1, 4))
+def test_no_division_of_rows_has_a_smaller_largest_part(widths: list[int], parts: int) -> None:
+    """Compared with every way to cut the rows in their order; no row is lost."""
+    width = np.array(sorted(widths), np.int32)
+
+    def largest(cuts: Sequence[int]) -> int:
+        bounds = [0, *cuts, len(width)]
+        return max(int(width[end - 1]) * (end - start) for start, end in pairwise(bounds) if end > start)
+
+    found = divide_rows(width, parts)
+    assert len(found) == parts and [i for part in found for i in range(len(width))[part]] == list(range(len(width)))
+    best = min(map(largest, combinations_with_replacement(range(len(width) + 1), parts - 1)))
+    assert largest([part.stop for part in found[:-1]]) == best
 
 
 @pytest.mark.parametrize("kind", ["plain", "mixed and sampled"])

@@ -139,7 +139,7 @@ def test_a_process_without_rows_adds_nothing(family: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_every_parameter_belongs_to_one_process(size: int) -> None:
     """The largest share exceeds an even one by less than the largest parameter."""
-    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 7), nn.Linear(7, 3))
+    model = nn.Sequential(*(nn.Linear(n, n + 1) for n in range(3, 12)))
     parameters = dict(model.named_parameters())
     shares = divide_parameters(parameters, size)
     assert len(shares) == size and sorted(name for share in shares for name in share) == sorted(parameters)
@@ -373,7 +373,7 @@ def test_a_process_waits_for_all_others_with_one_thread(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_all_processes() -> None:
     """Memory of their own is added up, and memory that they share is counted once."""
-    model, size = nn.Linear(2, 2), 50_000_000
+    model, size = nn.Linear(2, 2), 20_000_000
     shared = forked.shared_zeros(size, dtype=torch.uint8).fill_(1)
 
     def work(own: int) -> Callable[[ForkedProcesses], int]:
@@ -394,7 +394,7 @@ def test_memory_is_that_of_all_processes() -> None:
 
 
 def test_processes_are_as_many_as_cores_unless_batches_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a GPU nor torchrun starts any; a number that is given is taken as it is."""
+    """Neither a GPU, torchrun nor a compiled model starts any; a number that is given is taken as it is."""
     monkeypatch.setattr("seq2seq.inference.workers.usable_cores", lambda: 8)
     cpu = torch.device("cpu")
 
@@ -404,6 +404,7 @@ def test_processes_are_as_many_as_cores_unless_batches_are_small(monkeypatch: py
     assert [chosen(training__tokens=tokens) for tokens in (4096, 640, 100, "auto")] == [8, 5, 1, 8]
     assert chosen(torch.device("cuda"), training__tokens=4096) == 1
     assert chosen(group=ProcessGroup(0, 2), training__tokens=4096) == 1
+    assert chosen(compile=True, training__tokens=4096) == 1
     given: TrainConfig = varied("lstm", processes=3, training__tokens=64)
     assert choose_count(given, cpu, SINGLE_PROCESS) == 3
     with pytest.raises(UserError, match="processes: 3 run in parallel only"):

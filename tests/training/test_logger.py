@@ -259,7 +259,7 @@ class Metered:
     def __init__(self, made: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made, self.clock = made, Clock()
         monkeypatch.setattr("time.perf_counter", self.clock)
-        monkeypatch.setattr(meter_module, "peak_memory", lambda _: 3_500_000_000)
+        monkeypatch.setattr("seq2seq.training.distributed.peak_memory", lambda _: 3_500_000_000)
         made.state.progress.seconds = 20.0  # of a session before this one
         self.rates = iter([2e6, 5e6, 1e6, 1e6, 1e6])
         monkeypatch.setattr(meter_module, "matmul_flops", lambda *_: next(self.rates))

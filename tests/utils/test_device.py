@@ -20,7 +20,8 @@ from seq2seq.data.corpus import Corpus
 from seq2seq.decoding.sampling import build_warpers, draw, sampling_probabilities
 from seq2seq.training import pipeline
 from seq2seq.training.memory_check import MemoryCheck
-from seq2seq.utils.device import choose_device, choose_precision, out_of_memory
+from seq2seq.utils import device as device_module
+from seq2seq.utils.device import choose_device, choose_precision, out_of_memory, usable_cores
 from tests.helpers.trainers import make_trainer, varied
 
 SECOND = torch.device("cuda", 1)
@@ -119,7 +120,7 @@ def test_the_reported_peaks_are_of_the_check_and_then_of_training(
         return MemoryCheck(48, "fits")
 
     monkeypatch.setattr(pipeline, "check_memory", check)
-    monkeypatch.setattr(pipeline, "peak_memory", lambda _: 7_000_000_000)
+    monkeypatch.setattr("seq2seq.training.distributed.peak_memory", lambda _: 7_000_000_000)
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: seen.append(device))
     monkeypatch.setattr(made.logger, "field", lambda name, text: seen.append((name, text)))
     pipeline.settle_budget(made, Corpus(["a"], ["b"]))
@@ -151,3 +152,26 @@ def test_reproducible_samples_need_no_running_sum_on_a_gpu() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "300000 100000"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({}, 4),
+    ],
+)
+def test_usable_cores_are_torchs_threads_within_the_quota_of_the_container(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n", encoding="ascii")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr(device_module, "CONTROL_GROUPS", tmp_path)
+    assert usable_cores() == cores
