@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from seq2seq.cli.commands.serve import is_loopback, serve, url
+from seq2seq.cli.commands.serve import serve, url
 from seq2seq.cli.main import load_config
+from seq2seq.serving.middleware import is_loopback
 from seq2seq.utils.errors import UserError
 
 HOSTS = [("127.0.0.1", 1), ("localhost", 1), ("::1", 1), ("0.0.0.0", 0), ("a.b", 0)]

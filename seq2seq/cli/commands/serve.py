@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -45,6 +44,8 @@ async def run(config: ServeConfig, listener: socket.socket) -> None:
 
 def print_facts(config: ServeConfig, service: Service, listener: socket.socket) -> None:
     """Print the address and what it serves; warn if everybody may use it."""
+    from seq2seq.serving.middleware import is_loopback
+
     models = list(service.models.values())
     workers = f"{len(service.pool.workers)} worker{'s' if len(service.pool.workers) > 1 else ''}"
     print(f"serving    {url(config.host, listener)}  ({workers}; {models[0].engine}; beam {config.search.beam})")
@@ -64,10 +65,3 @@ def described(model: ModelInfo) -> str:
 def url(host: str, listener: socket.socket) -> str:
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{listener.getsockname()[1]}"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
