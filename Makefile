@@ -22,9 +22,9 @@ check: $(VENV)/installed-dev   ## lint, format and types; of the web pages too, 
 	$(BIN)/mypy
 	@if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: web pages unchecked"; fi
 
-docs: $(VENV)/installed-docs   ## the documentation site in site/, which opens from the folder
+docs: $(VENV)/installed-docs   ## the documentation site in site/, without a request to any other host
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "to read it: python3 -m http.server --directory site"
 
 clean:   ## the virtual environment
 	rm -rf $(VENV)

@@ -215,7 +215,9 @@ def commands_page() -> str:
         sections += [f"## seq2seq {command}", f"{purpose(command)[:1].upper()}{purpose(command)[1:]}."]
         sections.append("```text\n" + "\n".join(examples(command)) + "\n```")
         if groups:
-            listed = ", ".join(f"[`{group}={choice or 'null'}`](configuration.md#{group})" for group, choice in groups.items())
+            listed = ", ".join(
+                f"[`{group}={choice or 'null'}`](configuration.md#{group})" for group, choice in groups.items()
+            )
             sections.append(f"Config groups, with their defaults: {listed}.")
         sections.append(table_of([key for key in keys_of(cls, command) if key.name not in groups]))
     return "\n\n".join(sections) + "\n"

@@ -28,7 +28,7 @@ from tests.helpers.browser import chromium
 IMAGES = DOCS / "images"
 SENTENCE = "During the movie, the singer ate every potato."
 TEXT = f"{SENTENCE} The teacher is thirty years old."
-LINES = (SENTENCE, ":tokens", ":alternatives 4", ":prefix Der Sänger", ":beam 3")
+LINES = (SENTENCE, ":tokens", ":alternatives 4", ":beam 3")
 PROMPT = re.compile(r'(```text title="prompt"\n).*?(^```$)', re.MULTILINE | re.DOTALL)
 COLOURS = 64  # of a screenshot: text and areas of one colour need no more
 WIDTH, HEIGHT = 1100, 760

@@ -9,18 +9,21 @@ from typing import Any
 
 import yaml
 
-from scripts.docs_hooks import DOCS, ROOT_PAGES, generated_pages
+from scripts.docs_hooks import DOCS, generated_pages
+from seq2seq.cli.commands import COMMANDS
 from tests.helpers import REPOSITORY
 
-BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:^|[\s/])seq2seq ((?:train|doctor|evaluate|compare|report|reproduce|translate|serve|export|score) .*|\w+$)")
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+COMMAND = re.compile(rf"(?:^|[\s/])seq2seq ((?:{'|'.join(COMMANDS)})(?: .*)?$)")
 HEADING = re.compile(r"^(?:#+|:::) (.+)$", re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 
 
 @cache
 def pages() -> dict[str, str]:
-    """Return the text of every written page by its path in the repository: README first, then in the order of the menu."""
+    """Return the text of every written page by its path: README first, then in the order of the menu."""
     written = ["README.md", *(f"docs/{path}" for path in menu() if (DOCS / path).is_file())]
     return {path: (REPOSITORY / path).read_text(encoding="utf-8") for path in written}
 
@@ -74,7 +77,10 @@ def links(text: str) -> list[str]:
 def anchors(text: str) -> set[str]:
     """Return the anchors of a page's headings, as Python-Markdown and GitHub name them."""
     headings = HEADING.findall(BLOCK.sub("", text))
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()) for heading in headings}
+    return {
+        re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
+        for heading in headings
+    }
 
 
 def text_of(path: str) -> str | None:
@@ -85,6 +91,3 @@ def text_of(path: str) -> str | None:
     if not file.is_file():
         return None
     return file.read_text(encoding="utf-8") if file.suffix == ".md" else ""
-
-
-__all__ = ["ROOT_PAGES", "anchors", "blocks", "commands", "links", "menu", "pages", "requests", "text_of"]
