@@ -20,7 +20,8 @@ from playwright.sync_api import Browser, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.docs_hooks import DOCS, diagram_file, diagrams
+from docs_hooks import DOCS, diagram_file, diagrams
+
 from seq2seq.cli.main import load_config
 from seq2seq.inference.prompt import Prompt, open_runs
 from tests.helpers.browser import chromium
@@ -117,7 +118,10 @@ def draw_diagrams(browser: Browser, script: Path) -> None:
     for text in diagrams():
         svg = page.evaluate("async text => (await mermaid.render('diagram', text)).svg", text)
         path = diagram_file(text)
-        path.write_text(svg.replace("<svg ", '<svg style="background: white" ', 1) + "\n", encoding="utf-8")
+        white = '<rect width="100%" height="100%" fill="white"/>'  # legible on a dark page
+        svg = re.sub("(<svg[^>]*>)", rf"\1{white}", svg, count=1)
+        width = re.findall(r'viewBox="0 0 (\d+)', svg)[0]
+        path.write_text(svg.replace('width="100%"', f'width="{width}"', 1) + "\n", encoding="utf-8")
         drawn.add(path)
     for old in set(IMAGES.glob("diagram-*.svg")) - drawn:
         old.unlink()

@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 import yaml
+from docs_hooks import DOCS, generated_pages
 
-from scripts.docs_hooks import DOCS, generated_pages
 from seq2seq.cli.commands import COMMANDS
 from tests.helpers import REPOSITORY
 
