@@ -38,6 +38,7 @@ PositionKind = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
 Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+InferencePrecision = Literal["auto", "float32", "tf32", "bfloat16", "int8"]
 Split = Literal["train", "validation", "test"]
 MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
@@ -411,7 +412,7 @@ class TestConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
     split: Split | list[Split]
     source: str | list[str] | None
     reference: str | list[str | list[str]] | None
@@ -517,7 +518,7 @@ class ScoreConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
     source: str | None
     target: str | None
     output: str | None
@@ -535,7 +536,7 @@ class TranslateConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
     processes: Count | Literal["auto"]
     input: str | None
     output: str | None

@@ -6,7 +6,9 @@ Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L la
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from ctypes import CDLL
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -30,6 +32,7 @@ from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, 
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
+from seq2seq.model import native
 from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
@@ -101,6 +104,7 @@ class Translator:
         self.models, self.tokenizers = Ensemble([model]), [tokenizer]
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
+        self.library: CDLL | None = None  # compiled code for the search, if the model uses it too
 
     @classmethod
     def load(
@@ -124,8 +128,13 @@ class Translator:
         target_device, _ = choose_device(device)
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
-        model = optimize_for_cpu(model.to(target_device, dtype).eval())
-        return cls(model, tokenizer, target_device, config.model.max_length)
+        model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
+        translator = cls(model, tokenizer, target_device, config.model.max_length)
+        if precision == "int8":
+            translator.library, problem = native.load()
+            if problem:
+                print(f"precision=int8 is slow here, in plain torch: {problem}", file=sys.stderr)
+        return translator
 
     @classmethod
     def ensemble(cls, translators: Sequence[Translator], names: Sequence[str | None]) -> Translator:
@@ -142,6 +151,7 @@ class Translator:
                     "train them with one tokenizer"
                 )
         ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
+        ensemble.library = first.library
         ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
         ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return ensemble
@@ -225,7 +235,7 @@ class Translator:
                 drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
-            return beam_search(step, batches, search, SPECIALS)
+            return beam_search(step, batches, search, SPECIALS, library=self.library)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
@@ -378,7 +388,7 @@ class Translator:
 
     def _start(self, sources: list[EncodedSource]) -> State:
         """Return the state before the first token; a CPU encodes small batches of similar length, to fit its cache."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.library:  # compiled code divides them itself
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
         states = (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
