@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -242,6 +243,18 @@ def save(figure: Figure, path: Path) -> None:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
         figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+@contextmanager
+def busy_core(busy: bool = True) -> Iterator[None]:
+    """Keep one core busy with another process meanwhile, as on a shared machine; not `busy`: leave it alone."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        yield
+    finally:
+        if other:
+            other.kill()
+            other.wait()
 
 
 def interleaved(repeats: int, contestants: Mapping[Key, Callable[[], Any]]) -> dict[Key, list[Any]]:
