@@ -6,7 +6,9 @@ Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L la
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -32,6 +34,7 @@ from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
+from seq2seq.model import native
 from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
@@ -125,6 +128,7 @@ class Translator:
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
         self.engine: CTranslate2Search | None = None  # searches in place of this project's search
+        self.library: CDLL | None = None  # compiled code for the search, if the model uses it too
 
     @classmethod
     def load(
@@ -155,9 +159,13 @@ class Translator:
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
         opened = open_engine(engine, folder, config.model, tokenizer, model, target_device)
-        model = optimize_for_cpu(model.to(target_device, dtype).eval())
+        model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
+        if precision == "int8":
+            translator.library, problem = native.load()
+            if problem:
+                print(f"precision=int8 is slow here, in plain torch: {problem}", file=sys.stderr)
         return translator
 
     @classmethod
@@ -179,6 +187,7 @@ class Translator:
                     "train them with one tokenizer"
                 )
         ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
+        ensemble.library = first.library
         ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
         ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return ensemble
@@ -311,7 +320,7 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            return beam_search(step, batches, search, SPECIALS, progress)
+            return beam_search(step, batches, search, SPECIALS, progress, self.library)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
@@ -468,7 +477,7 @@ class Translator:
 
     def _start(self, sources: list[EncodedSource]) -> State:
         """Return the state before the first token; a CPU encodes small batches of similar length, to fit its cache."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.library:  # compiled code divides them itself
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
         states = (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
