@@ -425,6 +425,7 @@ class TestConfig:
     outputs: str
     device: str
     precision: Precision
+    processes: Count | Literal["auto"]
     split: Split | list[Split]
     source: str | list[str] | None
     reference: str | list[str | list[str]] | None
@@ -532,6 +533,7 @@ class ScoreConfig:
     outputs: str
     device: str
     precision: Precision
+    processes: Count | Literal["auto"]
     source: str | None
     target: str | None
     output: str | None
