@@ -198,7 +198,9 @@ def test_no_digit_depends_on_the_number_of_processes(
     measured: list[list[Any]] = []
     for count in (1, 2):
         model.use_processes(count)
-        searches = [dataclasses.replace(search_preset(name), length_factor=0.5, length_extra=1) for name in choices("search")]
+        searches = [
+            dataclasses.replace(search_preset(name), length_factor=0.5, length_extra=1) for name in choices("search")
+        ]
         measured.append([model.translate(sentences, search) for search in searches])
         scored = model.score(sentences, [sentences[-1]] * 16, attention=True)
         measured[-1] += [scored, [one.attention().tolist() for one in scored]]
