@@ -20,7 +20,7 @@ COMMANDS = ("translate", "evaluate", "score", "report", "compare")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_runs_a_model_on_a_file_takes_all_cores(command: str) -> None:
-    assert load_config(command).processes == "auto"  # type: ignore[attr-defined]
+    assert load_config(command).processes == "auto"
 
 
 @forks
