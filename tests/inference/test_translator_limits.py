@@ -498,8 +498,8 @@ def test_divided_sentences_are_translated_as_undivided_ones(count: int, parts: i
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_attention_and_steps_are_not_asked_of_other_processes() -> None:
-    """They follow the same cut, and a step names the sentence by its index in the whole input."""
+def test_a_search_with_attention_or_steps_is_cut_as_without() -> None:
+    """It is not asked of other processes; a step names the sentence by its index in the whole input."""
     texts = ["ab", "c", "abc"] * 20
     model, search = translator([Table(7, len(TARGET), 64)]), options(beam=2, n_best=1)
     workers = FakeWorkers(model)
@@ -509,6 +509,8 @@ def test_attention_and_steps_are_not_asked_of_other_processes() -> None:
     assert model.translate(texts, search, on_step=shown.__setitem__) == found
     assert len(workers.given) == asked
     assert [shown.get(i, "") for i in range(len(texts))] == [best.text for best, *_ in found]
+    attended = model.translate(texts, search, attention=True)
+    assert attended == found and all(best.weights_LNTS is not None for best, *_ in attended)
 
 
 @pytest.mark.usefixtures("small_parts")
