@@ -90,7 +90,7 @@ def test_more_parts_than_processes_go_to_those_that_are_idle(workers: Workers) -
 def test_after_an_error_no_part_is_begun(workers: Workers) -> None:
     """The parts that run are waited for, so that their processes can be used again."""
     with pytest.raises(UserError, match="-1 is negative"):
-        workers.map([(-1,), (1, 0.2), (2, 0.2), *((3, 60.0) for _ in range(9))])
+        workers.map([(-1,), (1, 0.2), (2, 0.2), *((99,) for _ in range(9))])
     assert len(workers.pipes) == 3
     assert [value for value, _, _ in workers.map([(7,), (8,), (9,)])] == [7, 8, 9]
 
