@@ -426,6 +426,7 @@ class TestConfig:
     outputs: str
     device: str
     precision: InferencePrecision
+    processes: Count | Literal["auto"]
     split: Split | list[Split]
     source: str | list[str] | None
     reference: str | list[str | list[str]] | None
@@ -533,6 +534,7 @@ class ScoreConfig:
     outputs: str
     device: str
     precision: InferencePrecision
+    processes: Count | Literal["auto"]
     source: str | None
     target: str | None
     output: str | None
