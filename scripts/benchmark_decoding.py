@@ -1,9 +1,9 @@
 """Decoding speed beside CTranslate2 and Hugging Face: `python scripts/benchmark_decoding.py --run NAME`.
 
-The same trained Transformer everywhere: exported for CTranslate2 (float32, and int8 with all threads on a batch or one
-on each of several), its weights copied into the model of Hugging Face with the same parts: MarianMTModel for post-norm
-layers, Pegasus for pre-norm ones. Text to text, the whole test set and single sentences, greedy and beam 5, each in a
-process of its own, in turn.
+The same trained Transformer everywhere: here in bfloat16, float32 and int8; exported for CTranslate2 (float32, and
+int8 with all threads on a batch or one on each of several); its weights copied into the model of Hugging Face with the
+same parts: MarianMTModel for post-norm layers, Pegasus for pre-norm ones. Text to text, the whole test set and single
+sentences, greedy and beam 5, each in a process of its own, in turn.
 """
 
 from __future__ import annotations
@@ -177,9 +177,10 @@ def contestants(
         "this project": (run, "auto", "auto"),
         "this project, one process": (run, "auto", 1),
         "this project, float32": (run, "float32", "auto"),
+        "this project, int8": (run, "int8", "auto"),
     }
     if lstm:
-        own["this project, LSTM"] = (lstm, "auto", "auto")
+        own |= {"this project, LSTM": (lstm, "auto", "auto"), "this project, LSTM, int8": (lstm, "int8", "auto")}
     taking_part: dict[tuple[str, str], Callable[[], Any]] = {}
     for search, beam in BEAMS.items():
         for name, (which, precision, processes) in own.items():
@@ -207,10 +208,13 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], references: li
         latencies = sorted(1000 * latency for run in runs for latency in run["latencies"])
         own = speed_of(results["this project", search])
         middle, late = (latencies[int(len(latencies) * quantile)] for quantile in (0.5, 0.95))
-        ratio = "" if name.startswith("this project") else f"{own / speed:.2f} ×"
+        int8 = speed_of(results["this project, int8", search])
+        ratio, int8_ratio = (
+            "" if name.startswith("this project") else f"{other / speed:.2f} ×" for other in (own, int8)
+        )
         alone = (f"{middle:.1f}", f"{late:.1f}")
         shown = "" if "LSTM" in name else f"{equal:.1%}"
-        rows.append((f"{name}, {search}", f"{speed:,.0f}", ratio, f"{bleu:.2f}", shown, *alone))
+        rows.append((f"{name}, {search}", f"{speed:,.0f}", ratio, int8_ratio, f"{bleu:.2f}", shown, *alone))
     return rows
 
 
@@ -226,6 +230,7 @@ def main() -> None:
     parser.add_argument("--data-path", help="where the run's corpus lies, if it has moved")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--alone", type=int, default=50, help="sentences for the latency of a single one")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument(
         "--work", type=Path, default=Path("data/benchmarks"), help="environments and intermediate files"
     )
@@ -243,11 +248,13 @@ def main() -> None:
     work = arguments.work.resolve() / "decoding"
     corpus = prepare(arguments.run, arguments.outputs, arguments.data_path, work)
     taking_part = contestants(arguments.run, arguments.lstm, arguments.outputs, work, arguments.alone)
-    results = benchmarks.interleaved(arguments.repeats, taking_part)
+    with benchmarks.busy_core(arguments.busy):
+        results = benchmarks.interleaved(arguments.repeats, taking_part)
     heads = (
         "",
         "sentences/s",
         "this project is faster by",
+        "its int8 is faster by",
         "BLEU",
         "equal to own float32",
         "one sentence, ms",

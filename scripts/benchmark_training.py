@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -211,7 +210,7 @@ def main() -> None:
     vocabulary = tokenizer.vocabulary.target
     needed = {model: operations(config, encoded, vocabulary) for model, config in configs.items()}
     taking_part = contestants(arguments.overrides, work, peers=not arguments.alone)
-    with benchmarks.busy_core() if arguments.busy else nullcontext():
+    with benchmarks.busy_core(arguments.busy):
         results = benchmarks.interleaved(arguments.repeats, taking_part)
     products = results.pop("matrix rate")
     rates = {kind: statistics.median(result[kind] for result in products) for kind in products[0]}

@@ -100,17 +100,6 @@ def _peak_gb(process: int) -> float:
     return int(found[1]) / 2**20 if found else math.nan
 
 
-@contextmanager
-def busy_core() -> Iterator[None]:
-    """Keep one core busy by an endless loop in another process."""
-    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        yield
-    finally:
-        loop.kill()
-        loop.wait()
-
-
 def measured(python: Path | str, script: str, *arguments: object) -> dict[str, Any]:
     """The JSON that a script prints on its last line, from a process of its own."""
     command = [str(python), script, *map(str, arguments)]
@@ -264,6 +253,18 @@ def save(figure: Figure, path: Path) -> None:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
         figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+@contextmanager
+def busy_core(busy: bool = True) -> Iterator[None]:
+    """Keep one core busy with another process meanwhile, as on a shared machine; not `busy`: leave it alone."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        yield
+    finally:
+        if other:
+            other.kill()
+            other.wait()
 
 
 def interleaved(repeats: int, contestants: Mapping[Key, Callable[[], Any]]) -> dict[Key, list[Any]]:

@@ -39,6 +39,7 @@ Stop = Literal["filled", "likely", "certain", "longest"]
 Tie = Literal["none", "output", "all"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Engine = Literal["torch", "ctranslate2", "auto"]
+InferencePrecision = Literal["auto", "float32", "tf32", "bfloat16", "int8"]
 Split = Literal["train", "validation", "test"]
 MetricName = Literal["bleu", "bleu_lc", "chrf", "chrf_lc", "chrf++", "ter", "comet"]
 Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"]
@@ -424,7 +425,8 @@ class TestConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
+    processes: Count | Literal["auto"]
     split: Split | list[Split]
     source: str | list[str] | None
     reference: str | list[str | list[str]] | None
@@ -531,7 +533,8 @@ class ScoreConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
+    processes: Count | Literal["auto"]
     source: str | None
     target: str | None
     output: str | None
@@ -549,7 +552,7 @@ class TranslateConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
     engine: Engine
     processes: Count | Literal["auto"]
     input: str | None
@@ -573,7 +576,7 @@ class ServeConfig:
     checkpoint: str
     outputs: str
     device: str
-    precision: Precision
+    precision: InferencePrecision
     engine: Engine
     processes: Count | Literal["auto"]
     host: str

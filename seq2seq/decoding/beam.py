@@ -7,6 +7,7 @@ C candidates, G groups. With G > 1 a sentence occupies G entries of B, one per g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -55,8 +56,13 @@ class LiveBatch:
     decided_B: Tensor
     length: int
     processors: Sequence[Processor]
+    library: CDLL | None  # compiled code that chooses the next words of float32 logits
 
     def __len__(self) -> int:
+        return self.undecided
+
+    @cached_property
+    def undecided(self) -> int:
         return int(np.count_nonzero(self.remaining_B))
 
     @cached_property
@@ -95,6 +101,7 @@ def beam_search(
     config: SearchConfig,
     specials: Specials,
     progress: Progress | None = None,
+    library: CDLL | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
@@ -104,7 +111,7 @@ def beam_search(
     trellis = Trellis(config.beam // config.groups, progress)
     waiting: LiveBatch | None = None
     for state, task in batches:
-        live = start(state, task, config, specials, trellis.sentences)
+        live = start(state, task, config, specials, trellis.sentences, library)
         trellis.sentences += len(live)
         threshold = len(live) * WAIT_FRACTION
         while len(live) and (waiting or len(live) > threshold):
@@ -132,14 +139,21 @@ def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Special
         K = beams.last_BK.shape[1]
         row_BK = origin_BK + torch.arange(0, origin_BK.numel(), K, device=origin_BK.device)[:, None]
         state = state.reorder(row_BK.flatten())
-    after = LiveBatch(state, beams, task, live.decided_B | decided_B, length, live.processors)
+    after = replace(live, state=state, beams=beams, decided_B=live.decided_B | decided_B, length=length)
     if len(after) == len(live):
         return after
     trellis.finish(beams, decided_B & ~live.decided_B)
     return after.shrink(config.groups)
 
 
-def start(state: State, task: DecodingTask, config: SearchConfig, specials: Specials, first: int) -> LiveBatch:
+def start(
+    state: State,
+    task: DecodingTask,
+    config: SearchConfig,
+    specials: Specials,
+    first: int,
+    library: CDLL | None,
+) -> LiveBatch:
     """Return one empty hypothesis per sentence; its K − 1 others are impossible.
 
     `first` is the index of the first sentence over all batches.
@@ -165,7 +179,7 @@ def start(state: State, task: DecodingTask, config: SearchConfig, specials: Spec
         rows_R = torch.arange(B // G, device=device).repeat_interleave(config.beam)
         state = state.select(rows_R, config.beam)
     decided_B = torch.zeros(B, dtype=torch.bool, device=device)
-    return LiveBatch(state, beams, task.repeat(G), decided_B, 0, step_processors(task, specials))
+    return LiveBatch(state, beams, task.repeat(G), decided_B, 0, step_processors(task, specials), library)
 
 
 def add_coverage(beams: Beams, attention_RS: Tensor, task: DecodingTask) -> Beams:
@@ -191,7 +205,7 @@ def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfi
         return diverse_candidates(next_log_probabilities(inputs, live.processors), beams, config, end, count)
     if rules and rules.required_ids and phrase_states_RX is not None:
         return candidates_with_required(next_log_probabilities(inputs, live.processors), beams, rules, phrase_states_RX)
-    return next_candidates(inputs, live.processors, beams.log_probability_BK, count)
+    return next_candidates(inputs, live.processors, beams.log_probability_BK, count, live.library)
 
 
 def diverse_candidates(
@@ -244,6 +258,14 @@ def finish(beams: Beams, candidates: Candidates, config: SearchConfig, end: int,
     if beams.coverage_BKS is not None:
         coverage_BCS = beams.coverage_BKS.take_along_dim(origin_BC[:, :, None], 1)
         score_BC = score_BC + coverage_penalty(coverage_BCS, config.coverage_penalty)
+    if K == 1:  # a plain comparison, in half the time
+        better_BK = score_BC > beams.finished_score_BK
+        return replace(
+            beams,
+            finished_score_BK=score_BC.where(better_BK, beams.finished_score_BK),
+            finished_log_probability_BK=log_probability_BC.where(better_BK, beams.finished_log_probability_BK),
+            finished_node_BK=beams.finished_node_BK.masked_fill(better_BK, length),
+        )
     finished_score_BK, chosen_BK = torch.cat((beams.finished_score_BK, score_BC), 1).topk(K, dim=1)
     both_BX = torch.cat((beams.finished_log_probability_BK, log_probability_BC), 1)
     node_BX = torch.cat((beams.finished_node_BK, length * K + origin_BC), 1)
@@ -264,7 +286,9 @@ def extend(beams: Beams, candidates: Candidates, end: int, task: DecodingTask, l
             score_BC, candidates.ids_BC, candidates.origin_BC, beams.phrase_states_BKX, task.max_length_B - length
         )
     else:
-        chosen_BK, filler_BK = score_BC.topk(K, dim=1).indices, None
+        # A single candidate is chosen without a search.
+        chosen_BK = torch.zeros_like(candidates.ids_BC) if score_BC.shape[1] == 1 else score_BC.topk(K, dim=1).indices
+        filler_BK = None
     origin_BK = candidates.origin_BC.gather(1, chosen_BK)
     last_BK = candidates.ids_BC.gather(1, chosen_BK)
     prefix_BKT, phrase_states_BKX, coverage_BKS = (

@@ -7,12 +7,14 @@ V vocabulary, X automata of phrases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from seq2seq.decoding import native_selection
 from seq2seq.decoding.constraints import NEG_INF, Rules, ban_repeats
 from seq2seq.decoding.scoring import Candidates, DecodingTask, Specials, log_sum_exp, top_candidates
 
@@ -161,12 +163,18 @@ def next_log_probabilities(step: StepInput, processors: Sequence[Processor]) -> 
 
 
 def next_candidates(
-    step: StepInput, processors: Sequence[Processor], log_probability_BK: Tensor, count: int
+    step: StepInput,
+    processors: Sequence[Processor],
+    log_probability_BK: Tensor,
+    count: int,
+    library: CDLL | None = None,
 ) -> Candidates:
     """Return the `count` likeliest continuations of each sentence.
 
     A CPU processes sentences in chunks: their float logits stay in the cache, and never fill fresh memory.
     """
+    if library and step.raw_RV.dtype == torch.float32:
+        return _native_candidates(library, step, processors, log_probability_BK, count)
     B, K = log_probability_BK.shape
     size = max(1, CHUNK_ROWS // K) if step.raw_RV.device.type == "cpu" else B
     parts = []
@@ -175,3 +183,16 @@ def next_candidates(
         logits_RV, normalizer_R1 = process(step.part(chunk) if size < B else step, processors)
         parts.append(top_candidates(logits_RV, log_probability_BK[chunk], count, normalizer_R1))
     return parts[0] if len(parts) == 1 else Candidates.combine(parts, torch.cat)
+
+
+def _native_candidates(
+    library: CDLL, step: StepInput, processors: Sequence[Processor], log_probability_BK: Tensor, count: int
+) -> Candidates:
+    """Do the same by compiled code, which makes no intermediate results; the step's logits may be overwritten."""
+    logits_RV = step.raw_RV.contiguous()
+    normalizer_R1 = native_selection.log_sum_exp(library, logits_RV)
+    if any(isinstance(processor, (EndIfStuck, ForcedPrefix)) for processor in processors):  # they read both
+        logits_RV = step.raw_RV.clone()
+    for processor in processors:
+        processor(logits_RV, step)
+    return native_selection.top_candidates(library, logits_RV, log_probability_BK, count, normalizer_R1)

@@ -131,7 +131,8 @@ def cached_translations(run: Run, test: TestSet, config: TestConfig) -> list[str
     except (OSError, ValueError, AttributeError):
         pass
     status(f"translating {len(test):,} sentences with {run.folder.name} …")
-    translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
+    folder = run.checkpoint(config.checkpoint)
+    translator = Translator.from_checkpoint(folder, config.device, config.precision).use_processes(config.processes)
     hypotheses = translate(translator, test, config.search)
     write_translations(run, test, hypotheses, config, {})
     status("")

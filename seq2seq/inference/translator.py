@@ -6,14 +6,18 @@ Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.config.loading import search_preset
@@ -32,6 +36,7 @@ from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.workers import Workers, choose_processes
+from seq2seq.model import native
 from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Seq2Seq
@@ -42,7 +47,11 @@ from seq2seq.utils.run import Run
 SPECIALS = Specials(BEGIN, END, banned=(PAD, UNKNOWN, BEGIN))
 ENCODER_TOKENS = 2048  # source subwords that a CPU encodes together
 SCORING_TOKENS = 2048  # target subwords that a CPU scores together: their float32 logits are as wide as the vocabulary
-MIN_PER_PROCESS = 16  # fewest sentences that justify another process
+# Hypotheses that justify two parts of the work, and those of each part where there are more: smaller ones spend their
+# time on building kernels for new shapes.
+ROWS_OF_TWO_PARTS, ROWS_PER_PART, MOST_PARTS = 256, 384, 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class TeacherForced(NamedTuple):
     """A target's log probabilities under teacher forcing, and its attention weights."""
 
     log_probabilities: tuple[float, ...]  # of each id, then of END
-    weights_LNTS: Tensor | None
+    weights_LNTS: NDArray[np.float32] | None  # an array passes through a pipe, a tensor takes a file of shared memory
 
 
 OnStep = Callable[[int, str], None]  # the index of a sentence, and its translation so far
@@ -126,6 +135,7 @@ class Translator:
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
         self.engine: CTranslate2Search | None = None  # searches in place of this project's search
+        self.library: CDLL | None = None  # compiled code for the search, if the model uses it too
 
     @classmethod
     def load(
@@ -156,9 +166,13 @@ class Translator:
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
         opened = open_engine(engine, folder, config.model, tokenizer, model, target_device)
-        model = optimize_for_cpu(model.to(target_device, dtype).eval())
+        model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
+        if precision == "int8":
+            translator.library, problem = native.load()
+            if problem:
+                print(f"precision=int8 is slow here, in plain torch: {problem}", file=sys.stderr)
         return translator
 
     @classmethod
@@ -180,17 +194,18 @@ class Translator:
                     "train them with one tokenizer"
                 )
         ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
+        ensemble.library = first.library
         ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
         ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return ensemble
 
     def use_processes(self, processes: int | str) -> Translator:
-        """Divide large inputs among this many processes; "auto" means one per CPU thread.
+        """Divide large inputs among this many processes; "auto" means one per usable core of a CPU.
 
-        CTranslate2 divides them among its own threads.
+        Any number gives the same digits. CTranslate2 divides what it searches among its own threads.
         """
         count = choose_processes(processes, self.device)
-        self.workers = Workers(self._translate, count) if count > 1 and not self.engine else None
+        self.workers = Workers(self._call, count)
         return self
 
     def engine_for(self, search: SearchConfig) -> str:
@@ -221,26 +236,33 @@ class Translator:
         if prefixes is not None and len(prefixes) != len(sentences):
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes differ in number")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
-        divisible = self.workers and not attention and not on_step
-        count = min(self.workers.count, len(sentences) // MIN_PER_PROCESS) if self.workers and divisible else 1
-        if self.workers and count > 1:
-            return self._divide(self.workers, count, sentences, prefixes, search)
-        return self._translate(sentences, prefixes, search, attention, on_step, probabilities)
+        parts = self._parts(sentences, prefixes, search)
+        calls = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
+        if self.workers and not attention and not on_step:
+            found = self.workers.map([(Translator._translate, *call, False, None, probabilities) for call in calls])
+        else:
+            steps = [renumbered(on_step, part) if on_step else None for part in parts]
+            found = [self._translate(*call, attention, s, probabilities) for call, s in zip(calls, steps, strict=True)]
+        return reordered(chain(*parts), chain(*found))
 
-    def _divide(
-        self, workers: Workers, count: int, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig
-    ) -> list[list[Translation]]:
-        """Divide the sentences among processes by length: equal cost for each process, and little padding."""
+    def _parts(self, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig) -> list[list[int]]:
+        """Cut sentences into parts of equal cost and similar length.
+
+        The cut does not depend on the number of processes: the last bits of a sum depend on the shape of its batch.
+        """
+        count = parts_of(len(sentences) * search.rows)
+        divisible = self.workers and self.device.type == "cpu" and count > 1
+        if not divisible or (self.engine and self.engine.supports(search, any(self._target_ids(prefixes)))):
+            return [list(range(len(sentences)))]
         order = np.argsort([len(text) for text in sentences], kind="stable")
         cost = np.cumsum([(1 + len(sentences[i])) ** 1.1 for i in order])
         cuts = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
-        parts = [part.tolist() for part in np.split(order, cuts) if len(part)]
-        arguments = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
-        results: list[list[Translation]] = [[]] * len(sentences)
-        for part, translations in zip(parts, workers.map(arguments), strict=True):
-            for i, one in zip(part, translations, strict=True):
-                results[i] = one
-        return results
+        # The longest sentences, whose cost is the least certain, come first.
+        return [np.sort(part).tolist() for part in reversed(np.split(order, cuts)) if len(part)]
+
+    def _call(self, method: Callable[..., Any], *given: Any) -> Any:
+        """Do one part of the work, as a worker process is asked to."""
+        return method(self, *given)
 
     def _translate(
         self,
@@ -312,7 +334,7 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            return beam_search(step, batches, search, SPECIALS, progress)
+            return beam_search(step, batches, search, SPECIALS, progress, self.library)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
@@ -381,7 +403,8 @@ class Translator:
         pairs = [(source, hypothesis) for source, ranked in zip(sources, n_best, strict=True) for hypothesis in ranked]
         ids = [hypothesis.ids for _, hypothesis in pairs]
         forced = self._teacher_force([source for source, _ in pairs], ids, search, attention=True)
-        return {id(hypothesis): result.weights_LNTS for (_, hypothesis), result in zip(pairs, forced, strict=True)}
+        weights = map(attention_tensor, forced)
+        return {id(hypothesis): weights_LNTS for (_, hypothesis), weights_LNTS in zip(pairs, weights, strict=True)}
 
     # ----------------------------------------------------------------------------------------- score
 
@@ -407,7 +430,7 @@ class Translator:
             log_probability = sum(result.log_probabilities)
             score = log_probability / length_penalty(len(target) + 1, search)
             hypothesis = Hypothesis(target, log_probability, score, result.log_probabilities)
-            scored.append(self._translation(source, hypothesis, result.weights_LNTS))
+            scored.append(self._translation(source, hypothesis, attention_tensor(result)))
         return scored
 
     def alternatives(self, source: str, prefix: str, count: int) -> list[tuple[str, float]]:
@@ -424,13 +447,13 @@ class Translator:
         """Run the model on targets (without END) under teacher forcing; a CPU is faster in small batches."""
         tokens = SCORING_TOKENS if self.device.type == "cpu" else token_budget(search, self.device)
         order = sorted(range(len(targets)), key=lambda i: (len(targets[i]), len(sources[i].ids[0])))
-        forced = [TeacherForced((), None)] * len(targets)
-        for batch in split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), tokens):
-            chosen = order[batch]
-            result = self._teacher_force_batch([sources[i] for i in chosen], [targets[i] for i in chosen], attention)
-            for i, one in zip(chosen, result, strict=True):
-                forced[i] = one
-        return forced
+        parts = split_by_token_budget(np.array([len(targets[i]) + 1 for i in order], np.int64), tokens)
+        calls = [([sources[i] for i in order[part]], [targets[i] for i in order[part]], attention) for part in parts]
+        if self.workers:
+            found = self.workers.map([(Translator._teacher_force_batch, *call) for call in calls])
+        else:
+            found = [self._teacher_force_batch(*call) for call in calls]
+        return reordered(order, chain(*found))
 
     @torch.inference_mode()
     def _teacher_force_batch(
@@ -448,7 +471,7 @@ class Translator:
         forced = []
         for b, (log_T, source, target) in enumerate(zip(log_BT.tolist(), sources, targets, strict=True)):
             T, S = len(target) + 1, len(source.ids[0])
-            weights_LNTS = None if weights_BLNTS is None else weights_BLNTS[b, :, :, :T, :S].clone()
+            weights_LNTS = None if weights_BLNTS is None else weights_BLNTS[b, :, :, :T, :S].numpy().copy()
             forced.append(TeacherForced(tuple(log_T[:T]), weights_LNTS))
         return forced
 
@@ -469,7 +492,7 @@ class Translator:
 
     def _start(self, sources: list[EncodedSource]) -> State:
         """Return the state before the first token; a CPU encodes small batches of similar length, to fit its cache."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.library:  # compiled code divides them itself
             return self._start_batch(sources)
         widths = np.array([max(map(len, source.ids)) for source in sources], np.int64)
         states = (self._start_batch(sources[part]) for part in split_by_token_budget(widths, ENCODER_TOKENS))
@@ -481,6 +504,27 @@ class Translator:
 
     def _padded(self, rows: list[list[int]], padding: int = PAD) -> Tensor:
         return to_device(torch.from_numpy(Ragged.of(rows).padded(np.arange(len(rows)), padding)), self.device)
+
+
+def parts_of(rows: int) -> int:
+    """Return the number of parts of a search: a power of two, which most numbers of cores divide."""
+    if rows < 2 * ROWS_PER_PART:
+        return 2 if rows >= ROWS_OF_TWO_PARTS else 1
+    return min(MOST_PARTS, 1 << (rows // ROWS_PER_PART).bit_length() - 1)
+
+
+def renumbered(on_step: OnStep, part: Sequence[int]) -> OnStep:
+    """Return `on_step` for the sentences of a part, which the search numbers from 0."""
+    return lambda i, text: on_step(part[i], text)
+
+
+def reordered(indices: Iterable[int], items: Iterable[T]) -> list[T]:
+    """Return the items in the order of their indices, which are all from 0 on."""
+    return [item for _, item in sorted(zip(indices, items, strict=True), key=lambda pair: pair[0])]
+
+
+def attention_tensor(forced: TeacherForced) -> Tensor | None:
+    return None if forced.weights_LNTS is None else torch.from_numpy(forced.weights_LNTS)
 
 
 def token_budget(search: SearchConfig, device: torch.device) -> int:

@@ -7,9 +7,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -37,25 +37,50 @@ class Workers:
         self.lock = threading.Lock()
 
     def map(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Return the result for each of at most `count` parts; re-raise a worker's exception."""
-        results: list[Any] = []
+        """Give each request to the next idle process; return the results in order, or re-raise a worker's exception.
+
+        One process, or one request, needs no fork.
+        """
+        if self.count == 1 or len(requests) == 1:
+            return [self.work(*request) for request in requests]
         with self.lock:
             try:
-                while len(self.pipes) < len(requests):
-                    self.pipes.append(self._fork())
-                for pipe, request in zip(self.pipes, requests, strict=False):
-                    pipe.send(request)
-                results += (pipe.recv() for pipe in self.pipes[: len(requests)])
+                results = self._results(requests)
             except (EOFError, OSError):
                 raise UserError(
                     "a worker process died or failed to start (out of memory?); processes=1 uses less memory"
                 ) from None
-            finally:
-                if len(results) < len(requests):
-                    self.close()  # a late result must not answer a later request
         for failed in (result for result in results if isinstance(result, Exception)):
             raise failed
         return results
+
+    def _results(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Return results and exceptions in order; after an exception no further request is begun."""
+        results: list[Any] = [None] * len(requests)
+        waiting: Iterator[tuple[int, tuple[Any, ...]]] = iter(enumerate(requests))
+        busy: dict[Connection, int] = {}
+        try:
+            while len(self.pipes) < min(self.count, len(requests)):
+                self.pipes.append(self._fork())
+            self._send(self.pipes, waiting, busy)
+            while busy:
+                ready = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
+                for pipe in ready:
+                    results[busy[pipe]] = result = pipe.recv()
+                    del busy[pipe]
+                    waiting = iter(()) if isinstance(result, Exception) else waiting
+                self._send(ready, waiting, busy)
+        finally:
+            if busy:
+                self.close()  # a late result must not answer a later request
+        return results
+
+    def _send(
+        self, idle: Sequence[Connection], waiting: Iterator[tuple[int, tuple[Any, ...]]], busy: dict[Connection, int]
+    ) -> None:
+        for pipe, (i, request) in zip(idle, waiting, strict=False):
+            busy[pipe] = i
+            pipe.send(request)
 
     def close(self) -> None:
         """Close the pipes; each worker exits when its pipe closes."""

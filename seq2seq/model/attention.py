@@ -164,14 +164,18 @@ class Attention(nn.Module):
         return rotate(key_RNSH, start) if self.position_kind == "rotary" else key_RNSH
 
     def _query(self, query_RNTH: Tensor, start: int) -> Tensor:
+        query_RNTH = self.scored_query(query_RNTH)
+        return rotate(query_RNTH, start) if self.position_kind == "rotary" else query_RNTH
+
+    def scored_query(self, query_RNTH: Tensor) -> Tensor:
         """Transform queries so that every score but the additive one is their dot product with the keys."""
         if self.score == "scaled_dot":
-            query_RNTH = query_RNTH * query_RNTH.shape[-1] ** -0.5
-        elif self.score == "general":
-            query_RNTH = query_RNTH @ self.general_NHH
-        elif self.score == "cosine":
-            query_RNTH = F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
-        return rotate(query_RNTH, start) if self.position_kind == "rotary" else query_RNTH
+            return query_RNTH * query_RNTH.shape[-1] ** -0.5
+        if self.score == "general":
+            return query_RNTH @ self.general_NHH
+        if self.score == "cosine":
+            return F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
+        return query_RNTH
 
     def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None) -> Tensor | None:
         """Return the positional term of the scores: −∞ for the future, plus ALiBi's penalty; None if all zero."""

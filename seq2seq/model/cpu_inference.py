@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from seq2seq.model import native
+from seq2seq.model.int8 import quantize
 from seq2seq.model.interface import OutputTable, Seq2Seq
 from seq2seq.model.layers import FeedForward
 
 
-def optimize_for_cpu(model: Seq2Seq) -> Seq2Seq:
+def optimize_for_cpu(model: Seq2Seq, int8: bool = False) -> Seq2Seq:
     """Prepare the products of a model for inference only; on another device the model stays unchanged."""
-    if PreparedLinear.is_supported(model.output.weight):
+    if int8:
+        quantize(model, native.load().library)
+    elif PreparedLinear.is_supported(model.output.weight):
         prepare_products(model)
     return model
 

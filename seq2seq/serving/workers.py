@@ -155,7 +155,8 @@ def described(spec: ModelSpec, loaded: LoadedRuns, config: ServeConfig) -> Loade
     run_config = read_config(folders[0] / CONFIG)
     weights_LNTS = translator.score(["a"], ["a"], attention=True)[0].weights_LNTS
     assert weights_LNTS is not None
-    precision, _ = choose_precision(config.precision, choose_device(config.device)[0])
+    chosen, _ = choose_precision(config.precision, choose_device(config.device)[0])
+    precision = "int8" if config.precision == "int8" else str(chosen).removeprefix("torch.")
     updates = [update_of(folder) for folder in folders]
     info = ModelInfo(
         name=spec.name,
@@ -164,7 +165,7 @@ def described(spec: ModelSpec, loaded: LoadedRuns, config: ServeConfig) -> Loade
         runs=tuple(run.folder.name for run in loaded.runs),
         checkpoint=", ".join(folder.name for folder in folders),
         update=min((update for update in updates if update is not None), default=None),
-        engine=name if (name := translator.engine_for(config.search)) != "torch" else f"torch {str(precision)[6:]}",
+        engine=name if (name := translator.engine_for(config.search)) != "torch" else f"torch {precision}",
         family=run_config.model.family,
         parameters=sum(map(count_parameters, folders)),
         max_length=translator.max_length,

@@ -49,6 +49,10 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
                 f"precision: tf32 requires an NVIDIA GPU (Ampere or newer), not {device}; use float32", code=2
             )
         return torch.float32, "as configured: tf32 products"
+    if name == "int8":
+        if device.type != "cpu":
+            raise UserError(f"precision: int8 runs on a CPU only, not on {device}; use device=cpu or auto", code=2)
+        return torch.float32, "as configured: int8 products"
     if name != "auto":
         return getattr(torch, name), "as configured"
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
-from seq2seq.decoding import processors
+from seq2seq.decoding import native_selection, processors
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.processors import (
     EndIfStuck,
@@ -39,6 +39,7 @@ from seq2seq.decoding.scoring import (
     log_sum_exp,
     top_candidates,
 )
+from seq2seq.model import native
 from tests.helpers.tables import BANNED, BEGIN, END
 
 SPECIALS = Specials(BEGIN, END, BANNED)
@@ -102,10 +103,12 @@ def test_the_best_continuations_are_those_of_a_full_sort(seed: int) -> None:
     before_BK[torch.rand(B, K, generator=generator) < random.choice([0.0, 0.5])] = NEG_INF
     normalizer_R1 = torch.randn(B * K, 1, generator=generator) if random.random() < 0.5 else None
     less_BK1 = torch.zeros(B, K, 1) if normalizer_R1 is None else normalizer_R1.view(B, K, 1)
-    kept = x_BKV.clone()
-    found = top_candidates(x_BKV.view(B * K, V), before_BK, count, normalizer_R1)
-    assert_are_the_best(found, x_BKV.double() - less_BK1 + before_BK[:, :, None], count)
+    kept, total_BKV = x_BKV.clone(), x_BKV.double() - less_BK1 + before_BK[:, :, None]
+    assert_are_the_best(top_candidates(x_BKV.view(B * K, V), before_BK, count, normalizer_R1), total_BKV, count)
     assert torch.equal(x_BKV, kept)
+    if library := native.load().library:
+        x_RV, less_R1 = x_BKV.view(B * K, V), less_BK1.reshape(-1, 1)
+        assert_are_the_best(native_selection.top_candidates(library, x_RV, before_BK, count, less_R1), total_BKV, count)
 
 
 @pytest.mark.parametrize("count", range(2, 7))
@@ -176,6 +179,9 @@ def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
     for part_RV in (x_RV, x_RV[:, :1]):
         wanted = part_RV.double().logsumexp(-1, keepdim=True)
         assert_close(log_sum_exp(part_RV).double(), wanted, rtol=3e-7, atol=2e-6)
+        if library := native.load().library:
+            found = native_selection.log_sum_exp(library, part_RV.contiguous())
+            assert_close(found.double(), wanted, rtol=3e-7, atol=2e-6)
 
 
 @FAST

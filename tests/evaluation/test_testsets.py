@@ -160,6 +160,10 @@ class FakeTranslator:
         self.calls.append(where)
         return self
 
+    def use_processes(self, count: int | str) -> FakeTranslator:
+        assert count == "auto"
+        return self
+
     def translate(self, sources: Sequence[str], search: SearchConfig, **_: bool) -> list[list[Translation]]:
         rest = list(vars(EMPTY).values())[1:]
         number = len(self.calls)

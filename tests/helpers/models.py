@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+
+import pytest
 import torch
 
 from seq2seq.config.schema import ModelConfig
 from seq2seq.data.tokenizer import BEGIN, Vocabulary
+from seq2seq.model import native
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
 from tests.helpers.configs import tiny_config
@@ -26,3 +30,11 @@ def tiny_model(family: str, *overrides: str, vocabulary: Vocabulary = VOCABULARY
 
 def begin(rows: int) -> torch.Tensor:
     return torch.full((rows, 1), BEGIN)
+
+
+def compiled(level: str | None = None) -> ctypes.CDLL:
+    """The compiled part of inference, or that for another level of instructions."""
+    library, problem = native.load(level)
+    if library is None:
+        pytest.skip(f"compiled inference needs a C++ compiler: {problem}")
+    return library

@@ -137,8 +137,9 @@ def test_an_exception_of_the_watcher_ends_the_search(words: Tokenizer) -> None:
 
 
 @forks
-def test_a_watched_search_runs_in_this_process(words: Tokenizer) -> None:
+def test_a_watched_search_runs_in_this_process(words: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever number of processes divides other searches."""
+    monkeypatch.setattr("seq2seq.inference.translator.ROWS_OF_TWO_PARTS", 40)
     model = translator(words, "transformer").use_processes(2)
     reports: list[str] = []
     found = model.translate(["A dog runs."] * 40, options(beam=1), on_step=lambda _, text: reports.append(text))

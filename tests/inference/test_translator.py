@@ -8,11 +8,13 @@ import multiprocessing
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from seq2seq.cli.commands.score import tabbed
+from seq2seq.cli.help import choices
 from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.corpus import Corpus
@@ -163,10 +165,11 @@ def test_threads_share_a_translator(words: Tokenizer) -> None:
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("family", FAMILIES)
-def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
+def test_processes_divide_the_sentences(family: str, words: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same translations in the same order, also when several threads ask, and attention goes without."""
     sentences = [" ".join(SOURCES[i % 5].split()[: i % 7]) for i in range(50)]
     prefixes = ["Ein" if i % 3 else "" for i in range(50)]
+    monkeypatch.setattr("seq2seq.inference.translator.ROWS_PER_PART", 60)  # which makes four parts
     model, search = translator(family, words), options(n_best=2, length_extra=2)
     expected = model.translate(sentences, search, prefixes=prefixes)
     model.use_processes(3)
@@ -180,8 +183,36 @@ def test_processes_divide_the_sentences(family: str, words: Tokenizer) -> None:
 
 @pytest.mark.slow
 @forks
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_digit_depends_on_the_number_of_processes(
+    family: str, precision: torch.dtype, words: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any search, of scores and of attention; the length of a batch's longest sentence changes its last bits."""
+    monkeypatch.setattr("seq2seq.inference.translator.ROWS_OF_TWO_PARTS", 16)
+    monkeypatch.setattr("seq2seq.inference.translator.ROWS_PER_PART", 12)
+    monkeypatch.setattr("seq2seq.inference.translator.SCORING_TOKENS", 60)
+    model, sentences = translator(family, words), [" ".join(SOURCES[i % 5].split()[: i % 7]) for i in range(16)]
+    for one in model.models.models:
+        one.to(precision)
+    measured: list[list[Any]] = []
+    for count in (1, 2):
+        model.use_processes(count)
+        searches = [
+            dataclasses.replace(search_preset(name), length_factor=0.5, length_extra=1) for name in choices("search")
+        ]
+        measured.append([model.translate(sentences, search) for search in searches])
+        scored = model.score(sentences, [sentences[-1]] * 16, attention=True)
+        measured[-1] += [scored, [one.attention().tolist() for one in scored]]
+        assert model.workers is not None and len(model.workers.pipes) == (count if count > 1 else 0)
+        model.workers.close()
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.slow
+@forks
 def test_an_error_in_a_worker_process_is_raised_in_the_parent(words: Tokenizer) -> None:
-    model, sentences = translator("transformer", words).use_processes(2), SOURCES * 10
+    model, sentences = translator("transformer", words).use_processes(2), SOURCES * 20
     with pytest.raises(UserError, match=r"search\.require: 'Ω' cannot be written in this model's subwords"):
         model.translate(sentences, options(require=["Ω"]))
     for child in multiprocessing.active_children():

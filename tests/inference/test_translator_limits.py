@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -24,7 +25,17 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.scoring import Hypothesis
 from seq2seq.inference import translator as translator_module
-from seq2seq.inference.translator import EMPTY, MIN_PER_PROCESS, Translation, Translator, seed, token_budget
+from seq2seq.inference.translator import (
+    EMPTY,
+    MOST_PARTS,
+    ROWS_OF_TWO_PARTS,
+    ROWS_PER_PART,
+    Translation,
+    Translator,
+    parts_of,
+    seed,
+    token_budget,
+)
 from seq2seq.utils.errors import UserError
 from tests.helpers.runs import saved_run
 from tests.helpers.tables import BANNED, END, Table, hashed, mean_of
@@ -439,62 +450,115 @@ def test_other_devices_score_as_much_as_they_search(monkeypatch: pytest.MonkeyPa
 
 
 class FakeWorkers:
-    """Does the work of the processes in this one, and keeps what each was given."""
+    """Does the work of the processes in this one, and keeps the parts that it was given."""
 
-    def __init__(self, work: Callable[..., Any], count: int) -> None:
-        self.work, self.count, self.given = work, count, []  # type: ignore[var-annotated]
+    def __init__(self, model: Translator) -> None:
+        self.model, self.given = model, []  # type: ignore[var-annotated]
 
-    def map(self, parts: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self.given.append(parts)
-        return [self.work(*part) for part in parts]
+    def map(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.given.append([given for _, *given in requests])
+        return [method(self.model, *given) for method, *given in requests]
 
 
-@pytest.mark.parametrize(
-    "count,processes,parts", [(47, 3, 2), (48, 3, 3), (70, 3, 3), (31, 4, 0), (32, 4, 2), (90, 1, 0)]
-)
-def test_divided_sentences_are_translated_as_by_one_process(count: int, processes: int, parts: int) -> None:
-    """Each process is worth 16 sentences; texts, prefixes and options go together, and the order is restored."""
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 16 hypotheses, so that tests need few."""
+    monkeypatch.setattr(translator_module, "ROWS_OF_TWO_PARTS", 32)
+    monkeypatch.setattr(translator_module, "ROWS_PER_PART", 16)
+
+
+def test_parts_are_a_power_of_two_and_never_small() -> None:
+    """The number never falls as the work grows, and ends at the largest; what is too little for two stays whole."""
+    counts = [parts_of(rows) for rows in range(2 * MOST_PARTS * ROWS_PER_PART)]
+    assert counts == sorted(counts) and set(counts) == {1 << i for i in range(MOST_PARTS.bit_length())}
+    assert counts.index(2) == ROWS_OF_TWO_PARTS and counts.index(4) == 4 * ROWS_PER_PART
+    assert counts.index(MOST_PARTS) == MOST_PARTS * ROWS_PER_PART
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("count,parts", [(1, 1), (15, 1), (16, 2), (31, 2), (32, 4), (70, 8)])
+def test_divided_sentences_are_translated_as_undivided_ones(count: int, parts: int) -> None:
+    """Texts, prefixes and options go together, and the order is restored."""
     random, table = Random(count), Table(7, len(TARGET), 64)
     model, search = translator([table]), options(beam=2, n_best=2, length_factor=1.0, length_extra=2)
     texts = ["".join(random.choices("abc", k=random.choice([0, 1, 2, 3, 12]))) for _ in range(count)]
     prefixes = [random.choice(["", "a", "b c"]) for _ in texts]
-    alone = model.translate(texts, search, prefixes=prefixes)
-    assert MIN_PER_PROCESS == 16
-    workers = FakeWorkers(model._translate, processes)
+    whole = model.translate(texts, search, prefixes=prefixes)
+    workers = FakeWorkers(model)
     model.workers = workers  # type: ignore[assignment]
-    assert model.translate(texts, search, prefixes=prefixes) == alone
-    assert [len(chunks) for chunks in workers.given] == ([parts] if parts else [])
-    model.translate(texts, search, attention=True)
-    assert len(workers.given) == (parts > 0), "attention stays in this process"
-    for chunks in workers.given:
-        given_pairs = Counter((text, prefix) for chunk in chunks for text, prefix in zip(*chunk[:2], strict=True))
-        assert given_pairs == Counter(zip(texts, prefixes, strict=True))
-        lengths = [[len(text) for text in chunk[0]] for chunk in chunks]
-        assert [n for part in lengths for n in part] == sorted(map(len, texts)), "similar lengths together"
-        costs = [sum((1 + n) ** 1.1 for n in part) for part in lengths]
-        largest = max((1 + n) ** 1.1 for part in lengths for n in part)
-        assert max(costs) - min(costs) <= 2 * largest, "equal work for each"
+    assert model.translate(texts, search, prefixes=prefixes) == whole
+    (chunks,) = workers.given
+    assert len(chunks) == parts
+    given_pairs = Counter((text, prefix) for chunk in chunks for text, prefix in zip(*chunk[:2], strict=True))
+    assert given_pairs == Counter(zip(texts, prefixes, strict=True))
+    ranges = [(min(map(len, chunk[0])), max(map(len, chunk[0]))) for chunk in reversed(chunks)]
+    assert all(longest <= shortest for (_, longest), (shortest, _) in pairwise(ranges)), "the longest come first"
+    costs = [sum((1 + len(text)) ** 1.1 for text in chunk[0]) for chunk in chunks]
+    assert max(costs) - min(costs) <= 2 * max((1 + len(text)) ** 1.1 for text in texts), "equal work for each"
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_search_with_attention_or_steps_is_cut_as_without() -> None:
+    """It is not asked of other processes; a step names the sentence by its index in the whole input."""
+    texts = ["ab", "c", "abc"] * 20
+    model, search = translator([Table(7, len(TARGET), 64)]), options(beam=2, n_best=1)
+    workers = FakeWorkers(model)
+    model.workers = workers  # type: ignore[assignment]
+    found, shown = model.translate(texts, search), dict[int, str]()
+    asked = len(workers.given)
+    assert model.translate(texts, search, on_step=shown.__setitem__) == found
+    assert len(workers.given) == asked
+    assert [shown.get(i, "") for i in range(len(texts))] == [best.text for best, *_ in found]
+    attended = model.translate(texts, search, attention=True)
+    assert attended == found and all(best.weights_LNTS is not None for best, *_ in attended)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_few_very_long_sentences_leave_some_processes_without_work() -> None:
     """One text that outweighs all others: every sentence is still translated once, in its own position."""
-    texts = ["a" * 5000, *["ab"] * 60]
+    texts = ["a" * 5000, *["ab"] * 64]
     model = translator([Table(7, len(TARGET), 64)], max_length=20)
-    workers = FakeWorkers(model._translate, 4)
+    workers = FakeWorkers(model)
     search = options(beam=1, n_best=1)
-    alone = model.translate(texts, search)
+    whole = model.translate(texts, search)
     model.workers = workers  # type: ignore[assignment]
-    assert model.translate(texts, search) == alone
-    assert all(len(chunk[0]) > 0 for chunk in workers.given[0])
+    assert model.translate(texts, search) == whole
+    assert 1 < len(workers.given[0]) < parts_of(len(texts)) and all(chunk[0] for chunk in workers.given[0])
 
 
-def test_workers_are_made_for_more_than_one_process() -> None:
-    """The translator keeps its worker processes until it is set back to one."""
+@pytest.mark.usefixtures("small_parts")
+def test_what_an_engine_searches_is_left_whole() -> None:
+    """It has threads of its own; what it does not support is divided as without it."""
+    asked: list[tuple[SearchConfig, bool]] = []
+
+    class Engine:
+        def supports(self, search: SearchConfig, prefixes: bool) -> bool:
+            asked.append((search, prefixes))
+            return search.beam == 1
+
+    model, texts = translator([Table(7, len(TARGET), 64)]), ["ab", "c"] * 40
+    model.use_processes(1).engine = Engine()  # type: ignore[assignment]
+    assert [len(model._parts(texts, [""] * len(texts), options(beam=beam))) for beam in (1, 2)] == [1, 8]
+    model._parts(texts, ["", "a"] * 40, options(beam=1))
+    assert [prefixes for _, prefixes in asked] == [False, False, True]
+
+
+def test_only_a_cpu_and_a_translator_with_workers_cut() -> None:
+    """A GPU is faster with large batches, and a server has batches of its own."""
+    model, texts = translator([Table(7, len(TARGET), 64)]), ["ab"] * 4 * ROWS_PER_PART
+    assert model.workers is None and len(model._parts(texts, texts, options())) == 1
+    assert model.use_processes(1) is model and model.workers is not None
+    assert len(model._parts(texts, texts, options())) == parts_of(options().rows * len(texts)) > 1
+    model.device = torch.device("meta")
+    assert len(model._parts(texts, texts, options())) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_do_what_they_are_asked_for(count: int) -> None:
     model = translator([Table(7, len(TARGET), 64)])
-    assert model.workers is None and model.use_processes(1) is model and model.workers is None
-    workers = model.use_processes(2).workers
-    assert workers is not None and workers.count == 2 and workers.work == model._translate
-    assert model.use_processes(1).workers is None
+    workers = model.use_processes(count).workers
+    assert workers is not None and workers.count == count
+    assert workers.work(Translator._target_ids, ["ab"]) == model._target_ids(["ab"])
 
 
 # -------------------------------------------------------------------------------------------------- everything besides
@@ -615,7 +679,8 @@ def test_a_translator_is_the_checkpoint_that_is_asked_for(tmp_path: Path) -> Non
     best = Translator.load("mine", **outputs)
     texts, search = ["Some dogs see cats.", "cats", "the birds and a cow"], options(beam=2, n_best=2, length_extra=4)
     found = best.translate(texts, search)
-    assert best.max_length == 50 and best.device == CPU and best.workers is None
+    assert best.max_length == 50 and best.device == CPU
+    assert best.workers is not None and best.workers.count == 1
     assert best.translate(texts, search) == found, "no dropout"
     newest, elsewhere = Translator.load("mine", "last", **outputs), Translator.load("other", **outputs)
     assert newest.max_length == elsewhere.max_length == 40

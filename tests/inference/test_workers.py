@@ -51,7 +51,8 @@ def test_results_are_in_the_order_of_the_work(workers: Workers) -> None:
 @forks
 def test_no_more_processes_are_made_than_there_are_chunks(workers: Workers) -> None:
     """Few chunks start few processes; more are started when needed, and the old ones are kept."""
-    few = workers.map([(1,)])
+    few = workers.map([(1,), (2,)])
+    assert len(workers.pipes) == 2
     many = workers.map([(2,), (3,), (4,)])
     fewer = workers.map([(5,), (6,)])
     assert len(workers.pipes) == 3
@@ -77,6 +78,30 @@ def test_a_killed_worker_is_an_error_and_is_replaced(workers: Workers) -> None:
 
 
 @forks
+def test_more_parts_than_processes_go_to_those_that_are_idle(workers: Workers) -> None:
+    """In whatever order they end; a slow part holds nobody up."""
+    found = workers.map([(0, 0.3), *((i,) for i in range(1, 20))])
+    assert [value for value, _, _ in found] == list(range(20))
+    assert len({pid for _, pid, _ in found}) == 3
+    assert [pid for _, pid, _ in found].count(found[0][1]) == 1, "the one with the slow part had no other"
+
+
+@forks
+def test_after_an_error_no_part_is_begun(workers: Workers) -> None:
+    """The parts that run are waited for, so that their processes can be used again."""
+    with pytest.raises(UserError, match="-1 is negative"):
+        workers.map([(-1,), (1, 0.2), (2, 0.2), *((99,) for _ in range(9))])
+    assert len(workers.pipes) == 3
+    assert [value for value, _, _ in workers.map([(7,), (8,), (9,)])] == [7, 8, 9]
+
+
+def test_one_process_works_without_a_fork() -> None:
+    """And so does one part, whatever the number of processes."""
+    for made, parts in ((Workers(work, 1), [(1,), (2,)]), (Workers(work, 3), [(1,)])):
+        assert {pid for _, pid, _ in made.map(parts)} == {os.getpid()} and made.pipes == []
+
+
+@forks
 def test_closed_workers_end_and_can_be_made_again(workers: Workers) -> None:
     """Each process ends when its pipe is closed, in whatever order they were made."""
     pids = {pid for _, pid, _ in workers.map([(1,), (2,), (3,)])}
@@ -85,15 +110,15 @@ def test_closed_workers_end_and_can_be_made_again(workers: Workers) -> None:
     for process in processes:
         process.join(5)
     assert len(processes) == 3 and all(process.exitcode == 0 for process in processes)
-    assert workers.map([(4,)])[0][0] == 4
+    assert workers.map([(4,), (5,)])[0][0] == 4
 
 
 @forks
 def test_an_interrupt_is_not_for_workers_and_a_termination_is(workers: Workers) -> None:
     """Ctrl-C reaches the whole group, and only the process that was started may answer it."""
-    ((_, pid, _),) = workers.map([(1,)])
+    (_, pid, _), _ = workers.map([(1,), (2,)])
     os.kill(pid, signal.SIGINT)
-    assert workers.map([(2,)])[0][:2] == (2, pid)
+    assert workers.map([(2,), (3,)])[0][:2] == (2, pid)
     (process,) = (p for p in multiprocessing.active_children() if p.pid == pid)
     process.terminate()
     process.join(5)

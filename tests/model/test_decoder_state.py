@@ -14,16 +14,21 @@ from torch import Tensor
 from seq2seq.inference.ensemble import Ensemble
 from seq2seq.model.attention import KeyValue
 from seq2seq.model.decoder_state import State
+from seq2seq.model.int8 import quantize
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.lstm import LSTMState
 from seq2seq.model.transformer import TransformerState
 from tests.helpers.corpora import random_sentences
+from tests.helpers.models import compiled
 from tests.helpers.small_models import FAMILIES, POSITIONS, matrix, small_model, variant
 
 SENTENCES = random_sentences([3, 0, 6, 1, 4], seed=7, vocabulary=17)
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 # A kind of state for each kind of decoder: what the past holds depends on the positions and on the number of layers.
-KINDS = [("transformer", "sinusoidal"), ("transformer", "rotary"), ("transformer", "alibi"), ("lstm", "rotary")]
+KINDS = [
+    *(("transformer", "sinusoidal"), ("transformer", "rotary"), ("transformer", "alibi"), ("lstm", "rotary")),
+    *(("int8", "sinusoidal"), ("int8", "rotary"), ("int8", "alibi")),
+]
 WALKS = [
     *((family, position, seed) for family, position in KINDS for seed in range(2)),
     *((family, position, 0) for family in FAMILIES for position in POSITIONS if (family, position) not in KINDS),
@@ -92,6 +97,10 @@ def start(model: Seq2Seq | Ensemble, sentences: Sequence[int]) -> State:
 
 
 def small(family: str, position: str, **options: Any) -> Seq2Seq:
+    if family == "int8":
+        model = small_model(variant("transformer", position=position, decoder_layers=2, **options)).float()
+        quantize(model, compiled())
+        return model
     return small_model(variant(family, position=position, decoder_layers=2, **options))
 
 
@@ -107,7 +116,7 @@ def test_any_walk_through_states_equals_reading_again(family: str, position: str
     draw = random.Random(f"{family} {position} {seed}")
     model = small(family, position)
     pool = [Tracked.begin(model, draw.sample(range(5), 2)) for _ in range(2)]
-    for _ in range(20 if family == "transformer" else 12):
+    for _ in range(12 if family == "lstm" else 20):
         now = draw.choice(pool)
         sentences = len(now.sources) // now.beam
         kind = draw.choice(["step"] * 4 + ["select", "reorder", "join"])

@@ -14,6 +14,7 @@ from seq2seq.data.encoding import Batch
 from seq2seq.decoding import beam, processors, scoring
 from seq2seq.inference import translator
 from seq2seq.model import attention, layers, layout, lstm
+from seq2seq.model.cpu_inference import optimize_for_cpu
 from seq2seq.model.decoder_state import State
 from seq2seq.model.interface import Decoded, Seq2Seq
 from seq2seq.training import loss, pipeline
@@ -115,6 +116,11 @@ def word_by_word(fast: Callable[..., Any]) -> Any:
     return recur
 
 
+def in_int8(model: Seq2Seq, int8: bool = False) -> Seq2Seq:
+    """Products in int8, whatever the precision asked for."""
+    return optimize_for_cpu(model.float(), int8=True)
+
+
 @dataclass(frozen=True)
 class FastPath:
     """A fast path: its plain replacements, and the overrides that disable it."""
@@ -135,7 +141,7 @@ PATHS = {
     "work taken out of the decoder's recurrence": FastPath(
         ((lstm.Decoder, "_attend_and_recur", word_by_word(lstm.Decoder._attend_and_recur)),), family="lstm"
     ),
-    "search: weights reordered once": FastPath(((translator, "optimize_for_cpu", lambda model: model),)),
+    "search: weights reordered once": FastPath(((translator, "optimize_for_cpu", lambda model, int8=False: model),)),
     "search: key-value cache": FastPath(((Seq2Seq, "start", READ_AGAIN[0]), (Seq2Seq, "decode", READ_AGAIN[1]))),
     "search: top candidates without sorting": FastPath(
         (
@@ -149,6 +155,7 @@ PATHS = {
 # Off by default on a CPU; the tests enable them.
 OTHER_WAY = {
     "packing": FastPath(overrides=("training.packing=true",)),
+    "int8": FastPath(((translator, "optimize_for_cpu", in_int8),)),
     "torch's fused attention": FastPath(((attention, "use_fused_kernel", lambda query_RNTH: True),)),
 }
 EVERY = {**PATHS, **OTHER_WAY}

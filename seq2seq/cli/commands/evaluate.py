@@ -84,6 +84,7 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     print(f"run        {run.folder}")
     print(f"checkpoint {folder.name}, on {device} ({reason})")
     translator = Translator.from_checkpoint(folder, config.device, config.precision, config.engine)
+    translator.use_processes(config.processes)
     if config.engine != "torch":
         print(f"engine     {translator.engine_for(config.search)}")
     counts = training_counts(run, config) if config.detail else None

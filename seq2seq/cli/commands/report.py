@@ -71,11 +71,12 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> pages.Report:
     status("measuring …")
     groups = length_groups(test.source)
     metrics, starts = pages.read_metrics(run), environment.read(run)
-    translator = Translator.from_checkpoint(run.checkpoint(config.checkpoint), config.device, config.precision)
+    folder = run.checkpoint(config.checkpoint)
+    translator = Translator.from_checkpoint(folder, config.device, config.precision).use_processes(config.processes)
     sentences = pages.sentences(hypotheses, test, config.sentences)
     status("reading attention …")
     return pages.Report(
-        run=run_facts(run, test, config, stored, count_parameters(run.checkpoint(config.checkpoint))),
+        run=run_facts(run, test, config, stored, count_parameters(folder)),
         totals=pages.training_totals(run),
         scores=[measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS],
         lengths=grouped_score("bleu", hypotheses, test, groups, config.tokenize),

@@ -27,7 +27,12 @@ def score(config: ScoreConfig) -> None:
         raise UserError("source: nothing to score; give source=FILE target=FILE, or pipe lines of source, tab, target")
     tune_cpu()
     translator = Translator.load(
-        config.run, config.checkpoint, outputs=config.outputs, device=config.device, precision=config.precision
+        config.run,
+        config.checkpoint,
+        outputs=config.outputs,
+        device=config.device,
+        precision=config.precision,
+        processes=config.processes,
     )
     if config.source is not None and config.target is not None:
         pairs = from_text(Path(config.source), Path(config.target))

@@ -1,0 +1,604 @@
+// Inference on a CPU: products in int8, the Transformer's encoder, a step of its decoder, and the choice of next words.
+//
+// Shapes: R rows, B sentences, M source tokens, P positions before this one, S source positions, D width, N heads,
+// H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, C candidates. A slot holds the keys and
+// values of one position, L × 2 × D. A row's result depends on no other row: integer sums are exact, and everything
+// else is computed row by row.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t BLOCK = 64;       // outputs that a product computes together
+constexpr int64_t TILE_ROWS = 6;    // rows that it computes together: 6 × 4 vectors of sums fit the registers
+constexpr int64_t CHUNK_ROWS = 48;  // rows that pass through all layers together: their activations stay in the cache
+constexpr float EPSILON = 1e-5f;    // of the norms
+
+}  // namespace
+
+extern "C" {
+
+struct Linear {
+  const int8_t* weight;     // blocks of 64 outputs × groups of 4 inputs, both padded with zeros
+  const float* scale_O;     // of each output's weights
+  const int32_t* offset_O;  // 128 × the sum of its weights, as inputs are stored with 128 added
+  const float* bias_O;
+  int64_t inputs, outputs, relu;
+};
+
+struct Norm {
+  const float* gain_D;
+  const float* bias_D;  // null: RMSNorm
+};
+
+struct Layer {
+  Linear self_in, self_out, cross_in, cross_out, inner, outer;  // self_in: query, key and value
+  Norm self_norm, cross_norm, feed_forward_norm;
+};
+
+// The layers of a decoder, or of an encoder, which has no cross-attention.
+struct Stack {
+  const Layer* layers;
+  const float* slope_N;  // of ALiBi, or null
+  int64_t count, width, heads, hidden, pre_norm, activation, rotary;
+  Norm last;  // of pre-norm models
+};
+
+struct Step {
+  const float* input_RD;
+  uint16_t* const* levels;     // of each position: a slot for each row that was alive; the last one is written
+  const int32_t* ancestor_RP;  // which slot of each earlier level is the row's own
+  const uint16_t* memory;      // slots of the sources, one after the other
+  const int64_t* sentence_R;   // which of them a row translates
+  const int64_t* first_B;      // where its slots begin
+  const int64_t* length_B;     // how many it has
+  float* features_RD;
+  float* weights_RLNS;  // of cross-attention, zero at first; null: not wanted
+  int64_t rows, position, source, threads;  // source: positions of the longest one
+};
+
+struct Source {
+  const float* input_MD;  // the real tokens of all sentences, one after the other
+  const int64_t* length_B;
+  float* states_MD;
+  int64_t sentences, threads;
+};
+
+}  // extern "C"
+
+namespace {
+
+enum Activation { RELU, GELU, SWIGLU };
+
+// Run work(first, last) on parts of 0 … count, each in a thread of its own.
+template <typename Work>
+void in_parallel(int64_t count, int64_t threads, const Work& work) {
+  threads = std::max<int64_t>(1, std::min(threads, count));
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i) others.emplace_back(work, count * i / threads, count * (i + 1) / threads);
+  work(0, count / threads);
+  for (auto& other : others) other.join();
+}
+
+// ------------------------------------------------------------------------------------------ products in int8
+
+int64_t padded(int64_t inputs) { return (inputs + 3) / 4 * 4; }
+
+// How a row is stored: VNNI multiplies bytes without a sign by bytes with one, so it adds 128 to all numbers.
+#ifdef __AVX512VNNI__
+typedef uint8_t Stored;
+constexpr int32_t ADDED = 128;
+#else
+typedef int16_t Stored;
+constexpr int32_t ADDED = 0;
+#endif
+
+// Round a row to −127 … 127, and return the scale that restores it; each row has its own.
+float quantize(const float* x_I, int64_t inputs, Stored* stored_I) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::fabs(x_I[i]));
+  const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+  for (int64_t i = 0; i < inputs; ++i) stored_I[i] = static_cast<int32_t>(x_I[i] * factor + 128.5f) - 128 + ADDED;
+  for (int64_t i = inputs; i < padded(inputs); ++i) stored_I[i] = ADDED;
+  return largest / 127.0f;
+}
+
+#ifdef __AVX512VNNI__
+
+// Sums of this type stay in registers; GCC 12 copies those of __m512i to memory in each round of a loop.
+typedef int32_t Int32x16 __attribute__((vector_size(64)));
+
+inline Int32x16 multiply_add(Int32x16 sum, __m512i bytes, __m512i weight) {
+  return reinterpret_cast<Int32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), bytes, weight));
+}
+
+inline void store(const Linear& map, int64_t o, float scale, float* y, Int32x16 sum) {
+  const __mmask16 mask = (1 << std::clamp<int64_t>(map.outputs - o, 0, 16)) - 1;
+  const __m512i total = _mm512_sub_epi32(reinterpret_cast<__m512i>(sum), _mm512_loadu_si512(map.offset_O + o));
+  const __m512 both_scales = _mm512_mul_ps(_mm512_loadu_ps(map.scale_O + o), _mm512_set1_ps(scale));
+  __m512 out = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), both_scales, _mm512_loadu_ps(map.bias_O + o));
+  if (map.relu) out = _mm512_max_ps(out, _mm512_setzero_ps());
+  _mm512_mask_storeu_ps(y + o, mask, out);
+}
+
+// Multiply some rows by one block of weights.
+template <int ROWS>
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+  const int64_t width = padded(map.inputs);
+  const int8_t* weight = map.weight + block * width * BLOCK;
+  Int32x16 sum[ROWS][4] = {};
+  for (int64_t i = 0; i < width; i += 4, weight += 4 * BLOCK)
+    for (int r = 0; r < ROWS; ++r) {
+      int32_t four;
+      std::memcpy(&four, x + r * width + i, 4);
+      for (int v = 0; v < 4; ++v)
+        sum[r][v] = multiply_add(sum[r][v], _mm512_set1_epi32(four), _mm512_loadu_si512(weight + 64 * v));
+    }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < 4; ++v) store(map, block * BLOCK + 16 * v, scale[r], y + r * map.outputs, sum[r][v]);
+}
+
+#else
+
+void store(const Linear& map, int64_t o, int64_t count, float scale, float* y_O, const int32_t* sum) {
+  for (int64_t i = o; i < std::min(map.outputs, o + count); ++i) {
+    const float out = sum[i - o] * (map.scale_O[i] * scale) + map.bias_O[i];
+    y_O[i] = map.relu ? std::max(out, 0.0f) : out;
+  }
+}
+
+#ifdef __AVX2__
+
+typedef int32_t Int32x8 __attribute__((vector_size(32)));
+
+// Add the products of four inputs and four outputs, in pairs.
+inline Int32x8 multiply_add(Int32x8 sum, __m256i four_inputs, __m256i weight) {
+  return sum + reinterpret_cast<Int32x8>(_mm256_madd_epi16(four_inputs, weight));
+}
+
+inline __m256i sixteen(const int8_t* weight) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight)));
+}
+
+// Multiply some rows by one block of weights, eight outputs at a time.
+template <int ROWS>
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+  const int64_t width = padded(map.inputs);
+  for (int64_t o = block * BLOCK; o < std::min(map.outputs, (block + 1) * BLOCK); o += 8) {
+    const int8_t* weight = map.weight + block * width * BLOCK + o % BLOCK * 4;
+    Int32x8 sum[ROWS][2] = {};
+    for (int64_t i = 0; i < width; i += 4, weight += 4 * BLOCK)
+      for (int r = 0; r < ROWS; ++r) {
+        int64_t four;
+        std::memcpy(&four, x + r * width + i, 8);
+        for (int v = 0; v < 2; ++v)
+          sum[r][v] = multiply_add(sum[r][v], _mm256_set1_epi64x(four), sixteen(weight + 16 * v));
+      }
+    for (int r = 0; r < ROWS; ++r) {
+      const auto a = reinterpret_cast<__m256i>(sum[r][0]), b = reinterpret_cast<__m256i>(sum[r][1]);
+      int32_t total[8];
+      const __m256i in_order = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(total), in_order);
+      store(map, o, 8, scale[r], y + r * map.outputs, total);
+    }
+  }
+}
+
+#else
+
+// The same in plain C++.
+template <int ROWS>
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+  const int64_t width = padded(map.inputs);
+  for (int r = 0; r < ROWS; ++r) {
+    int32_t sum[BLOCK] = {};
+    for (int64_t i = 0; i < width; i += 4) {
+      const Stored* four = x + r * width + i;
+      const int8_t* w = map.weight + (block * width + i) * BLOCK;
+      for (int o = 0; o < BLOCK; ++o)
+        sum[o] += four[0] * w[4 * o] + four[1] * w[4 * o + 1] + four[2] * w[4 * o + 2] + four[3] * w[4 * o + 3];
+    }
+    store(map, block * BLOCK, BLOCK, scale[r], y + r * map.outputs, sum);
+  }
+}
+
+#endif
+#endif
+
+void multiply(const Linear& map, const float* x_RI, int64_t rows, float* y_RO) {
+  static thread_local std::vector<Stored> stored;
+  static thread_local std::vector<float> scale_R;
+  const int64_t width = padded(map.inputs), blocks = (map.outputs + BLOCK - 1) / BLOCK;
+  stored.resize(rows * width);
+  scale_R.resize(rows);
+  for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * map.inputs, map.inputs, &stored[r * width]);
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t r = 0; r < rows; r += TILE_ROWS) {
+      const auto tile = [&](auto multiply_rows) {
+        multiply_rows(map, block, &stored[r * width], &scale_R[r], y_RO + r * map.outputs);
+      };
+      switch (std::min(rows - r, TILE_ROWS)) {
+        case 1: tile(multiply_tile<1>); break;
+        case 2: tile(multiply_tile<2>); break;
+        case 3: tile(multiply_tile<3>); break;
+        case 4: tile(multiply_tile<4>); break;
+        case 5: tile(multiply_tile<5>); break;
+        default: tile(multiply_tile<6>);
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ parts of a layer
+
+// exp(x) to 7 digits, in a form that compilers vectorise.
+inline float exponential(float x) {
+  const float t = std::max(x, -87.0f) * 1.44269504f, whole = std::floor(t + 0.5f), f = t - whole;
+  float y = 1.53968e-4f;
+  for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f}) y = y * f + c;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return y * power;
+}
+
+void normalize(const Norm& norm, const float* x_D, int64_t width, float* y_D) {
+  float mean = 0.0f, square = 0.0f;
+  if (norm.bias_D) {
+    for (int64_t d = 0; d < width; ++d) mean += x_D[d];
+    mean /= width;
+  }
+  for (int64_t d = 0; d < width; ++d) square += (x_D[d] - mean) * (x_D[d] - mean);
+  const float factor = 1.0f / std::sqrt(square / width + EPSILON);
+  for (int64_t d = 0; d < width; ++d) {
+    const float y = (x_D[d] - mean) * factor * norm.gain_D[d];
+    y_D[d] = norm.bias_D ? y + norm.bias_D[d] : y;
+  }
+}
+
+// Rotate pairs of channels of every head by an angle that grows with the position (Su et al. 2021, §3.2).
+void rotate(float* x_D, int64_t width, int64_t head, int64_t position) {
+  for (int64_t h = 0; h < head; h += 2) {
+    const double angle = position * std::pow(10000.0, -static_cast<double>(h) / head);
+    const float sine = std::sin(angle), cosine = std::cos(angle);
+    for (int64_t d = h; d < width; d += head) {
+      const float even = x_D[d], odd = x_D[d + 1];
+      x_D[d] = even * cosine - odd * sine;
+      x_D[d + 1] = even * sine + odd * cosine;
+    }
+  }
+}
+
+// Keys and values are stored in bfloat16: half the memory to read, which takes most of the time of attention.
+inline float restored(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint16_t rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+void softmax(float* x, int64_t count) {
+  float largest = x[0], sum = 0.0f;
+  for (int64_t i = 1; i < count; ++i) largest = std::max(largest, x[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] = exponential(x[i] - largest);
+    sum += x[i];
+  }
+  for (int64_t i = 0; i < count; ++i) x[i] /= sum;
+}
+
+// Average the values of some slots by the softmax of their keys' scores, which weights_NS receives. With ALiBi, a query
+// at `position` scores a slot less the further away it is (Press et al. 2022, §3).
+template <int64_t HEAD>
+void attend(const Stack& model, const float* query_D, const std::vector<const uint16_t*>& slots, const float* slope_N,
+            int64_t position, float* weights_NS, float* context_D) {
+  const int64_t head = HEAD ? HEAD : model.width / model.heads, count = slots.size();
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t n = 0; n < model.heads; ++n) {
+      const float* q = query_D + n * head;
+      const uint16_t* k = slots[s] + n * head;
+      float score = slope_N ? -slope_N[n] * std::abs(position - s) : 0.0f;
+      for (int64_t h = 0; h < head; ++h) score += q[h] * restored(k[h]);
+      weights_NS[n * count + s] = score;
+    }
+  for (int64_t n = 0; n < model.heads; ++n) softmax(weights_NS + n * count, count);
+  std::fill_n(context_D, model.width, 0.0f);
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t n = 0; n < model.heads; ++n) {
+      const float weight = weights_NS[n * count + s];
+      const uint16_t* v = slots[s] + model.width + n * head;
+      for (int64_t h = 0; h < head; ++h) context_D[n * head + h] += weight * restored(v[h]);
+    }
+}
+
+// The usual head widths are compiled on their own: their loops have no remainder.
+void attend(const Stack& model, const float* query_D, const std::vector<const uint16_t*>& slots, const float* slope_N,
+            int64_t position, float* weights_NS, float* context_D) {
+  const int64_t head = model.width / model.heads;
+  const auto chosen = head == 64 ? attend<64> : head == 32 ? attend<32> : head == 128 ? attend<128> : attend<0>;
+  chosen(model, query_D, slots, slope_N, position, weights_NS, context_D);
+}
+
+void activate(const Stack& model, float* x, int64_t rows) {
+  const int64_t hidden = model.hidden;
+  if (model.activation == GELU)
+    for (int64_t i = 0; i < rows * hidden; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+  if (model.activation == SWIGLU)  // each row shrinks to its first half, in place
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < hidden; ++i) {
+        const float value = x[2 * r * hidden + i], gate = x[(2 * r + 1) * hidden + i];
+        x[r * hidden + i] = value * gate / (1.0f + exponential(-gate));
+      }
+}
+
+// ------------------------------------------------------------------------------------------ the step
+
+// Some rows on their way through all layers.
+class Rows {
+ protected:
+  static int64_t widest(const Stack& model) {
+    return std::max(3 * model.width, model.hidden * (model.activation == SWIGLU ? 2 : 1));
+  }
+
+  Rows(const Stack& model, const float* input_RD, int64_t rows, int64_t slots)
+      : model_(model), rows_(rows), x_RD_(input_RD, input_RD + rows * model.width), y_RD_(x_RD_.size()),
+        wide_(new float[rows * widest(model)]), weights_NS_(model.heads * slots) {}
+
+  // Return the input of a sublayer.
+  const float* prepare(const Norm& norm) {
+    if (!model_.pre_norm) return x_RD_.data();
+    normalize_rows(norm, y_RD_.data());
+    return y_RD_.data();
+  }
+
+  // Add the last product of a sublayer to the rows.
+  void finish(const Linear& map, const Norm& norm, const float* input) {
+    float* output = input == wide_.get() ? y_RD_.data() : wide_.get();
+    multiply(map, input, rows_, output);
+    for (size_t i = 0; i < x_RD_.size(); ++i) x_RD_[i] += output[i];
+    if (!model_.pre_norm) normalize_rows(norm, x_RD_.data());
+  }
+
+  void feed_forward(const Layer& layer) {
+    multiply(layer.inner, prepare(layer.feed_forward_norm), rows_, wide_.get());
+    activate(model_, wide_.get(), rows_);
+    finish(layer.outer, layer.feed_forward_norm, wide_.get());
+  }
+
+  // Turn a row's query and key, and store its key and value in a slot of this layer.
+  void store(float* query_key_value, int64_t position, uint16_t* slot) const {
+    const int64_t width = model_.width;
+    if (model_.rotary) rotate(query_key_value, 2 * width, width / model_.heads, position);
+    for (int64_t d = 0; d < 2 * width; ++d) slot[d] = rounded(query_key_value[width + d]);
+  }
+
+  void write(float* out_RD) const {
+    if (model_.pre_norm) normalize_rows(model_.last, out_RD);
+    else std::copy(x_RD_.begin(), x_RD_.end(), out_RD);
+  }
+
+  void normalize_rows(const Norm& norm, float* out_RD) const {
+    for (int64_t r = 0; r < rows_; ++r)
+      normalize(norm, &x_RD_[r * model_.width], model_.width, out_RD + r * model_.width);
+  }
+
+  const Stack& model_;
+  const int64_t rows_;
+  std::vector<float> x_RD_, y_RD_;
+  std::unique_ptr<float[]> wide_;  // the outputs of a product, which no one has to set to zero
+  std::vector<float> weights_NS_;
+  std::vector<const uint16_t*> slots_;
+};
+
+// Rows of the decoder at one position.
+class DecoderRows : Rows {
+ public:
+  DecoderRows(const Stack& model, const Step& step, int64_t first, int64_t rows)
+      : Rows(model, step.input_RD + first * model.width, rows, std::max(step.position + 1, step.source)), step_(step),
+        first_(first) {}
+
+  void run() {
+    for (int64_t i = 0; i < model_.count; ++i) {
+      const Layer& layer = model_.layers[i];
+      multiply(layer.self_in, prepare(layer.self_norm), rows_, wide_.get());
+      for (int64_t r = 0; r < rows_; ++r) attend_to_prefix(i, r);
+      finish(layer.self_out, layer.self_norm, y_RD_.data());
+      multiply(layer.cross_in, prepare(layer.cross_norm), rows_, wide_.get());
+      for (int64_t r = 0; r < rows_; ++r) attend_to_source(i, r);
+      finish(layer.cross_out, layer.cross_norm, y_RD_.data());
+      feed_forward(layer);
+    }
+    write(step_.features_RD + first_ * model_.width);
+  }
+
+ private:
+  int64_t slot_size() const { return model_.count * 2 * model_.width; }
+
+  void attend_to_prefix(int64_t i, int64_t r) {
+    const int64_t width = model_.width, row = first_ + r;
+    float* query_D = &wide_[r * 3 * width];
+    uint16_t* own = step_.levels[step_.position] + row * slot_size() + i * 2 * width;
+    store(query_D, step_.position, own);
+    slots_.clear();
+    for (int64_t p = 0; p < step_.position; ++p)
+      slots_.push_back(step_.levels[p] + step_.ancestor_RP[row * step_.position + p] * slot_size() + i * 2 * width);
+    slots_.push_back(own);
+    attend(model_, query_D, slots_, model_.slope_N, step_.position, weights_NS_.data(), &y_RD_[r * width]);
+  }
+
+  void attend_to_source(int64_t i, int64_t r) {
+    const int64_t width = model_.width, sentence = step_.sentence_R[first_ + r], length = step_.length_B[sentence];
+    slots_.clear();
+    for (int64_t s = 0; s < length; ++s)
+      slots_.push_back(step_.memory + (step_.first_B[sentence] + s) * slot_size() + i * 2 * width);
+    attend(model_, &wide_[r * width], slots_, nullptr, 0, weights_NS_.data(), &y_RD_[r * width]);
+    if (step_.weights_RLNS)
+      for (int64_t n = 0; n < model_.heads; ++n)
+        std::copy_n(&weights_NS_[n * length], length,
+                    step_.weights_RLNS + (((first_ + r) * model_.count + i) * model_.heads + n) * step_.source);
+  }
+
+  const Step& step_;
+  const int64_t first_;
+};
+
+// Whole sentences in the encoder.
+class EncoderRows : Rows {
+ public:
+  EncoderRows(const Stack& model, const float* input_RD, const int64_t* length_B, int64_t sentences, int64_t rows)
+      : Rows(model, input_RD, rows, rows), length_B_(length_B), sentences_(sentences), kept_(rows * 2 * model.width) {}
+
+  void run(float* states_RD) {
+    for (int64_t i = 0; i < model_.count; ++i) {
+      const Layer& layer = model_.layers[i];
+      multiply(layer.self_in, prepare(layer.self_norm), rows_, wide_.get());
+      for (int64_t b = 0, first = 0; b < sentences_; first += length_B_[b++]) attend_within(first, length_B_[b]);
+      finish(layer.self_out, layer.self_norm, y_RD_.data());
+      feed_forward(layer);
+    }
+    write(states_RD);
+  }
+
+ private:
+  void attend_within(int64_t first, int64_t length) {
+    const int64_t width = model_.width;
+    slots_.clear();
+    for (int64_t s = 0; s < length; ++s) {
+      uint16_t* slot = &kept_[(first + s) * 2 * width];
+      store(&wide_[(first + s) * 3 * width], s, slot);
+      slots_.push_back(slot);
+    }
+    for (int64_t s = 0; s < length; ++s)
+      attend(model_, &wide_[(first + s) * 3 * width], slots_, model_.slope_N, s, weights_NS_.data(),
+             &y_RD_[(first + s) * width]);
+  }
+
+  const int64_t* length_B_;
+  const int64_t sentences_;
+  std::vector<uint16_t> kept_;  // keys and values of one layer
+};
+
+}  // namespace
+
+extern "C" {
+
+void seq2seq_linear(const Linear* map, const float* x_RI, int64_t rows, float* y_RO, int64_t threads) {
+  in_parallel((rows + TILE_ROWS - 1) / TILE_ROWS, threads, [&](int64_t first, int64_t last) {
+    const int64_t end = std::min(rows, last * TILE_ROWS);
+    for (int64_t r = first * TILE_ROWS; r < end; r += CHUNK_ROWS)
+      multiply(*map, x_RI + r * map->inputs, std::min(CHUNK_ROWS, end - r), y_RO + r * map->outputs);
+  });
+}
+
+void seq2seq_decoder_step(const Stack* model, const Step* step) {
+  in_parallel(step->rows, step->threads, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r += CHUNK_ROWS)
+      DecoderRows(*model, *step, r, std::min(CHUNK_ROWS, last - r)).run();
+  });
+}
+
+void seq2seq_encode(const Stack* model, const Source* source) {
+  in_parallel(source->sentences, source->threads, [&](int64_t first, int64_t last) {
+    int64_t start = 0;  // row of the next chunk
+    for (int64_t b = 0; b < first; ++b) start += source->length_B[b];
+    while (first < last) {
+      int64_t count = 0, rows = 0;
+      do rows += source->length_B[first + count++];
+      while (first + count < last && rows + source->length_B[first + count] <= CHUNK_ROWS);
+      EncoderRows(*model, source->input_MD + start * model->width, source->length_B + first, count, rows)
+          .run(source->states_MD + start * model->width);
+      first += count;
+      start += rows;
+    }
+  });
+}
+
+}  // extern "C"
+
+namespace {
+
+// ------------------------------------------------------------------------------------------ the search
+
+float log_sum_exp(const float* x_V, int64_t vocabulary) {
+  float largest = x_V[0], sum = 0.0f;
+  for (int64_t v = 1; v < vocabulary; ++v) largest = std::max(largest, x_V[v]);
+  for (int64_t v = 0; v < vocabulary; ++v) sum += exponential(x_V[v] - largest);
+  return std::log(sum) + largest;
+}
+
+// The best continuations of one sentence so far, best first; of equal ones the first stays.
+struct Best {
+  float* value_C;
+  int64_t *id_C, *origin_C;
+  int64_t count;
+
+  void offer(float value, int64_t id, int64_t origin) {
+    int64_t c = count;
+    while (c > 0 && value > value_C[c - 1]) --c;
+    if (c == count) return;
+    for (int64_t i = count - 1; i > c; --i) {
+      value_C[i] = value_C[i - 1];
+      id_C[i] = id_C[i - 1];
+      origin_C[i] = origin_C[i - 1];
+    }
+    value_C[c] = value;
+    id_C[c] = id;
+    origin_C[c] = origin;
+  }
+
+  // Offer all words of one hypothesis, block by block: few blocks hold any that is good enough.
+  void offer_row(const float* x_V, int64_t vocabulary, float shift, int64_t origin) {
+    for (int64_t first = 0; first < vocabulary; first += BLOCK) {
+      const int64_t last = std::min(vocabulary, first + BLOCK);
+      float largest = x_V[first];
+      for (int64_t v = first + 1; v < last; ++v) largest = std::max(largest, x_V[v]);
+      if (!(largest + shift > value_C[count - 1])) continue;
+      for (int64_t v = first; v < last; ++v) offer(x_V[v] + shift, v, origin);
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+void seq2seq_log_sum_exp(const float* x_RV, int64_t rows, int64_t vocabulary, float* out_R, int64_t threads) {
+  in_parallel(rows, threads, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) out_R[r] = log_sum_exp(x_RV + r * vocabulary, vocabulary);
+  });
+}
+
+// The `count` best of x − normalizer + before over the words and hypotheses of each sentence.
+void seq2seq_top(const float* x_RV, const float* normalizer_R, const float* before_R, int64_t sentences,
+                 int64_t hypotheses, int64_t vocabulary, int64_t count, float* value_BC, int64_t* id_BC,
+                 int64_t* origin_BC, int64_t threads) {
+  std::fill_n(value_BC, sentences * count, -INFINITY);
+  std::fill_n(id_BC, sentences * count, 0);
+  std::fill_n(origin_BC, sentences * count, 0);
+  in_parallel(sentences, threads, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      Best best{value_BC + b * count, id_BC + b * count, origin_BC + b * count, count};
+      for (int64_t k = 0, r = b * hypotheses; k < hypotheses; ++k, ++r)
+        best.offer_row(x_RV + r * vocabulary, vocabulary, before_R[r] - normalizer_R[r], k);
+    }
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,176 @@
+"""Inference in int8: compiled products are the plain ones, no row depends on another, and little is lost."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.loading import search_preset
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
+from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
+from seq2seq.model import native
+from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, quantize
+from seq2seq.model.interface import Seq2Seq
+from tests.helpers.corpora import padded, random_sentences
+from tests.helpers.models import begin, compiled, tiny_model
+
+# Those that this CPU has: a level needs all instructions of the ones after it.
+LEVELS = [*native.LEVELS][[*native.LEVELS].index(native.level()) :]
+every_level = pytest.mark.parametrize("level", LEVELS)
+OPTIONS = [
+    [],
+    ["model.norm=rms", "model.norm_position=post", "model.activation=swiglu", "model.tie_embeddings=none"],
+    ["model.activation=gelu", "model.encoder_layers=1", "model.decoder_layers=3"],
+    *([f"model.position={position}"] for position in ("none", "learned", "rotary", "alibi")),
+    *([f"model.attention.score={score}"] for score in ("dot", "general")),
+]
+TARGET = torch.cat((begin(1), torch.tensor(random_sentences([6], seed=9))), 1)
+SENTENCES = random_sentences([4, 1, 9, 6])
+
+
+def quantized(*options: str, family: str = "transformer") -> Seq2Seq:
+    model = tiny_model(family, *options)
+    quantize(model, compiled())
+    return model
+
+
+@torch.inference_mode()
+def logits(model: Seq2Seq, sentences: list[list[int]] = SENTENCES, extra: int = 0) -> Tensor:
+    return model.step(TARGET.expand(len(sentences), -1), model.start(*padded(sentences, extra)))[0]
+
+
+# ------------------------------------------------------------------------------------------- products
+
+
+@every_level
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "rows,inputs,outputs", [(1, 4, 64), (5, 3, 1), (6, 256, 64), (7, 257, 65), (13, 30, 130), (100, 64, 200)]
+)
+def test_a_compiled_product_is_the_plain_one(level: str, relu: bool, rows: int, inputs: int, outputs: int) -> None:
+    """For sizes around those of blocks and tiles, rows of any size, and a row and an output of zeros."""
+    torch.manual_seed(rows)
+    x_RI, weight_OI, bias_O = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+    x_RI *= 10.0 ** torch.randint(-3, 4, (rows, 1))
+    x_RI[rows // 2], weight_OI[outputs // 2] = 0.0, 0.0
+    found, expected = (Int8Linear(library, weight_OI, bias_O, relu)(x_RI) for library in (compiled(level), None))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@every_level
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_row_of_a_product_depends_on_no_other(level: str, threads: int) -> None:
+    """To the last bit, whatever its tile, its thread and its neighbours."""
+    torch.manual_seed(0)
+    product, x_RI = Int8Linear(compiled(level), torch.randn(70, 33), torch.randn(70)), torch.randn(110, 33)
+    alone = torch.cat([product(row) for row in x_RI.split(1)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(product(x_RI), alone)
+        assert torch.equal(product(x_RI.flip(0)).flip(0), alone)
+        assert torch.equal(product(x_RI.T.contiguous().T), alone), "also from rows that do not lie together"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_product_loses_at_most_half_a_unit_of_each_number() -> None:
+    """The bound that rounding to one of 255 numbers implies, for rows and outputs of any size."""
+    torch.manual_seed(0)
+    x_RI, weight_OI = (torch.randn(n, 50) * 10.0 ** torch.randint(-3, 4, (n, 1)) for n in (20, 30))
+    unit_R1, unit_O = x_RI.abs().amax(1, keepdim=True) / 127, weight_OI.abs().amax(1) / 127
+    bound_RO = 0.51 * (
+        unit_R1 * weight_OI.abs().sum(1) + x_RI.abs().sum(1, keepdim=True) * unit_O + 50 * unit_R1 * unit_O
+    )
+    error_RO = (Int8Linear(compiled(), weight_OI, None)(x_RI) - x_RI @ weight_OI.T).abs()
+    assert bool((error_RO <= bound_RO).all())
+
+
+# ------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_whole_transformer_is_close_to_its_parts_in_plain_torch(options: list[str]) -> None:
+    """Both round products to int8; the compiled one also rounds keys and values, to bfloat16."""
+    exact, whole = tiny_model("transformer", *options), quantized(*options)
+    parts = copy.deepcopy(exact)
+    quantize(parts, None)
+    assert isinstance(whole.encoder, Int8Encoder) and isinstance(whole.decoder, Int8Decoder)
+    assert not any(isinstance(part, nn.Linear) for part in parts.modules())
+    found, plain, float32 = logits(whole), logits(parts), logits(exact)
+    spread = float(float32.std())
+    assert float((found - plain).abs().mean()) < 0.02 * spread
+    assert float((found - float32).abs().mean()) < 0.03 * spread
+    assert not torch.equal(found, float32)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_row_of_a_model_depends_on_no_other(options: list[str]) -> None:
+    """To the last bit: alone, in another order, and beside any padding."""
+    model = quantized(*options)
+    alone = torch.cat([logits(model, [sentence]) for sentence in SENTENCES])
+    assert torch.equal(logits(model), alone)
+    assert torch.equal(logits(model, SENTENCES[::-1]).flip(0), alone)
+    assert torch.equal(logits(model, extra=7), alone)
+
+
+@pytest.mark.parametrize("kind", ["none", "sinusoidal", "learned"])
+@torch.inference_mode()
+def test_positions_are_those_of_the_model_at_any_length(kind: str) -> None:
+    decoder = quantized(f"model.position={kind}").decoder
+    assert isinstance(decoder, Int8Decoder)
+    for start in (0, 1, 63, 64, 65, 200):
+        expected = decoder.input.position(torch.zeros(1, 1, decoder.width), start)[0, 0]
+        assert torch.equal(decoder.position(start), expected)
+
+
+@pytest.mark.parametrize("score", ["additive", "cosine"])
+def test_a_score_that_is_no_product_of_query_and_key_keeps_its_own_attention(score: str) -> None:
+    model = quantized(f"model.attention.score={score}")
+    assert not isinstance(model.decoder, Int8Decoder) and isinstance(model.output, Int8Linear)
+    exact = logits(tiny_model("transformer", f"model.attention.score={score}"))
+    assert float((logits(model) - exact).abs().mean()) < 0.03 * float(exact.std())
+
+
+def test_an_lstm_has_int8_products_too() -> None:
+    model, exact = quantized(family="lstm"), logits(tiny_model("lstm"))
+    assert not any(isinstance(part, nn.Linear) for part in model.modules())
+    assert float((logits(model) - exact).abs().mean()) < 0.03 * float(exact.std())
+
+
+@torch.inference_mode()
+def test_attention_weights_are_those_of_the_model() -> None:
+    """Of every layer and head, one for each source word and none for padding."""
+    exact, model = tiny_model("transformer"), quantized()
+    sources, target = padded(SENTENCES), TARGET.expand(len(SENTENCES), -1)
+    expected, found = (m.decode(target, m.start(*sources), weights=True).weights for m in (exact, model))
+    assert len(found) == len(expected)
+    for ours, wanted in zip(found, expected, strict=True):
+        assert ours.shape == wanted.shape
+        torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours.sum(-1)))
+        assert float((ours - wanted).abs().max()) < 0.05
+        assert not ours[1, :, :, len(SENTENCES[1]) :].any()
+
+
+# ------------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_the_compiled_choice_of_words_finds_the_same_translations(search: str) -> None:
+    model = quantized()
+
+    def found(library: ctypes.CDLL | None) -> list[Hypothesis]:
+        zeros = torch.zeros(4, dtype=torch.int64)
+        task = DecodingTask(torch.tensor([12, 4, 14, 9]), zeros, zeros, [*range(4)])
+        batches, specials = [(model.start(*padded(SENTENCES)), task)], Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
+        n_best = beam_search(model.step, batches, search_preset(search), specials, library=library)
+        return [hypothesis for hypotheses in n_best for hypothesis in hypotheses]
+
+    compiled_ones, plain = found(compiled()), found(None)
+    assert [one.ids for one in compiled_ones] == [one.ids for one in plain]
+    assert [one.score for one in compiled_ones] == pytest.approx([one.score for one in plain], rel=1e-5)
