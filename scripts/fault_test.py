@@ -170,9 +170,17 @@ FAULTS: dict[str, Fault] = {
 
 
 def descendants(process: int) -> list[int]:
-    """Return the processes that a process started, and those that they started."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *descendants(child))]
+    """Return the processes that a process started, whichever of its threads, and those that they started."""
+    children = [int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in text_of(path)]
+    return [each for child in children for each in (child, *descendants(child))]
+
+
+def text_of(path: Path) -> list[str]:
+    """Return the words of a file, none if its process or thread has ended."""
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 def held(process: int) -> tuple[float, int]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.config.loading import search_preset
+from seq2seq.serving.interface import WorkerLost
 from seq2seq.serving.libretranslate import reading, with_alternatives
 from seq2seq.serving.markup import joined_markup, split_markup
 from tests.helpers.serving import FakeService, Web, backwards, model_info, running
@@ -146,7 +147,12 @@ def test_suggestions_are_refused() -> None:
 
 
 def test_health() -> None:
+    """It is that of the service, so that a load balancer sends no requests to a server without workers."""
     assert Web().get("/health").json() == {"status": "ok"}
+    service = FakeService()
+    service.failure = WorkerLost("no worker")
+    answer = Web(service).get("/health")
+    assert (answer.status_code, answer.json()) == (503, {"error": "no worker"})
 
 
 # ------------------------------------------------------------------------------------------------- detection

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,26 +15,38 @@ from seq2seq.serving.interface import WorkerLost
 from seq2seq.serving.pool import Pending, Pool
 from seq2seq.serving.scheduler import Scheduler
 from seq2seq.serving.workers import ModelSpec, WorkerDiedError
+from seq2seq.utils.errors import UserError
 
 
 class FakeWorker:
-    """Answers a sentence with itself in capitals; dies of the sentences in `deadly`, as often as it says."""
+    """Answers a sentence with itself in capitals; dies of the sentences in `deadly`, as often as it says.
 
-    alive = True
+    "wrong" is an error of its batch, and "endless" takes until the worker is stopped.
+    """
 
     def __init__(self, deadly: dict[str, int]) -> None:
         self.deadly, self.loaded, self.starts = deadly, list[str](), 0
+        self.alive = False
+        self.stopped, self.busy = threading.Event(), threading.Lock()
 
     def start(self, specs: Sequence[ModelSpec]) -> list[str]:
-        self.starts += 1
+        self.starts, self.alive = self.starts + 1, True
         return [spec.name for spec in specs]
 
     def load(self, spec: ModelSpec) -> str:
+        assert self.busy.acquire(blocking=False), "a worker does two things at once"
         time.sleep(0.01)
         self.loaded.append(spec.name)
+        self.busy.release()
         return spec.name
 
     def work(self, task: Any, items: Sequence[str], on_partial: Callable[[int, str], None]) -> tuple[list[str], int]:
+        assert not self.busy.locked(), "a worker does two things at once"
+        if "wrong" in items:
+            raise UserError("a wrong sentence")
+        if "endless" in items:
+            self.stopped.wait(10)
+            raise WorkerDiedError
         for i, item in enumerate(items):
             on_partial(i, item[:1])
             if self.deadly.get(item, 0):
@@ -41,13 +55,18 @@ class FakeWorker:
         time.sleep(0.002)
         return [item.upper() for item in items], len(self.loaded)
 
+    def stop(self) -> None:
+        self.stopped.set()
+
     def close(self) -> None: ...
     def kill(self) -> None: ...
 
 
-async def pool_of(count: int, deadly: dict[str, int], sentences: int = 3) -> tuple[Pool, list[FakeWorker]]:
+async def pool_of(
+    count: int, deadly: dict[str, int], sentences: int = 3, timeout: float = 60
+) -> tuple[Pool, list[FakeWorker]]:
     workers = [FakeWorker(deadly) for _ in range(count)]
-    pool = Pool(workers, Scheduler(10**6, 0.001, 10**6, sentences))  # type: ignore[arg-type]
+    pool = Pool(workers, Scheduler(10**6, 0.001, 10**6, sentences), timeout)  # type: ignore[arg-type]
     await pool.start([ModelSpec("a", ("a",))])
     return pool, workers
 
@@ -123,6 +142,77 @@ def test_nobody_waits_for_a_request_that_was_given_up() -> None:
         gone.done.cancel()
         await other.done
         assert other.results == [("C", 0)] and gone.results == [None, None]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_an_error_is_that_of_the_request_that_caused_it() -> None:
+    """Other requests of the same batch are answered."""
+
+    async def run() -> None:
+        pool, _ = await pool_of(1, {}, sentences=9)
+        first, wrong, last = requests(pool, [["a", "b"], ["c", "wrong"], ["d"]])
+        await asyncio.wait([first.done, wrong.done, last.done])
+        assert isinstance(wrong.done.exception(), UserError)
+        assert [result for request in (first, last) for result, _ in request.results] == ["A", "B", "D"]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_does_not_answer_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """It is stopped when nobody can wait for its batch any more; the batch is not repeated."""
+
+    async def run() -> None:
+        pool, (worker,) = await pool_of(1, {}, sentences=1, timeout=0.02)
+        stuck, other = requests(pool, [["endless"], ["fine"]])
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(stuck.done, 0.015)
+        await other.done
+        assert other.results == [("FINE", 0)] and worker.starts == 2
+        assert [record.message for record in caplog.records] == [
+            "a worker process was stopped after timeout_s; another one replaces it"
+        ]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_after_its_end_a_pool_neither_repeats_nor_replaces(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def run() -> None:
+        pool, (worker,) = await pool_of(1, {}, sentences=1)
+        requests(pool, [["endless"], ["fine"]])
+        await asyncio.sleep(0.01)
+        pool.kill()
+        worker.stop()
+        await asyncio.sleep(0.01)
+        assert (worker.starts, caplog.messages, pool.tasks) == (1, [], set())
+
+    asyncio.run(run())
+
+
+def test_workers_that_died_while_idle_cost_no_request_its_answer() -> None:
+    """They are replaced before a batch meets them, and when somebody asks for the server's health."""
+
+    async def run() -> None:
+        pool, fakes = await pool_of(2, {})
+        for _ in range(2):
+            for fake in fakes:
+                fake.alive = False
+            (request,) = requests(pool, [["a"]])
+            await request.done
+            assert request.results == [("A", 0)]
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        fakes[0].alive = False
+        pool.replace_dead()
+        assert len(pool.idle) == 1
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        assert all(fake.alive for fake in fakes) and pool.stats().restarts >= 4
         await pool.close()
 
     asyncio.run(run())
