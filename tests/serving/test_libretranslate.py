@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libretranslatepy import LibreTranslateAPI
 
 from seq2seq.config.loading import search_preset
 from seq2seq.serving.interface import WorkerLost
@@ -261,10 +262,9 @@ def test_a_page_translated_into_itself_reads_the_same(parts: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_client_of_libretranslate_works_unchanged() -> None:
-    client = pytest.importorskip("libretranslatepy", reason="the client libretranslatepy is not installed")
     text = "Ein Hund läuft & schläft."
     with running(Web(two_way(), api_key="schlüssel").app) as address:
-        api = client.LibreTranslateAPI(address, "schlüssel")
+        api = LibreTranslateAPI(address, "schlüssel")
         assert api.translate(text, "de", "en") == backwards(text)
         assert {language["code"] for language in api.languages()} == {"en", "de"}
         assert {detected["language"] for detected in api.detect(text)} == {"en", "de"}

@@ -1,4 +1,4 @@
-"""Laws of the pool, with workers that are threads of the test: results, retries, replacements and reloads."""
+"""Laws of pool and service, with workers that are threads of the test: results, retries, replacements, reloads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
-from seq2seq.serving.interface import WorkerLost
+from seq2seq.serving import service as service_module
+from seq2seq.serving.interface import Closing, Partial, WorkerLost
 from seq2seq.serving.pool import Pending, Pool
 from seq2seq.serving.scheduler import Scheduler
-from seq2seq.serving.workers import ModelSpec, WorkerDiedError
+from seq2seq.serving.service import Service
+from seq2seq.serving.workers import Loaded, ModelSpec, Task, Version, WorkerDiedError
 from seq2seq.utils.errors import UserError
+from tests.helpers.serving import model_info, serve_config
+
+NEW: Version = (("new", 1),)
 
 
 class FakeWorker:
@@ -23,6 +28,9 @@ class FakeWorker:
 
     "wrong" is an error of its batch, and "endless" takes until the worker is stopped.
     """
+
+    steps = 1  # of the search
+    load_seconds = 0.01
 
     def __init__(self, deadly: dict[str, int]) -> None:
         self.deadly, self.loaded, self.starts = deadly, list[str](), 0
@@ -33,22 +41,24 @@ class FakeWorker:
         self.starts, self.alive = self.starts + 1, True
         return [spec.name for spec in specs]
 
-    def load(self, spec: ModelSpec) -> str:
+    def load(self, spec: ModelSpec) -> Loaded:
         assert self.busy.acquire(blocking=False), "a worker does two things at once"
-        time.sleep(0.01)
+        time.sleep(self.load_seconds)
         self.loaded.append(spec.name)
         self.busy.release()
-        return spec.name
+        return Loaded(model_info(spec.name, update=len(self.loaded)), NEW, {})
 
-    def work(self, task: Any, items: Sequence[str], on_partial: Callable[[int, str], None]) -> tuple[list[str], int]:
+    def work(self, task: Any, items: Sequence[Any], on_partial: Callable[[int, str], None]) -> tuple[list[str], int]:
+        items = [item if isinstance(item, str) else item[0] for item in items]  # without its prefix
         assert not self.busy.locked(), "a worker does two things at once"
         if "wrong" in items:
             raise UserError("a wrong sentence")
         if "endless" in items:
-            self.stopped.wait(10)
+            assert self.stopped.wait(1)
             raise WorkerDiedError
         for i, item in enumerate(items):
-            on_partial(i, item[:1])
+            for length in range(self.steps):
+                on_partial(i, item[: length + 1])
             if self.deadly.get(item, 0):
                 self.deadly[item] -= 1
                 raise WorkerDiedError
@@ -69,6 +79,25 @@ async def pool_of(
     pool = Pool(workers, Scheduler(10**6, 0.001, 10**6, sentences), timeout)  # type: ignore[arg-type]
     await pool.start([ModelSpec("a", ("a",))])
     return pool, workers
+
+
+class NewCheckpoint(ModelSpec):
+    def newest(self, checkpoint: str) -> Version:
+        return NEW
+
+
+class LightService(Service):
+    """A service of one model over a pool of fake workers; each line of a text is a sentence."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.config, self.pool = serve_config(), pool
+        self.search, self.closing, self.reloading = self.config.search, False, asyncio.Lock()
+        self.specs = {"a": NewCheckpoint("a", ("a",))}
+        self.models, self.versions, self.requests = {"a": model_info("a")}, {"a": ()}, {}
+        self.tokenizers = {}
+
+    async def _sentences(self, task: Task, texts: list[str], split: bool) -> list[list[str]]:
+        return [text.splitlines() for text in texts]
 
 
 def requests(pool: Pool, texts: Sequence[Sequence[str]]) -> list[Pending]:
@@ -213,6 +242,56 @@ def test_workers_that_died_while_idle_cost_no_request_its_answer() -> None:
         while len(pool.idle) < 2:
             await asyncio.sleep(0.001)
         assert all(fake.alive for fake in fakes) and pool.stats().restarts >= 4
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_reload_goes_on_without_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a worker has loaded, it gets no batch; a reload of a server that closes is refused."""
+    monkeypatch.setattr(service_module, "Tokenizer", dict)
+    monkeypatch.setattr(FakeWorker, "load_seconds", 0.03)
+
+    async def run() -> None:
+        pool, fakes = await pool_of(2, {})
+        service = LightService(pool)
+        caller = asyncio.ensure_future(service.reload())
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        submitted = requests(pool, [["a"] * 4 for _ in range(8)])
+        await asyncio.gather(caller, *(request.done for request in submitted), return_exceptions=True)
+        assert [request.done.exception() for request in submitted] == [None] * 8
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        assert caller.cancelled() and [fake.loaded for fake in fakes] == [["a"], ["a"]]
+        assert [info.update for info in await service.reload()] == [1]
+        service.closing = True
+        with pytest.raises(Closing):
+            await service.reload()
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_slow_reader_of_a_stream_gets_the_newest_texts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text grows from one to the next, and does not follow its translation."""
+    monkeypatch.setattr(FakeWorker, "steps", 100)
+    lines = [letter * 100 for letter in "abcdefghijklmnop"]
+
+    async def run() -> None:
+        pool, _ = await pool_of(1, {}, sentences=1)
+        events = []
+        async for event in LightService(pool).stream("\n".join(lines)):
+            events.append(event)
+            await asyncio.sleep(0.004)
+        translated = [event.source for event in events if not isinstance(event, Partial)]
+        assert translated == lines and isinstance(events[0], Partial)
+        for i, line in enumerate(lines):
+            until = next(n for n, event in enumerate(events) if not isinstance(event, Partial) and event.source == line)
+            grown = [(n, len(e.text)) for n, e in enumerate(events) if isinstance(e, Partial) and e.sentence == i]
+            lengths = [length for _, length in grown]
+            assert lengths == sorted(set(lengths)) and len(lengths) < 50
+            assert all(n < until for n, _ in grown)
         await pool.close()
 
     asyncio.run(run())
