@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
             self.draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # answers that are cut off are no errors
+            self.draining.cancel()
             self.service.kill()
             self.should_exit = self.force_exit = True
 
