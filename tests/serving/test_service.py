@@ -309,7 +309,7 @@ def test_limits_are_named_and_callers_who_leave_free_the_queue(outputs: Path) ->
         for text, key in (("d" * 20001, "max_characters"), ("Dogs. " * 901, "max_sentences")):
             with pytest.raises(TooLarge, match=key):
                 await service.translate([text])
-        with pytest.raises(UnknownModel, match=r"no model ab; possible: a; did you mean a\?"):
+        with pytest.raises(UnknownModel, match=r"no model 'ab'; possible: a; did you mean a\?"):
             await service.translate(["dogs"], model="ab")
         with pytest.raises(UserError, match="prefix: 1 prefixes for 2 texts"):
             await service.translate(["dogs", "cats"], prefixes=[""])
