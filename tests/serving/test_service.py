@@ -218,7 +218,7 @@ def test_a_newer_checkpoint_is_loaded_while_requests_go_on(outputs: Path, tmp_pa
         assert [info.update for info in await service.reload("a")] == [2]
         stop.set()
         await asyncio.gather(*clients)
-        shutil.copytree(tmp_path / "old", run.checkpoints / "update-0000001")  # not what a new worker shall load
+        new_checkpoint(run, seed=3, name="update-0000003")  # not what a new worker shall load
         for worker in service.pool.workers:
             os.kill(worker.process.pid, signal.SIGKILL)
         await service.translate(texts * 4)
@@ -233,7 +233,7 @@ def test_a_newer_checkpoint_is_loaded_while_requests_go_on(outputs: Path, tmp_pa
     assert {result.update for result in results} == {1, 2}
     by_update = {
         1: expected(tmp_path / "old", texts, configured),
-        2: expected(run.checkpoint("last"), texts, configured),
+        2: expected(run.checkpoints / "update-0000002", texts, configured),
     }
     assert by_update[1] != by_update[2]
     for result in results:
