@@ -61,7 +61,7 @@ class FakeService(Service):
 
     def __init__(self, models: Sequence[ModelInfo] | None = None, search: SearchConfig | None = None) -> None:
         self.models = {model.name: model for model in models or [model_info()]}
-        self.search = search or search_preset("beam")
+        self.config, self.search = serve_config(), search or search_preset("beam")
         self.calls: list[dict[str, Any]] = []
         self.failure: Exception | None = None  # raised by every method
         self.breaks: Exception | None = None  # raised by a stream after its first part
