@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick check clean
+.PHONY: demo test quick check docs clean
 
 demo: $(VENV)/installed   ## train on the built-in corpus: a BLEU score, translations, and the line that opens the prompt
 	$(BIN)/seq2seq train name=demo
@@ -22,6 +22,10 @@ check: $(VENV)/installed-dev   ## lint, format and types; of the web pages too, 
 	$(BIN)/mypy
 	@if [ -x $(BIN)/biome ]; then $(BIN)/biome check --error-on-warnings; else echo "biome is unavailable: web pages unchecked"; fi
 
+docs: $(VENV)/installed-docs   ## the documentation site in site/, without a request to any other host
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "to read it: python3 -m http.server --directory site"
+
 clean:   ## the virtual environment
 	rm -rf $(VENV)
 
@@ -31,4 +35,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt
+	$(INSTALL) -e '.[docs]'
 	@touch $@

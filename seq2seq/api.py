@@ -10,11 +10,12 @@ from seq2seq.utils.run import Run
 def train(*overrides: str) -> Run:
     """Train a run, or resume it; it prints its progress as the command does.
 
-    >>> run = train("name=mine", "data.train=[train.en,train.de]", "training.updates=2")
-    run        outputs/mine
-    ...
-    >>> run.checkpoint("best").name
-    'update-0000002'
+    Examples:
+        >>> run = train("name=mine", "data.train=[train.en,train.de]", "training.updates=2")
+        run        outputs/mine
+        ...
+        >>> run.checkpoint("best").name
+        'update-0000002'
     """
     run: Run = call("train", *overrides)
     return run
@@ -23,11 +24,12 @@ def train(*overrides: str) -> Run:
 def evaluate(*overrides: str) -> list[Evaluated]:
     """Score runs on test sets: their own, or your files.
 
-    >>> (result,) = evaluate("run=mine", "source=test.en", "reference=test.de", "metrics=[bleu,chrf]")
-    run        outputs/mine...
-    ...
-    >>> [score.name for score in result.scores]
-    ['BLEU', 'chrF']
+    Examples:
+        >>> (result,) = evaluate("run=mine", "source=test.en", "reference=test.de", "metrics=[bleu,chrf]")
+        run        outputs/mine...
+        ...
+        >>> [score.name for score in result.scores]
+        ['BLEU', 'chrF']
     """
     results: list[Evaluated] = call("evaluate", *overrides)
     return results

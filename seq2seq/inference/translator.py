@@ -118,15 +118,16 @@ class Translator:
 
     It does not change after loading, so several threads may share one.
 
-    >>> translator = Translator.load("mine")
-    >>> first, second = translator.translate(["one two", "three"])  # each a list, best first
-    >>> type(first[0].text), first[0].log_probability < 0
-    (<class 'str'>, True)
-    >>> (scored,) = translator.score(["one two"], ["eins zwei"], attention=True)
-    >>> scored.text, tuple(scored.attention().shape) == (len(scored.pieces) + 1, len(scored.source_pieces))
-    ('eins zwei', True)
-    >>> len(translator.alternatives("one two", prefix="eins", count=3))
-    3
+    Examples:
+        >>> translator = Translator.load("mine")
+        >>> first, second = translator.translate(["one two", "three"])  # each a list, best first
+        >>> type(first[0].text), first[0].log_probability < 0
+        (<class 'str'>, True)
+        >>> (scored,) = translator.score(["one two"], ["eins zwei"], attention=True)
+        >>> scored.text, tuple(scored.attention().shape) == (len(scored.pieces) + 1, len(scored.source_pieces))
+        ('eins zwei', True)
+        >>> len(translator.alternatives("one two", prefix="eins", count=3))
+        3
     """
 
     def __init__(self, model: Seq2Seq, tokenizer: Tokenizer, device: torch.device, max_length: int) -> None:

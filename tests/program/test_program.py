@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from seq2seq.inference.translator import Translator
 from seq2seq.utils.run import Run
 from tests.helpers import REPOSITORY
 from tests.helpers.configs import FAMILIES, TINY
-from tests.helpers.corpora import small_grammar, write_corpus
+from tests.helpers.corpora import small_grammar
 from tests.helpers.program import QUICK, Program, files, train
 
 
@@ -189,54 +188,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
-def documented_commands() -> list[str]:
-    text = "".join((REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/guide.md"))
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("seq2seq ")]
-
-
-@pytest.mark.usefixtures("small_toy")
-def test_every_documented_command_runs(program: Program, tmp_path: Path) -> None:
-    """In the order of the pages; trainings are shortened, and the hub is replaced by a folder in its layout."""
-    quick = [
-        "training.updates=2",
-        "training.validate_every=2",
-        "model.width=16",
-        "tokenizer.vocabulary=500",
-        "training.tokens=300",
-    ]
-    (tmp_path / "FOLDER").mkdir()
-    for name, split in (("train", "train"), ("valid", "val"), ("test", "test")):
-        pair = [
-            (tmp_path / path).read_text(encoding="utf-8").splitlines() for path in write_corpus(tmp_path, name, 60, 4)
-        ]
-        rows = [json.dumps({"en": en, "de": de}) for en, de in zip(*pair, strict=True)]
-        (tmp_path / "FOLDER" / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    commands = documented_commands()
-    assert len(commands) >= 25
-    for command in commands:
-        arguments = shlex.split(re.sub(r"training\.updates=\d+", "training.updates=4", command))[1:]
-        if arguments[0] == "train":
-            arguments += [a for a in quick if a.split("=")[0] not in command]
-        if arguments[0] in ("train", "evaluate", "compare", "report", "translate", "score"):
-            arguments.append("precision=float32")  # bfloat16 gains nothing at this size
-        if arguments[0] in ("train", "evaluate", "compare", "report"):
-            arguments += ["search.length_factor=0.5", "search.length_extra=2"]  # two updates teach no end of a sentence
-        if arguments[:3] == ["train", "data=multi30k", quick[0]]:
-            arguments.append("data.path=FOLDER")
-        result = program(*arguments, input="two cat\n")
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-
-
-def test_the_guide_names_every_choice() -> None:
-    text = (REPOSITORY / "docs" / "guide.md").read_text(encoding="utf-8")
-    for group in (REPOSITORY / "configs").iterdir():
-        for choice in group.glob("*.yaml") if group.is_dir() else ():
-            assert f"`{choice.stem}`" in text, f"{group.name}={choice.stem}"
-
-
 def test_the_project_has_its_few_top_level_folders() -> None:
     folders = {p.name for p in REPOSITORY.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    assert folders <= {"configs", "seq2seq", "scripts", "tests", "docs", "data", "outputs"}
+    assert folders <= {"configs", "seq2seq", "scripts", "tests", "docs", "data", "outputs", "site"}
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
