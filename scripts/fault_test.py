@@ -20,7 +20,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from load_test import expected_texts, free_port, read_answer, request_bytes, send, server, single_sentences, wait_for
+from load_test import (
+    expected_texts,
+    free_port,
+    language_pair,
+    read_answer,
+    request_bytes,
+    send,
+    server,
+    single_sentences,
+    wait_for,
+)
 
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import INDEX, Run
@@ -37,6 +47,7 @@ class Target:
     process: int
     run: Path
     expected: dict[str, str]
+    pair: dict[str, str]  # source and target language
 
 
 Fault = Callable[[Target], Awaitable[str]]
@@ -87,7 +98,7 @@ async def large_body(target: Target) -> str:
 
 
 async def long_line(target: Target) -> str:
-    return await exchange(target, request_bytes(json.dumps({"q": "a" * 1_000_000, "target": "de"}).encode()))
+    return await exchange(target, request_bytes(json.dumps({"q": "a" * 1_000_000, **target.pair}).encode()))
 
 
 async def slow_client(target: Target) -> str:
@@ -115,7 +126,7 @@ async def leaving_clients(target: Target) -> str:
 
     async def leave(i: int) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", target.port)
-        writer.write(request_bytes(json.dumps({"q": texts[i % len(texts)] + f" {i}", "target": "de"}).encode()))
+        writer.write(request_bytes(json.dumps({"q": texts[i % len(texts)] + f" {i}", **target.pair}).encode()))
         await writer.drain()
         writer.close()
 
@@ -170,9 +181,17 @@ FAULTS: dict[str, Fault] = {
 
 
 def descendants(process: int) -> list[int]:
-    """Return the processes that a process started, and those that they started."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *descendants(child))]
+    """Return the processes that a process started, whichever of its threads, and those that they started."""
+    children = [int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in text_of(path)]
+    return [each for child in children for each in (child, *descendants(child))]
+
+
+def text_of(path: Path) -> list[str]:
+    """Return the words of a file, none if its process or thread has ended."""
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 def held(process: int) -> tuple[float, int]:
@@ -228,7 +247,7 @@ def main() -> None:
         command = [sys.executable, "-m", "seq2seq", "serve", f"run={run}", "search=greedy", "precision=float32"]
         with server([*command, f"port={port}"]) as process:
             wait_for(port)
-            print_table(Target(port, process.pid, run, expected))
+            print_table(Target(port, process.pid, run, expected, language_pair(port)))
             print(f"exit code of the server: {process.wait(60)}")
 
 

@@ -40,7 +40,7 @@ class Load:
     """Answers to one number of clients."""
 
     clients: int
-    language: str = ""  # of the translations
+    pair: dict[str, str] = field(default_factory=dict)  # source and target language
     latencies: list[float] = field(default_factory=list)  # of the right answers, in seconds
     answers: Counter[str] = field(default_factory=Counter)  # right, wrong, and statuses other than 200
     seconds: float = 0.0
@@ -94,7 +94,7 @@ async def converse(
     headers: dict[str, str] = {}
     while time.perf_counter() < until and headers.get("connection") != "close":
         sentence, began = next(sentences), time.perf_counter()
-        writer.write(request_bytes(json.dumps({"q": sentence, "target": load.language}).encode()))
+        writer.write(request_bytes(json.dumps({"q": sentence, **load.pair}).encode()))
         status, headers, answer = await read_answer(reader)
         if status != 200:
             load.answers[str(status)] += 1
@@ -113,7 +113,7 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]
 
 
 async def send(port: int, clients: int, sentences: Sequence[str], expected: dict[str, str], seconds: float) -> Load:
-    load, began = Load(clients, target_language(port)), time.perf_counter()
+    load, began = Load(clients, language_pair(port)), time.perf_counter()
     stream = (sentences[i % len(sentences)] for i in count())
     await asyncio.gather(*(client(port, stream, expected, began + seconds, load) for _ in range(clients)))
     load.seconds = time.perf_counter() - began
@@ -143,11 +143,11 @@ def wait_for(port: int) -> None:
     raise SystemExit(f"no server answered on port {port} within {STARTUP} s")
 
 
-def target_language(port: int) -> str:
-    """Return the target language of the server's first model."""
+def language_pair(port: int) -> dict[str, str]:
+    """Return the languages of the server's first model."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/languages") as answer:
         (first, *_) = json.load(answer)
-    return str(first["targets"][0])
+    return {"source": first["code"], "target": first["targets"][0]}
 
 
 def free_port() -> int:

@@ -192,7 +192,7 @@ def fill_norm(spec: Any, norm: nn.Module) -> None:
 
 
 def numpy_array(tensor: Tensor) -> Any:
-    return tensor.detach().float().contiguous().numpy()
+    return tensor.detach().float().numpy().copy()  # CTranslate2 quantizes its arrays in place
 
 
 # ------------------------------------------------------------------------------------- verification

@@ -14,7 +14,6 @@ from starlette.requests import Request
 
 from seq2seq.config.schema import ServeConfig
 from seq2seq.serving.answers import Refused
-from seq2seq.serving.interface import ModelInfo, UnknownModel
 from seq2seq.serving.service import Service
 from seq2seq.utils.errors import nearest
 
@@ -80,12 +79,6 @@ class Api:
             raise Refused(403, "api_key: missing; send it in this field or as Authorization: Bearer")
         if not hmac.compare_digest(given, self.key):
             raise Refused(403, "api_key: wrong key")
-
-    def model(self, name: str | None) -> ModelInfo:
-        models = self.service.models
-        if name is not None and name not in models:
-            raise UnknownModel(f"model: no model {name!r}; possible: {', '.join(models)}{nearest(name, models)}")
-        return models[next(iter(models)) if name is None else name]
 
 
 def form_fields(text: str) -> dict[str, str]:

@@ -15,7 +15,6 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.serving.answers import Refused, json_answer
 from seq2seq.serving.bodies import Api, B, problems
 from seq2seq.serving.interface import ModelInfo, TextResult
-from seq2seq.serving.limits import check_size
 from seq2seq.serving.markup import joined_markup, split_markup
 from seq2seq.serving.openapi import route
 from seq2seq.serving.schemas import DetectBody, Detected, Health, Language, LibreTranslateAnswer, LibreTranslateBody
@@ -45,7 +44,7 @@ class LibreTranslate(Api):
         add("GET", "/languages", self.languages, answer=list[Language], errors=())
         add("GET", "/frontend/settings", self.settings, answer=dict[str, Any], errors=())
         add("POST", "/suggest", self.suggest, errors=(403,))
-        add("GET", "/health", self.health, answer=Health, errors=())
+        add("GET", "/health", self.health, answer=Health, errors=(503,))
 
     async def translate(self, request: Request) -> Response:
         """Translate one text or several.
@@ -57,7 +56,6 @@ class LibreTranslate(Api):
         """
         body = await self.read(request, LibreTranslateBody)
         texts = [body.q] if isinstance(body.q, str) else body.q
-        check_size(texts, self.config, "q")
         detected, model = await self.choose(body, texts)
         translated, alternatives = await self.translated(texts, body, model.name)
         one = isinstance(body.q, str)
@@ -81,7 +79,6 @@ class LibreTranslate(Api):
     async def translated_pages(self, texts: list[str], model: str) -> list[str]:
         pages = [split_markup(text) for text in texts]
         parts = [piece.text for page in pages for piece in page if piece.translatable]
-        check_size(parts, self.config, "q")
         results = iter(await self.service.translate(parts, model=model))
         return [joined_markup(page, [next(results).text for piece in page if piece.translatable]) for page in pages]
 
@@ -110,7 +107,6 @@ class LibreTranslate(Api):
         """
         body = await self.read(request, DetectBody)
         text = body.q if isinstance(body.q, str) else " ".join(body.q)
-        check_size([text], self.config, "q")
         return json_answer(await self.detected(text, list(self.service.models.values())))
 
     async def detected(self, text: str, models: Sequence[ModelInfo]) -> list[dict[str, Any]]:
@@ -159,7 +155,8 @@ class LibreTranslate(Api):
         raise Refused(403, "Suggestions are disabled on this server.")
 
     async def health(self, request: Request) -> Response:
-        """Say that the server runs."""
+        """Say that the server accepts requests and has a worker for them."""
+        self.service.check_health()
         return json_answer({"status": "ok"})
 
     def parse(self, request: Request, raw: bytes, model: type[B]) -> B:

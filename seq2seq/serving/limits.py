@@ -1,16 +1,14 @@
-"""What a request may ask for: its size, and the cost of its search."""
+"""What search a request may ask for."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from seq2seq.config.loading import build_config, not_a_choice, search_preset, to_dict
 from seq2seq.config.paths import CONFIGS
-from seq2seq.config.schema import Range, SearchConfig, ServeConfig
-from seq2seq.serving.interface import TooLarge
+from seq2seq.config.schema import Range, SearchConfig
 from seq2seq.utils.errors import UserError
 
 # Of the options that a request sets: a batch must stay affordable, and a score finite.
@@ -75,16 +73,6 @@ def _excess(key: str, value: Any) -> str:
     if key in LIMITS and numbers and not isinstance(value, (bool, list)) and value not in LIMITS[key]:
         return f"{value} is out of range on this server; it must be {LIMITS[key]}"
     return ""
-
-
-def check_size(texts: Sequence[str], config: ServeConfig, key: str = "text") -> None:
-    """Refuse more characters or texts than a request may contain, before anything works on them."""
-    if (characters := sum(map(len, texts))) > config.max_characters:
-        limit = f"{config.max_characters:,}; divide the text among requests"
-        raise TooLarge(f"{key}: {characters:,} characters exceed this server's limit of {limit}")
-    if len(texts) > config.max_sentences:
-        limit = f"{config.max_sentences:,} texts; divide them among requests"
-        raise TooLarge(f"{key}: {len(texts):,} texts exceed this server's limit of {limit}")
 
 
 def search_options(default: SearchConfig) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ def route(
         responses=responses,
         openapi_extra=extra,
     )
+    if method == "GET":  # which includes HEAD in HTTP
+        router.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
 
 
 def in_json(model: type[BaseModel], *kinds: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -84,8 +85,9 @@ class Pool:
     A worker is idle, or borrowed: by a batch, a reload, or its replacement.
     """
 
-    def __init__(self, workers: Sequence[Worker], scheduler: Scheduler) -> None:
+    def __init__(self, workers: Sequence[Worker], scheduler: Scheduler, timeout: float = math.inf) -> None:
         self.workers, self.scheduler = workers, scheduler
+        self.timeout = timeout  # seconds that a request may take: nobody waits for a batch after them
         self.specs: Sequence[ModelSpec] = ()  # what a new worker loads
         self.idle: list[Worker] = []
         self.waiting: dict[Worker, asyncio.Future[None]] = {}  # who borrows it as soon as it is idle
@@ -113,9 +115,7 @@ class Pool:
 
     async def close(self) -> None:
         """End the workers, idle ones gently."""
-        self.closed = True
-        for task in self.tasks:
-            task.cancel()
+        self._stop_tasks()
         idle = [worker for worker in self.workers if worker in self.idle]
         self.idle.clear()
         await asyncio.gather(*(self._in_thread(worker.close) for worker in idle))
@@ -123,9 +123,15 @@ class Pool:
 
     def kill(self) -> None:
         """End all workers at once."""
+        self._stop_tasks()
         for worker in self.workers:
             worker.kill()
         self.threads.shutdown(wait=False)
+
+    def _stop_tasks(self) -> None:
+        self.closed = True
+        for task in self.tasks:
+            task.cancel()
 
     # -------------------------------------------------------------------------------------- batches
 
@@ -139,6 +145,7 @@ class Pool:
         if self.timer:
             self.timer.cancel()
             self.timer = None
+        self.replace_dead()
         while self.idle and not self.closed:
             batch = self._next_batch()
             if batch is None:
@@ -160,17 +167,21 @@ class Pool:
         """Let a worker answer a batch; if it dies, another one tries once more."""
         parts, began, died = batch.live(), self._now(), False
         self.running += len(parts)
+        watchdog = asyncio.get_running_loop().call_at(began + self.timeout, worker.stop)
         try:
             await self._answer(worker, parts)
             self.counters.add(parts, self._now() - began)
         except WorkerDiedError:
             died = True
         except Exception as error:
-            for part in parts:
-                request_of(part).fail(error)
+            self._fail(parts, error)
         finally:
+            watchdog.cancel()
             self.running -= len(parts)
         if died:
+            overdue = self._now() - began >= self.timeout
+            reason = "was stopped after timeout_s" if overdue else "died (out of memory?)"
+            log.warning("a worker process %s; another one replaces it", reason)
             self._lose(batch)
             await self._replace(worker)
         self._release(worker)
@@ -186,15 +197,36 @@ class Pool:
         for part, result in zip(parts, results, strict=True):
             request_of(part).deliver(part.index, result, update)
 
+    def _fail(self, parts: list[Part], error: Exception) -> None:
+        """Give an error to the request that caused it: of several, each is repeated by itself."""
+        by_request: dict[Pending, list[Part]] = {}
+        for part in parts:
+            by_request.setdefault(request_of(part), []).append(part)
+        if len(by_request) > 1:
+            self.retries.extend(map(Batch, by_request.values()))
+            return
+        for request in by_request:
+            request.fail(error)
+
     def _lose(self, batch: Batch) -> None:
         """Repeat the batch of a dead worker, or give it up."""
-        log.warning("a worker process died (out of memory?); another one replaces it")
         if batch.attempt < ATTEMPTS:
             self.retries.append(Batch(batch.parts, batch.attempt + 1))
             self._dispatch()
             return
         for part in batch.parts:
             request_of(part).fail(WorkerLost("the process that worked on this request died, twice"))
+
+    def replace_dead(self) -> None:
+        """Replace the idle workers that have died, before a batch meets them."""
+        for worker in [worker for worker in self.idle if not worker.alive and not self.closed]:
+            log.warning("an idle worker process died; another one replaces it")
+            self.idle.remove(worker)
+            self.spawn(self._revive(worker))
+
+    async def _revive(self, worker: Worker) -> None:
+        await self._replace(worker)
+        self._release(worker)
 
     async def _replace(self, worker: Worker) -> None:
         for delay in chain(RESTART_DELAYS, repeat(RESTART_DELAYS[-1])):
@@ -242,11 +274,12 @@ class Pool:
 
     # ---------------------------------------------------------------------------------------- tools
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task until it ends or the pool is closed."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def seconds_until_room(self) -> float:
         """Estimate how long the queue will take."""

@@ -31,7 +31,7 @@ from seq2seq.serving.interface import (
     WorkerLost,
 )
 from seq2seq.serving.pool import Pending, Pool
-from seq2seq.serving.scheduler import Scheduler
+from seq2seq.serving.scheduler import Scheduler, cost
 from seq2seq.serving.text import clean, text_result
 from seq2seq.serving.workers import Kind, Loaded, ModelSpec, Task, Version, Worker, folders_of, model_specs
 from seq2seq.utils.device import choose_device
@@ -61,6 +61,8 @@ log = logging.getLogger("seq2seq.serving")
 CPU_SENTENCES, GPU_SENTENCES = 512, 8192
 LONGEST_RETRY = 600  # seconds that a client is asked to wait at most
 LONG_TEXT = 20_000  # characters that are split outside the event loop
+MOST_WEIGHTS = 1_000_000  # attention weights of an answer: about 10 MB of JSON
+ESTIMATE_ERROR = 4  # a worker computes up to so many times their most: sources and targets are as long as estimated
 Answer = tuple[list[Translation], int | None]  # of a sentence, with the update of its checkpoint
 
 
@@ -87,7 +89,7 @@ class Service:
         tokens = token_budget(config.search, device) if config.batch_tokens == "auto" else config.batch_tokens
         sentences = CPU_SENTENCES if device.type == "cpu" else GPU_SENTENCES
         scheduler = Scheduler(tokens, config.batch_wait_ms / 1000, config.max_queue_characters, sentences)
-        service = cls(config, Pool([Worker(config) for _ in range(count)], scheduler))
+        service = cls(config, Pool([Worker(config) for _ in range(count)], scheduler, config.timeout_s))
         try:
             loaded = await service.pool.start(list(service.specs.values()))
         except BaseException:
@@ -104,14 +106,18 @@ class Service:
         self.closing = True
         if waiting := [request.done for request in self.requests]:
             await asyncio.wait(waiting, timeout=self.config.shutdown_s)
-        for request in self.requests:
-            request.fail(Closing())
+        self._refuse_all()
         await self.pool.close()
 
     def kill(self) -> None:
         """End the workers at once."""
         self.closing = True
+        self._refuse_all()
         self.pool.kill()
+
+    def _refuse_all(self) -> None:
+        for request in self.requests:
+            request.fail(Closing())
 
     # ------------------------------------------------------------------------------------- requests
 
@@ -128,11 +134,12 @@ class Service:
         """Translate each text, sentence by sentence; a prefix begins the translation of its text's first sentence."""
         if prefixes is not None and len(prefixes) != len(texts):
             raise UserError(f"prefix: {len(prefixes)} prefixes for {len(texts)} texts; give one for each", code=2)
-        prefixes = [""] * len(texts) if prefixes is None else [clean(prefix) for prefix in prefixes]
-        if len(prefixes) != len(texts):
-            raise UserError(f"prefix: {len(prefixes)} prefixes for {len(texts)} texts; give one for each", code=2)
+        self.check_size([*texts, *(prefixes or ())], len(texts))
         task, texts = self._task("translate", model, search, attention), [clean(text) for text in texts]
+        prefixes = [""] * len(texts) if prefixes is None else [clean(prefix) for prefix in prefixes]
         by_text = await self._sentences(task, texts, split)
+        if attention:
+            self._estimate_weights(task, [sentence for sentences in by_text for sentence in sentences])
         items = [item for pair in zip(by_text, prefixes, strict=True) for item in with_prefix(*pair)]
         answers = iter(await self._answer(Pending(task, items, [source for source, _ in items], task.search.rows)))
         return [
@@ -144,26 +151,34 @@ class Service:
         self, text: str, *, model: str | None = None, search: SearchConfig | None = None, prefix: str = ""
     ) -> AsyncIterator[Partial | SentenceResult]:
         """Yield the best hypotheses as they grow, and each sentence's translations in order."""
+        self.check_size([text, prefix], 1)
         task, text = self._task("stream", model, search), clean(text)
         (sources,) = await self._sentences(task, [text], True)
-        events: asyncio.Queue[Partial | None] = asyncio.Queue()  # None: a sentence is translated, or all has failed
-        request = Pending(task, with_prefix(sources, clean(prefix)), sources, task.search.rows)
-        request.on_partial = lambda index, partial: events.put_nowait(Partial(index, partial))
-        request.on_result = lambda: events.put_nowait(None)
-        answer = asyncio.ensure_future(self._answer(request))
+        grown: dict[int, str] = {}  # newest texts that are not yet yielded: a slow reader gets fewer of them
+        changed = asyncio.Event()  # a text has grown, a sentence is translated, or all has failed
+
+        def grow(index: int, partial: str) -> None:
+            grown[index] = partial
+            changed.set()
 
         def wake(done: asyncio.Task[list[Any]]) -> None:
             if not done.cancelled():
                 done.exception()  # raised below, unless the caller has left
-            events.put_nowait(None)
+            changed.set()
 
+        request = Pending(task, with_prefix(sources, clean(prefix)), sources, task.search.rows)
+        request.on_partial, request.on_result = grow, changed.set
+        answer = asyncio.ensure_future(self._answer(request))
         answer.add_done_callback(wake)
         first = 0  # sentence that is not yet yielded
         try:
             while first < len(sources):
-                event = await events.get()
-                if event is not None:
-                    yield event
+                await changed.wait()
+                changed.clear()
+                for index in list(grown):
+                    partial = Partial(index, grown.pop(index))
+                    if index >= first:
+                        yield partial
                 while first < len(sources) and request.results[first] is not None:
                     yield sentence_result(sources[first], request.results[first])
                     first += 1
@@ -186,8 +201,10 @@ class Service:
         if len(sources) != len(targets):
             raise UserError(f"target: {len(targets)} targets for {len(sources)} sources; give one for each", code=2)
         task = self._task("score", model, search, attention)
+        self.check_size([*sources, *targets], len(sources))
         items = [(clean(source), clean(target)) for source, target in zip(sources, targets, strict=True)]
-        self._check_size([source + target for source, target in items], len(items))
+        if attention:
+            self._estimate_weights(task, [max(pair, key=len) for pair in items])
         answers = await self._answer(Pending(task, items, [source + target for source, target in items]))
         return [translation for translation, _ in answers]
 
@@ -195,8 +212,8 @@ class Service:
         self, source: str, prefix: str, *, model: str | None = None, search: SearchConfig | None = None, count: int = 6
     ) -> list[Alternative]:
         """Return the likeliest next subwords after a prefix, each with the translation that continues with it."""
+        self.check_size([source, prefix], 1)
         task, source = self._task("alternatives", model, search), clean(source).strip()
-        self._check_size([source, prefix], 1)
         if not source:
             return []
         request = Pending(task, [(source, clean(prefix), count)], [source], task.search.rows * count)
@@ -207,39 +224,48 @@ class Service:
         """Return the work that a request asks for, if the service may take it."""
         if self.closing:
             raise Closing
-        name = next(iter(self.models)) if model is None else self._known(model)
-        return Task(kind, name, search or self.search, attention)
+        return Task(kind, self.info(model).name, search or self.search, attention)
 
-    def _known(self, model: str) -> str:
-        if model not in self.models:
+    def info(self, model: str | None) -> ModelInfo:
+        """Return the model of a name, or the first one."""
+        name = next(iter(self.models)) if model is None else model
+        if name not in self.models:
             raise UnknownModel(
-                f"model: no model {model}; possible: {', '.join(self.models)}{nearest(model, self.models)}"
+                f"model: no model {name!r}; possible: {', '.join(self.models)}{nearest(name, self.models)}"
             )
-        return model
+        return self.models[name]
 
     async def _sentences(self, task: Task, texts: list[str], split: bool) -> list[list[str]]:
         """Return each text's sentences; one without splitting, none of a blank text."""
-        self._check_size(texts, 0)
         if not split:
             by_text = [[stripped] if (stripped := text.strip()) else [] for text in texts]
         elif sum(map(len, texts)) < LONG_TEXT:
             by_text = self._split(task, texts)
         else:  # elsewhere, as the event loop serves everybody
             by_text = await asyncio.get_running_loop().run_in_executor(None, self._split, task, texts)
-        self._check_size(texts, sum(map(len, by_text)))
+        self.check_size((), sum(map(len, by_text)))
         return by_text
 
     def _split(self, task: Task, texts: list[str]) -> list[list[str]]:
         tokenizer, limit = self.tokenizers[task.model], self.models[task.model].max_length
         return [split_text(text, lambda part: len(tokenizer.encode_source([part])[0]) <= limit) for text in texts]
 
-    def _check_size(self, texts: Sequence[str], sentences: int) -> None:
+    def check_size(self, texts: Sequence[str], sentences: int) -> None:
+        """Refuse more characters or sentences than one request may have."""
         for count, what, key in (
             (sum(map(len, texts)), "characters", "max_characters"),
             (sentences, "sentences", "max_sentences"),
         ):
             if count > (most := getattr(self.config, key)):
-                raise TooLarge(f"{count:,} {what} are more than this server accepts in one request ({most:,}: {key})")
+                raise TooLarge(
+                    f"{count:,} {what} exceed this server's limit of {most:,} ({key}); divide them among requests"
+                )
+
+    def _estimate_weights(self, task: Task, texts: Sequence[str]) -> None:
+        """Refuse attention that would use too much memory before it is known to be too much for an answer."""
+        info = self.models[task.model]
+        squares = sum(min(cost(text), info.max_length) ** 2 for text in texts)
+        check_weights(squares * info.layers * info.heads * task.search.n_best // ESTIMATE_ERROR)
 
     async def _answer(self, request: Pending) -> list[Any]:
         """Return the results of a request, each with its update; what waits of it is dropped with its caller."""
@@ -262,14 +288,25 @@ class Service:
     # -------------------------------------------------------------------------------------- reloads
 
     async def reload(self, model: str | None = None) -> list[ModelInfo]:
-        """Load newer checkpoints, if any, while requests go on; after an error the former ones stay."""
-        if model is not None:
-            self._known(model)
-        names = list(self.models) if model is None else [model]
+        """Load newer checkpoints, if any, while requests go on; after an error the former ones stay.
+
+        A caller who leaves does not end it: no other work may reach a worker that loads.
+        """
+        names = list(self.models) if model is None else [self.info(model).name]
+        if self.closing:
+            raise Closing
+        loading = self.pool.spawn(self._reload_all(names))
+        loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # though nobody asks any more
+        await asyncio.wait([loading])
+        if loading.cancelled():
+            raise Closing
+        loading.result()
+        return [self.models[name] for name in names]
+
+    async def _reload_all(self, names: Sequence[str]) -> None:
         async with self.reloading:
             for name in names:
                 await self._reload(self.specs[name])
-        return [self.models[name] for name in names]
 
     async def _reload(self, spec: ModelSpec) -> None:
         while (newest := spec.newest(self.config.checkpoint)) != self.versions[spec.name]:
@@ -297,13 +334,30 @@ class Service:
             try:
                 await self.reload()
                 problem = ""
-            except UserError as error:
+            except Closing:
+                return
+            except Exception as error:  # the next look may succeed
                 if str(error) != problem:
                     log.warning("%s; the former checkpoint stays", error)
                 problem = str(error)
 
+    def check_health(self) -> None:
+        """Raise an error while no request can be answered."""
+        if self.closing:
+            raise Closing
+        self.pool.replace_dead()
+        if not self.stats().workers:
+            raise WorkerLost("no worker process is alive; the server starts others")
+
     def stats(self) -> Stats:
         return self.pool.stats()
+
+
+def check_weights(count: int) -> None:
+    """Refuse an answer with so many attention weights that writing it would keep other clients waiting."""
+    if count > MOST_WEIGHTS:
+        remedy = "send less text at a time, or ask /v1/attention for one layer and head"
+        raise TooLarge(f"attention: {count:,} weights exceed the limit of {MOST_WEIGHTS:,}; {remedy}")
 
 
 def with_prefix(sentences: Sequence[str], prefix: str) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.serving.answers import Refused, dumps, error_answer, json_answer
 from seq2seq.serving.bodies import Api
-from seq2seq.serving.interface import ModelInfo, Partial, SentenceResult, ServiceError, TooLarge
-from seq2seq.serving.limits import check_size, search_of, search_options, search_presets
+from seq2seq.serving.interface import ModelInfo, Partial, SentenceResult, ServiceError
+from seq2seq.serving.limits import search_of, search_options, search_presets
 from seq2seq.serving.openapi import route
 from seq2seq.serving.schemas import (
     AlternativesAnswer,
@@ -33,10 +33,10 @@ from seq2seq.serving.schemas import (
     TranslateAnswer,
     TranslateBody,
 )
+from seq2seq.serving.service import check_weights
 from seq2seq.serving.text import clean, text_result
 from seq2seq.utils.errors import UserError
 
-MOST_WEIGHTS = 1_000_000  # attention weights of an answer: about 10 MB of JSON
 DECIMALS = 6  # of an attention weight
 NO_STORE = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must pass each event on at once
 
@@ -61,15 +61,11 @@ class V1(Api):
         body = await self.read(request, TranslateBody)
         texts = [body.text] if isinstance(body.text, str) else body.text
         prefixes = [body.prefix] if isinstance(body.prefix, str) else body.prefix
-        if prefixes is not None and len(prefixes) != len(texts):
-            raise Refused(400, f"prefix: {len(prefixes)} prefixes for {len(texts)} texts; give one for each")
-        check_size(texts, self.config)
-        check_size(prefixes or (), self.config, "prefix")
-        info, search = self.model(body.model), search_of(body.search, self.service.search)
+        info, search = self.service.info(body.model), search_of(body.search, self.service.search)
         results = await self.service.translate(
             texts, model=info.name, search=search, prefixes=prefixes, attention=body.attention, split=body.split
         )
-        check_weights(t for result in results for s in result.sentences for t in s.translations)
+        check_weights(sum(weights_of(t) for r in results for s in r.sentences for t in s.translations))
         answers = [
             {"text": r.text, "gaps": r.gaps, "sentences": [sentence_json(s) for s in r.sentences]} for r in results
         ]
@@ -85,8 +81,7 @@ class V1(Api):
         - `error`: `{"error"}`, and the stream ends
         """
         body = await self.read(request, StreamBody)
-        check_size([body.text, body.prefix], self.config)
-        info, search = self.model(body.model), search_of(body.search, self.service.search)
+        info, search = self.service.info(body.model), search_of(body.search, self.service.search)
         results = self.service.stream(body.text, model=info.name, search=search, prefix=body.prefix)
         events = event_stream(results, body.text, info)
         # Until the first event, an error has a status of its own.
@@ -95,22 +90,18 @@ class V1(Api):
     async def score(self, request: Request) -> Response:
         """Score given translations, subword by subword."""
         body = await self.read(request, ScoreBody)
-        if len(body.source) != len(body.target):
-            raise Refused(400, f"target: {len(body.target)} targets for {len(body.source)} sources; give one for each")
-        check_size([*body.source, *body.target], self.config, "source")
-        info, search = self.model(body.model), search_of(body.search, self.service.search)
+        info, search = self.service.info(body.model), search_of(body.search, self.service.search)
         scored = await self.service.score(
             body.source, body.target, model=info.name, search=search, attention=body.attention
         )
-        check_weights(scored)
+        check_weights(sum(map(weights_of, scored)))
         results = [{**source_json(t), **translation_json(t)} for t in scored]
         return json_answer({"model": info.name, "update": info.update, "results": results})
 
     async def alternatives(self, request: Request) -> Response:
         """Return the likeliest subwords after a prefix, each with the translation that goes on from it."""
         body = await self.read(request, AlternativesBody)
-        check_size([body.text, body.prefix], self.config)
-        info, search = self.model(body.model), search_of(body.search, self.service.search)
+        info, search = self.service.info(body.model), search_of(body.search, self.service.search)
         found = await self.service.alternatives(
             body.text, body.prefix, model=info.name, search=search, count=body.count
         )
@@ -119,8 +110,7 @@ class V1(Api):
     async def attention(self, request: Request) -> Response:
         """Return what each target subword attended to in the source, of one layer and head or the mean of several."""
         body = await self.read(request, AttentionBody)
-        check_size([body.text, body.target or ""], self.config)
-        info = self.model(body.model)
+        info = self.service.info(body.model)
         for key, chosen, count in (("layer", body.layer, info.layers), ("head", body.head, info.heads)):
             if chosen is not None and not 0 <= chosen < count:
                 raise Refused(400, f"{key}: {chosen} is out of range; {info.name} has {key}s 0 to {count - 1}")
@@ -155,8 +145,6 @@ class V1(Api):
     async def reload(self, request: Request) -> Response:
         """Load newer checkpoints, if there are any, while requests go on."""
         body = await self.read(request, ReloadBody, default=b"{}")
-        if body.model is not None:
-            self.model(body.model)
         await self.service.reload(body.model)
         return json_answer(models_json(list(self.service.models.values())))
 
@@ -192,12 +180,9 @@ def translation_json(translation: Translation) -> dict[str, Any]:
     return {**values, "attention": {"weights": weights}}
 
 
-def check_weights(translations: Any) -> None:
-    """Refuse an answer with so many attention weights that writing it would keep other clients waiting."""
-    count = sum(t.weights_LNTS.numel() for t in translations if t.weights_LNTS is not None)
-    if count > MOST_WEIGHTS:
-        remedy = "send less text at a time, or ask /v1/attention for one layer and head"
-        raise TooLarge(f"attention: {count:,} weights exceed the limit of {MOST_WEIGHTS:,}; {remedy}")
+def weights_of(translation: Translation) -> int:
+    """Return the number of its attention weights."""
+    return 0 if translation.weights_LNTS is None else translation.weights_LNTS.numel()
 
 
 def newest(sentences: Sequence[SentenceResult], info: ModelInfo) -> int | None:
@@ -240,8 +225,8 @@ class EventStream(Response):
         self.first, self.events = first, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self.events):  # type: ignore[type-var]
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await send({"type": "http.response.body", "body": self.first, "more_body": True})
                 async for written in self.events:

@@ -294,6 +294,11 @@ class Worker:
             self.process.join(PATIENCE)
         self.kill()
 
+    def stop(self) -> None:
+        """End the process at once, without waiting for its end; it may be started again."""
+        with self.guard:
+            self.process.kill()
+
     def kill(self) -> None:
         """End the process at once and for ever; a thread that waits for its answer gets a WorkerDiedError."""
         with self.guard:

@@ -387,6 +387,7 @@ def score_test_set(run: Run, state: RunState, corpus: Corpus | None, logger: Run
     )
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
+        translator.use_processes(config.processes)
         hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target or "", RESAMPLES)
         for example in select_examples(corpus, hypotheses, config.training.examples):
             logger.example(*example)

@@ -29,7 +29,6 @@ from seq2seq.serving.interface import (
     SentenceResult,
     Stats,
     TextResult,
-    UnknownModel,
 )
 from seq2seq.serving.service import Service
 
@@ -62,16 +61,18 @@ class FakeService(Service):
 
     def __init__(self, models: Sequence[ModelInfo] | None = None, search: SearchConfig | None = None) -> None:
         self.models = {model.name: model for model in models or [model_info()]}
-        self.search = search or search_preset("beam")
+        self.config, self.search = serve_config(), search or search_preset("beam")
         self.calls: list[dict[str, Any]] = []
         self.failure: Exception | None = None  # raised by every method
         self.breaks: Exception | None = None  # raised by a stream after its first part
         self.waiting: asyncio.Event | None = None  # requests wait for it
         self.endless = False  # whether a stream goes on until it is closed
         self.cancelled = self.closed = 0
+        self.closing = False
         self.alphabets: dict[str, str] = {}  # of a model: the signs that it can read
 
-    async def _begin(self, **call: Any) -> ModelInfo:
+    async def _begin(self, texts: Sequence[str] = (), sentences: int = 0, **call: Any) -> ModelInfo:
+        self.check_size(texts, sentences)
         self.calls.append(call)
         if self.failure:
             raise self.failure
@@ -81,10 +82,7 @@ class FakeService(Service):
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        name = call["model"]
-        if name is not None and name not in self.models:
-            raise UnknownModel(f"no model {name}")
-        return self.models[name or next(iter(self.models))]
+        return self.info(call["model"])
 
     async def translate(
         self,
@@ -97,7 +95,13 @@ class FakeService(Service):
         split: bool = True,
     ) -> list[TextResult]:
         info = await self._begin(
-            texts=list(texts), model=model, search=search, prefixes=prefixes, attention=attention, split=split
+            [*texts, *(prefixes or ())],
+            len(texts),
+            model=model,
+            search=search,
+            prefixes=prefixes,
+            attention=attention,
+            split=split,
         )
         n_best = (search or self.search).n_best
         return [self._text(text, n_best, attention, split, info) for text in texts]
@@ -131,7 +135,7 @@ class FakeService(Service):
     async def stream(
         self, text: str, *, model: str | None = None, search: SearchConfig | None = None, prefix: str = ""
     ) -> AsyncIterator[Partial | SentenceResult]:
-        info = await self._begin(text=text, model=model, search=search, prefix=prefix)
+        info = await self._begin([text, prefix], model=model, search=search, prefix=prefix)
         for i, sentence in enumerate(self._text(text, (search or self.search).n_best, False, True, info).sentences):
             yield Partial(i, sentence.translations[0].text[:1])
             if self.breaks:
@@ -153,14 +157,14 @@ class FakeService(Service):
         search: SearchConfig | None = None,
         attention: bool = False,
     ) -> list[Translation]:
-        info = await self._begin(sources=list(sources), targets=list(targets), model=model, attention=attention)
+        info = await self._begin([*sources, *targets], model=model, attention=attention)
         pairs = zip(sources, targets, strict=True)
         return [self._translation(source, target, attention, info) for source, target in pairs]
 
     async def alternatives(
         self, source: str, prefix: str, *, model: str | None = None, search: SearchConfig | None = None, count: int = 6
     ) -> list[Alternative]:
-        await self._begin(source=source, prefix=prefix, model=model, count=count)
+        await self._begin([source, prefix], model=model, count=count)
         return [Alternative(f"▁{n}", 0.5**n, f"{prefix} {n}") for n in range(1, count + 1)]
 
     async def reload(self, model: str | None = None) -> list[ModelInfo]:
@@ -170,6 +174,10 @@ class FakeService(Service):
 
     async def close(self) -> None:
         return None
+
+    def check_health(self) -> None:
+        if self.failure:
+            raise self.failure
 
     def stats(self) -> Stats:
         return Stats(
@@ -201,7 +209,7 @@ class Web:
 
     def __init__(self, service: FakeService | None = None, **config: Any) -> None:
         self.service = service or FakeService()
-        self.config = serve_config(**config)
+        self.service.config = self.config = serve_config(**config)
         self.app: FastAPI = create_app(self.service, self.config)
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:

@@ -228,6 +228,18 @@ def test_several_that_export_at_once_do_not_clash(run: Run, monkeypatch: pytest.
 
 
 @needed
+def test_an_export_leaves_the_model_as_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in int8, whose rounding works in place: the translator that exports scores as every other one."""
+    monkeypatch.setattr(engines, "QUANTIZATION", "int8")
+    texts = SENTENCES[:1], ["Some Dogs See Cats."]
+    first, later, plain = (
+        Translator.from_checkpoint(run.checkpoint("best"), "cpu", "float32", engine)
+        for engine in ("ctranslate2", "ctranslate2", "torch")
+    )
+    assert first.score(*texts)[0] == later.score(*texts)[0] == plain.score(*texts)[0]
+
+
+@needed
 def test_a_folder_that_cannot_be_written_keeps_no_export(run: Run) -> None:
     """The engine works from a temporary one."""
     folder = run.checkpoint("best")

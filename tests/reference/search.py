@@ -135,6 +135,8 @@ def _best(groups: list[Group], model: Model, options: Any, length: int) -> Prefi
         if options.coverage_penalty:
             score += coverage_penalty(path.ids, model, options.coverage_penalty)
         scores[path.ids] = max(score, scores.get(path.ids, score))
+    if not scores:
+        return None
     first, *others = sorted(scores.items(), key=lambda one: -one[1])
     return None if others and first[1] - others[0][1] <= TIE else first[0]
 

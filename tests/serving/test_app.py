@@ -93,6 +93,13 @@ def test_every_answer_has_the_security_headers() -> None:
     assert {answer.status_code for answer in answers} >= {200, 404, 405, 500, 413, 400, 403}
 
 
+def test_what_can_be_read_has_a_head() -> None:
+    """HEAD answers as GET does, without being described as a route of its own."""
+    for path in sorted((KEYED | OPEN) - {*BODIES, "/suggest", "/metrics", "/openapi.json"}):
+        head, whole = Web().request("HEAD", path), Web().get(path)
+        assert (head.status_code, head.headers) == (200, whole.headers), path
+
+
 def test_a_path_or_method_that_does_not_exist_is_explained() -> None:
     for answer, status in ((Web().get("/none"), 404), (Web().get("/translate"), 405), (Web().post("/languages"), 405)):
         assert answer.status_code == status

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libretranslatepy import LibreTranslateAPI
 
 from seq2seq.config.loading import search_preset
+from seq2seq.serving.interface import WorkerLost
 from seq2seq.serving.libretranslate import reading, with_alternatives
 from seq2seq.serving.markup import joined_markup, split_markup
 from tests.helpers.serving import FakeService, Web, backwards, model_info, running
@@ -146,7 +148,12 @@ def test_suggestions_are_refused() -> None:
 
 
 def test_health() -> None:
+    """It is that of the service, so that a load balancer sends no requests to a server without workers."""
     assert Web().get("/health").json() == {"status": "ok"}
+    service = FakeService()
+    service.failure = WorkerLost("no worker")
+    answer = Web(service).get("/health")
+    assert (answer.status_code, answer.json()) == (503, {"error": "no worker"})
 
 
 # ------------------------------------------------------------------------------------------------- detection
@@ -255,10 +262,9 @@ def test_a_page_translated_into_itself_reads_the_same(parts: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_client_of_libretranslate_works_unchanged() -> None:
-    client = pytest.importorskip("libretranslatepy", reason="the client libretranslatepy is not installed")
     text = "Ein Hund läuft & schläft."
     with running(Web(two_way(), api_key="schlüssel").app) as address:
-        api = client.LibreTranslateAPI(address, "schlüssel")
+        api = LibreTranslateAPI(address, "schlüssel")
         assert api.translate(text, "de", "en") == backwards(text)
         assert {language["code"] for language in api.languages()} == {"en", "de"}
         assert {detected["language"] for detected in api.detect(text)} == {"en", "de"}

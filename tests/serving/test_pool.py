@@ -1,55 +1,103 @@
-"""Laws of the pool, with workers that are threads of the test: results, retries, replacements and reloads."""
+"""Laws of pool and service, with workers that are threads of the test: results, retries, replacements, reloads."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from seq2seq.serving.interface import WorkerLost
+from seq2seq.serving import service as service_module
+from seq2seq.serving.interface import Closing, Partial, WorkerLost
 from seq2seq.serving.pool import Pending, Pool
 from seq2seq.serving.scheduler import Scheduler
-from seq2seq.serving.workers import ModelSpec, WorkerDiedError
+from seq2seq.serving.service import Service
+from seq2seq.serving.workers import Loaded, ModelSpec, Task, Version, WorkerDiedError
+from seq2seq.utils.errors import UserError
+from tests.helpers.serving import model_info, serve_config
+
+NEW: Version = (("new", 1),)
 
 
 class FakeWorker:
-    """Answers a sentence with itself in capitals; dies of the sentences in `deadly`, as often as it says."""
+    """Answers a sentence with itself in capitals; dies of the sentences in `deadly`, as often as it says.
 
-    alive = True
+    "wrong" is an error of its batch, and "endless" takes until the worker is stopped.
+    """
+
+    steps = 1  # of the search
+    load_seconds = 0.01
 
     def __init__(self, deadly: dict[str, int]) -> None:
         self.deadly, self.loaded, self.starts = deadly, list[str](), 0
+        self.alive = False
+        self.stopped, self.busy = threading.Event(), threading.Lock()
 
     def start(self, specs: Sequence[ModelSpec]) -> list[str]:
-        self.starts += 1
+        self.starts, self.alive = self.starts + 1, True
         return [spec.name for spec in specs]
 
-    def load(self, spec: ModelSpec) -> str:
-        time.sleep(0.01)
+    def load(self, spec: ModelSpec) -> Loaded:
+        assert self.busy.acquire(blocking=False), "a worker does two things at once"
+        time.sleep(self.load_seconds)
         self.loaded.append(spec.name)
-        return spec.name
+        self.busy.release()
+        return Loaded(model_info(spec.name, update=len(self.loaded)), NEW, {})
 
-    def work(self, task: Any, items: Sequence[str], on_partial: Callable[[int, str], None]) -> tuple[list[str], int]:
+    def work(self, task: Any, items: Sequence[Any], on_partial: Callable[[int, str], None]) -> tuple[list[str], int]:
+        items = [item if isinstance(item, str) else item[0] for item in items]  # without its prefix
+        assert not self.busy.locked(), "a worker does two things at once"
+        if "wrong" in items:
+            raise UserError("a wrong sentence")
+        if "endless" in items:
+            assert self.stopped.wait(1)
+            raise WorkerDiedError
         for i, item in enumerate(items):
-            on_partial(i, item[:1])
+            for length in range(self.steps):
+                on_partial(i, item[: length + 1])
             if self.deadly.get(item, 0):
                 self.deadly[item] -= 1
                 raise WorkerDiedError
         time.sleep(0.002)
         return [item.upper() for item in items], len(self.loaded)
 
+    def stop(self) -> None:
+        self.stopped.set()
+
     def close(self) -> None: ...
     def kill(self) -> None: ...
 
 
-async def pool_of(count: int, deadly: dict[str, int], sentences: int = 3) -> tuple[Pool, list[FakeWorker]]:
+async def pool_of(
+    count: int, deadly: dict[str, int], sentences: int = 3, timeout: float = 60
+) -> tuple[Pool, list[FakeWorker]]:
     workers = [FakeWorker(deadly) for _ in range(count)]
-    pool = Pool(workers, Scheduler(10**6, 0.001, 10**6, sentences))  # type: ignore[arg-type]
+    pool = Pool(workers, Scheduler(10**6, 0.001, 10**6, sentences), timeout)  # type: ignore[arg-type]
     await pool.start([ModelSpec("a", ("a",))])
     return pool, workers
+
+
+class NewCheckpoint(ModelSpec):
+    def newest(self, checkpoint: str) -> Version:
+        return NEW
+
+
+class LightService(Service):
+    """A service of one model over a pool of fake workers; each line of a text is a sentence."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.config, self.pool = serve_config(), pool
+        self.search, self.closing, self.reloading = self.config.search, False, asyncio.Lock()
+        self.specs = {"a": NewCheckpoint("a", ("a",))}
+        self.models, self.versions, self.requests = {"a": model_info("a")}, {"a": ()}, {}
+        self.tokenizers = {}
+
+    async def _sentences(self, task: Task, texts: list[str], split: bool) -> list[list[str]]:
+        return [text.splitlines() for text in texts]
 
 
 def requests(pool: Pool, texts: Sequence[Sequence[str]]) -> list[Pending]:
@@ -123,6 +171,127 @@ def test_nobody_waits_for_a_request_that_was_given_up() -> None:
         gone.done.cancel()
         await other.done
         assert other.results == [("C", 0)] and gone.results == [None, None]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_an_error_is_that_of_the_request_that_caused_it() -> None:
+    """Other requests of the same batch are answered."""
+
+    async def run() -> None:
+        pool, _ = await pool_of(1, {}, sentences=9)
+        first, wrong, last = requests(pool, [["a", "b"], ["c", "wrong"], ["d"]])
+        await asyncio.wait([first.done, wrong.done, last.done])
+        assert isinstance(wrong.done.exception(), UserError)
+        assert [result for request in (first, last) for result, _ in request.results] == ["A", "B", "D"]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_does_not_answer_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """It is stopped when nobody can wait for its batch any more; the batch is not repeated."""
+
+    async def run() -> None:
+        pool, (worker,) = await pool_of(1, {}, sentences=1, timeout=0.02)
+        stuck, other = requests(pool, [["endless"], ["fine"]])
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(stuck.done, 0.015)
+        await other.done
+        assert other.results == [("FINE", 0)] and worker.starts == 2
+        assert [record.message for record in caplog.records] == [
+            "a worker process was stopped after timeout_s; another one replaces it"
+        ]
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_after_its_end_a_pool_neither_repeats_nor_replaces(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def run() -> None:
+        pool, (worker,) = await pool_of(1, {}, sentences=1)
+        requests(pool, [["endless"], ["fine"]])
+        await asyncio.sleep(0.01)
+        pool.kill()
+        worker.stop()
+        await asyncio.sleep(0.01)
+        assert (worker.starts, caplog.messages, pool.tasks) == (1, [], set())
+
+    asyncio.run(run())
+
+
+def test_workers_that_died_while_idle_cost_no_request_its_answer() -> None:
+    """They are replaced before a batch meets them, and when somebody asks for the server's health."""
+
+    async def run() -> None:
+        pool, fakes = await pool_of(2, {})
+        for _ in range(2):
+            for fake in fakes:
+                fake.alive = False
+            (request,) = requests(pool, [["a"]])
+            await request.done
+            assert request.results == [("A", 0)]
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        fakes[0].alive = False
+        pool.replace_dead()
+        assert len(pool.idle) == 1
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        assert all(fake.alive for fake in fakes) and pool.stats().restarts >= 4
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_reload_goes_on_without_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a worker has loaded, it gets no batch; a reload of a server that closes is refused."""
+    monkeypatch.setattr(service_module, "Tokenizer", dict)
+    monkeypatch.setattr(FakeWorker, "load_seconds", 0.03)
+
+    async def run() -> None:
+        pool, fakes = await pool_of(2, {})
+        service = LightService(pool)
+        caller = asyncio.ensure_future(service.reload())
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        submitted = requests(pool, [["a"] * 4 for _ in range(8)])
+        await asyncio.gather(caller, *(request.done for request in submitted), return_exceptions=True)
+        assert [request.done.exception() for request in submitted] == [None] * 8
+        while len(pool.idle) < 2:
+            await asyncio.sleep(0.001)
+        assert caller.cancelled() and [fake.loaded for fake in fakes] == [["a"], ["a"]]
+        assert [info.update for info in await service.reload()] == [1]
+        service.closing = True
+        with pytest.raises(Closing):
+            await service.reload()
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_slow_reader_of_a_stream_gets_the_newest_texts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text grows from one to the next, and does not follow its translation."""
+    monkeypatch.setattr(FakeWorker, "steps", 100)
+    lines = [letter * 100 for letter in "abcdefghijklmnop"]
+
+    async def run() -> None:
+        pool, _ = await pool_of(1, {}, sentences=1)
+        events = []
+        async for event in LightService(pool).stream("\n".join(lines)):
+            events.append(event)
+            await asyncio.sleep(0.004 if isinstance(event, Partial) else 0)
+        translated = [event.source for event in events if not isinstance(event, Partial)]
+        assert translated == lines and isinstance(events[0], Partial)
+        for i, line in enumerate(lines):
+            until = next(n for n, event in enumerate(events) if not isinstance(event, Partial) and event.source == line)
+            grown = [(n, len(e.text)) for n, e in enumerate(events) if isinstance(e, Partial) and e.sentence == i]
+            lengths = [length for _, length in grown]
+            assert lengths == sorted(set(lengths)) and len(lengths) < 50
+            assert all(n < until for n, _ in grown)
         await pool.close()
 
     asyncio.run(run())

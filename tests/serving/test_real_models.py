@@ -28,7 +28,7 @@ SENTENCES = ["Some dogs see cats.", "Some birds see a cow."]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_run(tmp_path_factory.mktemp("runs") / "tiny", "transformer").folder
+    return saved_run(tmp_path_factory.mktemp("runs") / "tiny", "transformer", "data.source=en", "data.target=de").folder
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,21 @@ def test_nothing_is_translated_into_nothing(client: httpx.Client, text: str | li
 
 def test_an_empty_text_streams_its_end(client: httpx.Client) -> None:
     assert client.post("/v1/stream", json={"text": " "}).text.startswith("event: done\ndata: ")
+
+
+def test_what_belongs_together_is_as_many(client: httpx.Client) -> None:
+    for path, body in {
+        "/v1/translate": {"text": SENTENCES, "prefix": "Some"},
+        "/v1/score": {"source": SENTENCES, "target": ["Some"]},
+    }.items():
+        response = client.post(path, json=body)
+        assert response.status_code == 400 and "give one for each" in response.json()["error"]
+
+
+def test_attention_that_would_fill_the_memory_is_refused_unworked(client: httpx.Client) -> None:
+    text = "\n".join(["Some dogs see cats " * 200] * 20)
+    counted = client.get("/metrics").text
+    response = client.post("/v1/translate", json={"text": text, "attention": True, "search": {"n_best": 5}})
+    assert response.status_code == 413 and "attention" in response.json()["error"]
+    batches = [line for line in counted.splitlines() if line.startswith("seq2seq_batches_total")]
+    assert batches[0] in client.get("/metrics").text
