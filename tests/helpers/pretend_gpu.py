@@ -376,6 +376,8 @@ def replaced_functions(gpu: PretendGPU) -> Iterator[tuple[Any, str, Any]]:
     yield torch._VF, "lstm", lstm
     yield torch.backends.cudnn, "is_acceptable", lambda _: False
     yield from ((torch.cuda, name, MagicMock(return_value=answer)) for name, answer in ANSWERS.items())
+    # A build of torch for CUDA asks its driver, which this machine may lack.
+    yield torch.accelerator, "current_accelerator", MagicMock(return_value=None)
     yield from ((torch.cuda, name, function) for name, function in cuda_functions(gpu).items())
 
 

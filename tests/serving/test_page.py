@@ -369,6 +369,7 @@ def test_the_keyboard_suffices(page: Page, server: FakeServer) -> None:
     keyboard.press("Escape")
     expect(page.locator("#help")).to_be_hidden()
     keyboard.press("/")
+    expect(page.locator("#source")).to_be_focused()
     keyboard.type(SENTENCES[0])
     expect(page.locator("#output")).to_have_text(german(SENTENCES[0]))
     finished(page)

@@ -156,18 +156,22 @@ def test_texts_keep_their_lines_and_spaces(outputs: Path) -> None:
 
 
 def test_killed_workers_cost_no_request_its_answer(outputs: Path) -> None:
-    """Each worker is killed under load, one after the other; the counters say so."""
+    """Each worker is killed in the middle of a batch, one after the other; the counters say so."""
     configured = config(outputs, "run=a", "batch_tokens=100")
     texts = sentences(80)
 
     async def work(service: Service) -> list[Any]:
-        requests = [asyncio.ensure_future(service.translate(["\n".join(texts[i : i + 10])])) for i in range(0, 80, 10)]
-        for worker in service.pool.workers:
-            await asyncio.sleep(0.1)
+        results: list[Any] = []
+        for restarts, worker in enumerate(service.pool.workers, 1):
+            parts = ["\n".join(texts[i : i + 10]) for i in range(0, 80, 10)]
+            requests = [asyncio.ensure_future(service.translate([part])) for part in parts]
+            while worker in service.pool.idle:
+                await asyncio.sleep(0)
             os.kill(worker.process.pid, signal.SIGKILL)
-        results = [result for (result,) in await asyncio.gather(*requests)]
-        while service.stats().restarts < 2:
-            await asyncio.sleep(0.05)
+            results = [result for (result,) in await asyncio.gather(*requests)]
+            while service.stats().restarts < restarts:
+                service.pool.replace_dead()  # also if it had just ended its last batch
+                await asyncio.sleep(0.05)
         assert service.stats().workers == 2
         return results
 
