@@ -1,8 +1,9 @@
-"""Load on `seq2seq serve`: `python scripts/load_test.py --run NAME source=test.en`.
+"""Load on `seq2seq serve`: `python scripts/load_test.py --run NAME --source test.en`.
 
 1, 8, 64 and 256 clients send one sentence after another, each over its own connection to a server on the loopback,
 for a minute each. Every answer is compared with the direct translation of its sentence. Beside it: the Translator
-called directly with the same sentences, on as many processes, and a plain server that translates request by request.
+called directly with the same sentences, as many at once as there are clients and all at once; and a plain server that
+translates request by request.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from threading import Lock
 
@@ -45,14 +46,15 @@ class Load:
     answers: Counter[str] = field(default_factory=Counter)  # right, wrong, and statuses other than 200
     seconds: float = 0.0
 
-    def row(self, direct: float) -> str:
+    def row(self, direct: dict[int, float]) -> str:
         ordered = sorted(self.latencies) or [float("nan")]
         speed = len(self.latencies) / self.seconds
         refused = self.answers["429"]
         other = sum(self.answers.values()) - self.answers["right"] - refused
         middle, late = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
+        ratios = f"{speed / direct[self.clients]:.0%} | {speed / max(direct.values()):.0%}"
         return (
-            f"| {self.clients} | {speed:,.0f} | {speed / direct:.0%} | {1e3 * middle:,.1f} | {1e3 * late:,.1f} "
+            f"| {self.clients} | {speed:,.0f} | {ratios} | {1e3 * middle:,.1f} | {1e3 * late:,.1f} "
             f"| {self.answers['right']:,} | {refused:,} | {other:,} |"
         )
 
@@ -209,21 +211,27 @@ def expected_texts(
     return {sentence: n_best[0].text for sentence, n_best in zip(sentences, translations, strict=True)}
 
 
-def direct_speed(translator: Translator, sentences: Sequence[str], search: SearchConfig, seconds: float) -> float:
-    """Return the sentences per second of the Translator, which receives all of them at once."""
+def direct_speed(
+    translator: Translator, sentences: Sequence[str], search: SearchConfig, seconds: float, at_once: int
+) -> float:
+    """Return the sentences per second of the Translator, which receives some of them at once."""
+    batches = [sentences[i : i + at_once] for i in range(0, len(sentences), at_once)]
     done, began = 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds:
-        translator.translate(sentences, search)
-        done += len(sentences)
+    for batch in cycle(batches):
+        if (spent := time.perf_counter() - began) >= seconds:
+            break
+        translator.translate(batch, search)
+        done += len(batch)
     return done / spent
 
 
-def table(title: str, loads: Sequence[Load], direct: float) -> str:
+def table(title: str, loads: Sequence[Load], direct: dict[int, float]) -> str:
     return "\n".join(
         [
             f"\n{title}\n",
-            "| clients | sentences/s | of direct | median, ms | 99 %, ms | right | refused (429) | other |",
-            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| clients | sentences/s | of direct, as many at once | all at once "
+            "| median, ms | 99 %, ms | right | 429 | other |",
+            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
             *(load.row(direct) for load in loads),
         ]
     )
@@ -249,10 +257,12 @@ def main() -> None:
     translator = Translator.load(arguments.run, **settings, processes="auto")
     search = search_preset(arguments.search)
     expected = expected_texts(arguments.run, sentences, arguments.search, arguments.precision, arguments.outputs)
-    direct = direct_speed(translator, sentences, search, arguments.seconds / 4)
+    sizes = [*arguments.clients, len(sentences)]
+    direct = {n: direct_speed(translator, sentences, search, arguments.seconds / 6, n) for n in sizes}
     if translator.workers:
         translator.workers.close()
-    print(f"direct     {direct:,.0f} sentences/s, {len(sentences):,} sentences at once")
+    for count_at_once, speed in direct.items():
+        print(f"direct     {speed:,.0f} sentences/s, {count_at_once:,} sentences at once")
     run = [f"run={arguments.run}", *(f"{key}={value}" for key, value in settings.items()), f"search={arguments.search}"]
     port = free_port()
     with server([sys.executable, "-m", "seq2seq", "serve", *run, f"port={port}"]):

@@ -259,3 +259,31 @@ def test_a_wish_for_another_protocol_is_no_error(caplog: pytest.LogCaptureFixtur
 
     served(answer_ok, client)
     assert not caplog.messages
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_receipt_of_its_head() -> None:
+    """Nagle's algorithm is off in each connection; asyncio leaves it on where a socket does not name its protocol."""
+    seen: list[int] = []
+
+    class Watched(Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            accepted = transport.get_extra_info("socket")
+            seen.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def work() -> None:
+        config = uvicorn.Config(module.refuse, http=Watched, lifespan="off", log_config=None)
+        config.load()
+        state = uvicorn.Server(config).server_state
+        with listen("127.0.0.1", 0) as listener:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: Watched(config=config, server_state=state, app_state={}), sock=listener
+            )
+            reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            writer.write(REQUEST)
+            await reader.read(1)
+            writer.close()
+            server.close()
+
+    asyncio.run(work())
+    assert len(seen) == 1 and seen[0]
