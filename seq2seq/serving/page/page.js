@@ -324,7 +324,7 @@ function listenToButtons() {
   addEventListener("hashchange", openLink);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest?.("input, textarea, select, dialog")) return;
+    if (event.target.closest?.("input, textarea, select, dialog[open]")) return;
     if (event.key === "?") $("help").showModal();
     else if (event.key === "/") source.focus();
     else return;
