@@ -32,6 +32,8 @@ from load_test import (
     wait_for,
 )
 
+from seq2seq.config.loading import search_preset
+from seq2seq.inference.translator import Translator
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import INDEX, Run
 
@@ -242,7 +244,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(shutil.copytree(Run.find(arguments.run, arguments.outputs).folder, Path(folder) / "copy"))
-        expected = expected_texts(str(run), single_sentences(arguments.source), "greedy", "float32")
+        translator = Translator.load(str(run), precision="float32")
+        expected = expected_texts(translator, single_sentences(arguments.source), search_preset("greedy"))
         port = free_port()
         command = [sys.executable, "-m", "seq2seq", "serve", f"run={run}", "search=greedy", "precision=float32"]
         with server([*command, f"port={port}"]) as process:

@@ -202,12 +202,9 @@ def single_sentences(path: Path) -> list[str]:
     return [line for line in lines if sentences_of(line, lambda _: True) == [line]]
 
 
-def expected_texts(
-    run: str, sentences: Sequence[str], search: str, precision: str, outputs: str = "outputs"
-) -> dict[str, str]:
+def expected_texts(translator: Translator, sentences: Sequence[str], search: SearchConfig) -> dict[str, str]:
     """Return the direct translation of each sentence."""
-    translator = Translator.load(run, outputs=outputs, precision=precision)
-    translations = translator.translate(sentences, search_preset(search))
+    translations = translator.translate(sentences, search)
     return {sentence: n_best[0].text for sentence, n_best in zip(sentences, translations, strict=True)}
 
 
@@ -256,7 +253,7 @@ def main() -> None:
     settings = {"outputs": arguments.outputs, "precision": arguments.precision}
     translator = Translator.load(arguments.run, **settings, processes="auto")
     search = search_preset(arguments.search)
-    expected = expected_texts(arguments.run, sentences, arguments.search, arguments.precision, arguments.outputs)
+    expected = expected_texts(translator, sentences, search)
     sizes = [*arguments.clients, len(sentences)]
     direct = {n: direct_speed(translator, sentences, search, arguments.seconds / 6, n) for n in sizes}
     if translator.workers:
