@@ -534,7 +534,7 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
         ({}, "number.jsonl", "number.jsonl, line 1, column de: 5 is not text"),
         ({}, "first.csv", "first.csv, line 2: 1 columns, but the header has 2: en, de"),
         ({}, "semicolons.csv", "has 1: en;de; the first line of a table must name its columns, such as en and de, sep"),
-        ({}, "words.csv", "possible: en;de; the first line of a table must name its columns, such as en and de, separated by c"),
+        ({}, "words.csv", "possible: en;de; the first line of a table must name its columns, such as en and de, sep"),
         ({}, "second.csv", "second.csv, line 3: 3 columns, but the header has 2: en, de"),
         ({}, "open.csv", "open.csv, line 2: invalid CSV"),
         ({}, "header.csv", "header.csv, line 1: invalid CSV"),
