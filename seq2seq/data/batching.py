@@ -138,7 +138,7 @@ class Batches:
         return round(int(self.encoded.target.ends[-1]) * self.pairs_per_epoch() / len(self.encoded))
 
     def updates_per_epoch(self) -> float:
-        """Estimate the updates of an epoch, each of the batches computed at once, or of as many as fill `update_tokens`."""
+        """Estimate the updates of an epoch, each of what is computed at once, or of as many batches as fill one."""
         steps = self.batches_per_epoch() / self.at_once
         return steps / math.ceil(max(1.0, self.update_tokens * steps / self.target_tokens_per_epoch()))
 
