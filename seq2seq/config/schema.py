@@ -154,6 +154,7 @@ class DataConfig:
     train: str | list[str] | None
     validation: str | list[str] | None
     test: str | list[str] | None
+    tokenize: Tokenize | None
     held_out: Count
     max_length: Count
     filters: FilterConfig
@@ -433,6 +434,7 @@ class TestConfig:
     public: str | list[str] | None
     data: DataConfig | None
     data_path: str | None
+    tokenize: Tokenize | None
     search: SearchConfig
 
     def problems(self) -> Problems:
@@ -459,7 +461,6 @@ class EvaluateConfig(TestConfig):
     run: str | list[str] | None
     engine: Engine
     metrics: list[MetricName]
-    tokenize: Tokenize | None
     resamples: Natural
     comet: str
     detail: bool
@@ -475,7 +476,6 @@ class EvaluateConfig(TestConfig):
 class CompareConfig(TestConfig):
     run: list[str] | None
     metrics: list[MetricName]
-    tokenize: Tokenize | None
     sentences: Natural
 
     def problems(self) -> Problems:

@@ -24,7 +24,7 @@ from seq2seq.data.doctor import quick, sizes
 from seq2seq.data.encoding import encode_corpus, encode_training, resegmenter
 from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
-from seq2seq.evaluation.metrics import RESAMPLES, language_advice, tokenizer_warning
+from seq2seq.evaluation.metrics import RESAMPLES, corpus_warning
 from seq2seq.evaluation.testsets import translate_and_score
 from seq2seq.inference.checkpoint import CONFIG, WEIGHTS, read_plain_config, to_yaml, write_config
 from seq2seq.inference.translator import Translator
@@ -167,7 +167,7 @@ def lock_run(run: Run, process_group: ProcessGroup) -> Iterator[None]:
 def log_corpora(config: TrainConfig, corpora: Corpora, logger: RunLogger) -> None:
     """Log sizes, omitted pairs, and the doctor's quick findings."""
     sizes(config.data, corpora, logger.field)
-    if warning := tokenizer_warning(config.data.target or "", language_advice(config.data)):
+    if warning := corpus_warning(config.data):
         logger.field("warning", warning)
     for finding in quick(corpora):
         if finding.serious:
@@ -388,7 +388,7 @@ def score_test_set(run: Run, state: RunState, corpus: Corpus | None, logger: Run
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
         translator.use_processes(config.processes)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target or "", RESAMPLES)
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data, RESAMPLES)
         for example in select_examples(corpus, hypotheses, config.training.examples):
             logger.example(*example)
         logger.info(
