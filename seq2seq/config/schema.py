@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", 
 Problems = Iterator[tuple[str, str]]  # (key below this object, the contradiction)
 
 
-def settled(value: int | Literal["auto"]) -> int:
+Number = TypeVar("Number", int, float)
+
+
+def settled(value: Number | Literal["auto"]) -> Number:
     """Return a number that was "auto" only until training began."""
     assert value != "auto"
     return value
@@ -223,7 +226,7 @@ class ParamGroupsConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "muon", "schedule_free", "adafactor"]
-    lr: Positive
+    lr: Positive | Literal["auto"]
     schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
     warmup: Natural | Literal["auto"]
     cooldown: Fraction

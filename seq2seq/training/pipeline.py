@@ -41,6 +41,7 @@ from seq2seq.training.logger import RunLogger
 from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
 from seq2seq.training.optimizers import build_optimizer, optimizer_table
+from seq2seq.training.schedule import settle_rate
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, select_examples, validate
 from seq2seq.utils.console import hint
@@ -65,7 +66,7 @@ HPARAM_KEYS = ("data.name", "model.", "optimizer.", "precision", "seed", "tokeni
 
 def train(config: TrainConfig) -> Run:
     """Train or resume a run, and translate the test set with its best checkpoint."""
-    config = replace(config, data=with_languages(config.data))
+    config = settle_rate(replace(config, data=with_languages(config.data)))
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
