@@ -56,7 +56,7 @@ MERMAID = re.compile(r"^```mermaid\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTAL
 FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">(?P<text>.*?)</(?P=tag)>', re.DOTALL)
 NAME = re.compile("<mo>([A-Za-z]{2,}|&#x0221E;)</mo>")  # spaced as an operator, which a function and ∞ are not
 INLINE_CODE = re.compile(r"(?<!<span></span>)<code>([^<]+)</code>")
-LONGEST_WHOLE = 32  # characters of code that a phone shows on one line
+LONGEST_WHOLE = 40  # characters of code that a phone shows on one line
 
 
 @dataclasses.dataclass(frozen=True)
