@@ -42,7 +42,7 @@ body { margin: 0; background: #1b1f24; }
 pre { margin: 0; padding: 18px 22px; width: max-content; color: #e6e6e6; font: 17px/1.3 "DejaVu Sans Mono", monospace; }
 </style>"""
 COLOURS = 64  # of a screenshot: text and areas of one colour need no more
-WIDTH, HEIGHT = 1100, 760
+WIDTH, HEIGHT = 1100, 900
 
 
 def main() -> None:
@@ -69,7 +69,8 @@ def show_prompt(browser: Browser, run: str, outputs: str) -> None:
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.set_content(f"{TERMINAL}<pre>{with_colours(screen)}</pre>")
     photograph(page.locator("pre"), "prompt.png")
-    text = "".join(f"{line.rstrip()}\n" for line in STYLE.sub("", screen).splitlines()[1:])
+    shown = STYLE.sub("", screen).partition(f"> {LINES[-1]}")[0]  # the attention map is a picture there
+    text = "".join(f"{line.rstrip()}\n" for line in shown.splitlines()[1:])
     tutorial = DOCS / "tutorial" / "first.md"
     tutorial.write_text(PROMPT.sub(lambda m: m[1] + text + m[2], tutorial.read_text("utf-8")), encoding="utf-8")
     session(run, outputs, (SENTENCE, f":attention {IMAGES / 'attention.png'}"))
