@@ -13,6 +13,7 @@ import json
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -323,12 +324,21 @@ def mathml(tex: str, display: str) -> str:
     return NAME.sub(r"<mi>\1</mi>", str(convert(tex, display=display)))
 
 
+def formula_characters() -> set[str]:
+    """Return the characters of all formulas of docs/; a variable is drawn in the italics of mathematics."""
+    texts = (re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL) for page in DOCS.rglob("*.md"))
+    formulas = (tex for text in texts for tex in re.findall(r"\$\$?([^$]+)\$", text))
+    shown = html.unescape(re.sub("<.*?>", "", "".join(mathml(tex, "inline") for tex in formulas)))
+    italics = map(chr, [*range(0x1D434, 0x1D468), *range(0x1D6FC, 0x1D71C)])  # Latin and Greek
+    return {*shown, *"ℎ√", *(sign for sign in italics if unicodedata.normalize("NFKC", sign) in shown)}
+
+
 def with_whole_words(content: str) -> str:
     """Keep the words of inline code on one line; a long one breaks after its separators."""
 
     def word(match: re.Match[str]) -> str:
         if len(match[0]) > LONGEST_WHOLE:
-            return re.sub("::|[/.,|=]", r"\g<0><wbr>", match[0])
+            return re.sub("::|[/.,|=_]", r"\g<0><wbr>", match[0])
         return f'<span class="whole">{match[0]}</span>' if re.search(r"[-/(\[{]", match[0]) else match[0]
 
     return INLINE_CODE.sub(lambda code: f"<code>{re.sub('[^ ]+', word, code[1])}</code>", content)

@@ -3,6 +3,7 @@
 seq2seq train name=demo
 python scripts/pictures.py                               prompt, attention, page and report
 python scripts/pictures.py --mermaid mermaid.min.js      the diagrams, by the script of `npm pack mermaid`
+python scripts/pictures.py --font DejaVuMathTeXGyre.ttf  the font of the formulas, after a new symbol
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from docs_hooks import DOCS, diagram_file, diagrams
+from docs_hooks import DOCS, diagram_file, diagrams, formula_characters
 
 from tests.helpers.browser import chromium
 
@@ -50,7 +51,11 @@ def main() -> None:
     parser.add_argument("--run", default="demo", help="a run of the built-in corpus")
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--mermaid", type=Path, help="draw the diagrams instead, with this mermaid.min.js")
+    parser.add_argument("--font", type=Path, help="cut out the characters of the formulas instead, of this font")
     arguments = parser.parse_args()
+    if arguments.font:
+        cut_font(arguments.font)
+        return
     IMAGES.mkdir(exist_ok=True)
     with chromium() as browser:
         if arguments.mermaid:
@@ -177,6 +182,18 @@ def draw_diagrams(browser: Browser, script: Path) -> None:
         drawn.add(path)
     for old in set(IMAGES.glob("diagram-*.svg")) - drawn:
         old.unlink()
+
+
+def cut_font(path: Path) -> None:
+    """Write a font with the characters of the formulas: phones and some systems have none for mathematics."""
+    from fontTools import subset  # a dependency of matplotlib
+
+    options = subset.Options(flavor="woff", layout_features=["*"], drop_tables=["FFTM"])
+    font = subset.load_font(str(path), options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text="".join(formula_characters()))
+    subsetter.subset(font)
+    subset.save_font(font, str(DOCS / "fonts" / "math.woff"), options)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import docs_hooks
 import pytest
+from fontTools.ttLib import TTFont
 
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import check_job, hydra_session
@@ -298,6 +299,15 @@ def test_formulas_of_one_line_may_stand_below_one_another() -> None:
     content = docs_hooks.with_mathml(r'<div class="arithmatex">\[\operatorname{score} = -\infty \qquad c_t\]</div>')
     first, second = re.findall("<math.*?</math>", content)
     assert "<mi>score</mi>" in first and "<mi>&#x0221E;</mi>" in first and "<msub>" in second
+
+
+def test_the_font_of_the_formulas_has_their_characters() -> None:
+    """python scripts/pictures.py --font"""
+    font = TTFont(docs_hooks.DOCS / "fonts" / "math.woff")
+    missing = [
+        sign for sign in docs_hooks.formula_characters() if not sign.isspace() and ord(sign) not in font.getBestCmap()
+    ]
+    assert missing == [] and "MATH" in font
 
 
 def test_every_test_that_a_promise_names_exists() -> None:
