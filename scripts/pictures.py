@@ -135,6 +135,7 @@ def show_page(browser: Browser, run: str, outputs: str) -> None:
             page.fill("#source", TEXT)
             page.locator("#output").get_by_text("alt").first.wait_for()
             page.click("#tab-attention")
+            page.set_viewport_size({"width": WIDTH, "height": HEIGHT - 34})  # ends below a row of heads
             page.wait_for_timeout(2000)  # the attention of both sentences arrives
             photograph(page, "serve.png")
         finally:
