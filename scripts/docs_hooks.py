@@ -13,6 +13,7 @@ import json
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,9 @@ CODE_LINK = re.compile(r'^\[`(?P<name>[\w.]+)`\]\((?:\.\./)+(?P<path>seq2seq/[\w
 ROOT_LINK = re.compile(rf"\((?P<up>(?:\.\./)+)(?P<page>{'|'.join(map(re.escape, ROOT_PAGES))})(?P<rest>[)#])")
 MERMAID = re.compile(r"^```mermaid\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">(?P<text>.*?)</(?P=tag)>', re.DOTALL)
+NAME = re.compile("<mo>([A-Za-z]{2,}|&#x0221E;)</mo>")  # spaced as an operator, which a function and ∞ are not
+INLINE_CODE = re.compile(r"(?<!<span></span>)<code>([^<]+)</code>")
+LONGEST_WHOLE = 40  # characters of code that a phone shows on one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +132,13 @@ def type_name(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         limits = next(str(part) for part in arguments[1:] if isinstance(part, Range))
-        return f"{type_name(arguments[0])}, {limits}"
+        return f"{type_name(arguments[0])}, {limits}".replace(f"{2**63 - 1:g}", "2⁶³ − 1")
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in arguments)
     if origin is list:
-        return f"list of {type_name(arguments[0])}"
+        return "list of " + re.sub(r"\b(number|text|mapping|list)\b", r"\1s", type_name(arguments[0]))
     names = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", type(None): "`null`"}
     return names.get(hint, "mapping")
 
@@ -145,8 +149,14 @@ def default_name(value: Any) -> str:
 
 
 def table_of(keys: list[Key]) -> str:
-    rows = [f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.comment)} |" for key in keys]
-    return "\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows])
+    rows = [[f"`{key.name}`", key.type, key.default, key.comment] for key in keys]
+    return stacked_table(["key", "type", "default", "meaning"], rows, "keys")
+
+
+def stacked_table(header: list[str], rows: list[list[str]], kind: str) -> str:
+    """Return a table whose rows a phone shows as paragraphs."""
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in [header, ["---"] * len(header), *rows]]
+    return "\n".join([f'<div class="stacked {kind}" markdown>', "", *lines, "", "</div>"])
 
 
 def _cell(text: str) -> str:
@@ -169,17 +179,22 @@ def configuration_page() -> str:
         for name, cls in EXPLAINED.items():
             if name.partition("/")[0] == group:
                 choice = name.partition("/")[2]
-                sections += [f"### {group}={choice}", first_comment(name), table_of(keys_of(cls, name, f"{group}."))]
+                sections += [
+                    f"### {group}={choice}",
+                    _cell(first_comment(name)),
+                    table_of(keys_of(cls, name, f"{group}.")),
+                ]
         others = [choice for choice in choices(group) if f"{group}/{choice}" not in EXPLAINED]
         if others:
-            sections += [f"### Other choices of {group}", _others(group, others)]
+            described = any(name.startswith(f"{group}/") for name in EXPLAINED)
+            sections += [f"### {'Other choices' if described else 'Choices'} of {group}", _others(group, others)]
     return "\n\n".join(sections) + "\n"
 
 
 def first_comment(file: str) -> str:
     """Return the purpose of a file of configs/, from its first comment."""
     lines = (CONFIGS / f"{file}.yaml").read_text(encoding="utf-8").splitlines()
-    return next(_cell(line.removeprefix("#").strip()) for line in lines if re.match(r"# [^@]", line))
+    return next(line.removeprefix("#").strip() for line in lines if re.match(r"# [^@]", line))
 
 
 def _others(group: str, names: list[str]) -> str:
@@ -187,8 +202,8 @@ def _others(group: str, names: list[str]) -> str:
     for name in names:
         values = {key: value for key, value in _values(f"{group}/{name}").items() if key != "defaults"}
         changed = ", ".join(f"`{key}={_short(value)}`" for key, value in _flat(values))
-        rows.append(f"| `{group}={name}` | {first_comment(f'{group}/{name}')} | {_cell(changed)} |")
-    return "\n".join(["| choice | purpose | values |", "| --- | --- | --- |", *rows])
+        rows.append([f"`{group}={name}`", first_comment(f"{group}/{name}"), changed])
+    return stacked_table(["choice", "purpose", "values"], rows, "choices")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -213,7 +228,7 @@ def commands_page() -> str:
     for command, cls in COMMANDS.items():
         groups = {group: choice for group, choice in default_choices(command).items() if choices(group)}
         sections += [f"## seq2seq {command}", f"{purpose(command)[:1].upper()}{purpose(command)[1:]}."]
-        sections.append("```text\n" + "\n".join(examples(command)) + "\n```")
+        sections.append(examples_block(command))
         if groups:
             listed = ", ".join(
                 f"[`{group}={choice or 'null'}`](configuration.md#{group})" for group, choice in groups.items()
@@ -223,10 +238,17 @@ def commands_page() -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def examples_block(command: str) -> str:
+    """Return the examples of a command, their explanations as comments in one column."""
+    rows = [re.split(" {2,}", line, maxsplit=1) for line in examples(command)]
+    width = max(len(row[0]) for row in rows if len(row) > 1)
+    return "\n".join(["```bash", *(f"{row[0]:<{width}}  # {row[1]}" if row[1:] else row[0] for row in rows), "```"])
+
+
 def root_page(name: str) -> str:
-    """Return a page that lies beside docs/, with its links as seen from docs/."""
+    """Return a page that lies beside docs/, with links as seen from docs/ and versions without their brackets."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.sub(r"\]\(docs/", "](", text)
+    return re.sub(r"^## \[(.+?)\]", r"## \1", re.sub(r"\]\(docs/", "](", text), flags=re.MULTILINE)
 
 
 def generated_pages() -> dict[str, str]:
@@ -284,14 +306,42 @@ def with_root_pages(markdown: str) -> str:
 
 
 def with_mathml(content: str) -> str:
-    """Replace TeX by MathML, which browsers draw without a script."""
-    from latex2mathml.converter import convert
+    """Replace TeX by MathML, which browsers draw without a script; a wide gap may become the end of a line."""
 
     def formula(match: re.Match[str]) -> str:
         tex = html.unescape(match["text"]).strip()[2:-2]
-        return str(convert(tex, display="block" if match["tag"] == "div" else "inline"))
+        if match["tag"] == "span":
+            return mathml(tex, "inline")
+        parts = [mathml(part, "block") for part in tex.split(r"\qquad")]
+        return f'<div class="formulas">{"".join(parts)}</div>'
 
     return FORMULA.sub(formula, content)
+
+
+def mathml(tex: str, display: str) -> str:
+    from latex2mathml.converter import convert
+
+    return NAME.sub(r"<mi>\1</mi>", str(convert(tex, display=display)))
+
+
+def formula_characters() -> set[str]:
+    """Return the characters of all formulas of docs/; a variable is drawn in the italics of mathematics."""
+    texts = (re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL) for page in DOCS.rglob("*.md"))
+    formulas = (tex for text in texts for tex in re.findall(r"\$\$?([^$]+)\$", text))
+    shown = html.unescape(re.sub("<.*?>", "", "".join(mathml(tex, "inline") for tex in formulas)))
+    italics = map(chr, [*range(0x1D434, 0x1D468), *range(0x1D6FC, 0x1D71C)])  # Latin and Greek
+    return {*shown, *"ℎ√", *(sign for sign in italics if unicodedata.normalize("NFKC", sign) in shown)}
+
+
+def with_whole_words(content: str) -> str:
+    """Keep the words of inline code on one line; a long one breaks after its separators."""
+
+    def word(match: re.Match[str]) -> str:
+        if len(match[0]) > LONGEST_WHOLE:
+            return re.sub("::|[/.,|=_]", r"\g<0><wbr>", match[0])
+        return f'<span class="whole">{match[0]}</span>' if re.search(r"[-/(\[{]", match[0]) else match[0]
+
+    return INLINE_CODE.sub(lambda code: f"<code>{re.sub('[^ ]+', word, code[1])}</code>", content)
 
 
 # ------------------------------------------------------------------------------------------ what MkDocs calls
@@ -311,4 +361,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    return with_mathml(content)
+    return with_mathml(with_whole_words(content))

@@ -3,36 +3,47 @@
 seq2seq train name=demo
 python scripts/pictures.py                               prompt, attention, page and report
 python scripts/pictures.py --mermaid mermaid.min.js      the diagrams, by the script of `npm pack mermaid`
+python scripts/pictures.py --font DejaVuMathTeXGyre.ttf  the font of the formulas, after a new symbol
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import html
 import io
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from docs_hooks import DOCS, diagram_file, diagrams
+from docs_hooks import DOCS, diagram_file, diagrams, formula_characters
 
-from seq2seq.cli.main import load_config
-from seq2seq.inference.prompt import Prompt, open_runs
 from tests.helpers.browser import chromium
 
 IMAGES = DOCS / "images"
 SENTENCE = "During the movie, the singer ate every potato."
 TEXT = f"{SENTENCE} The teacher is thirty years old."
-LINES = (SENTENCE, ":tokens", ":alternatives 4", ":beam 3")
+LINES = (SENTENCE, ":tokens", ":alternatives 4", ":attention")
+COLUMNS = 104  # of the terminal
 PROMPT = re.compile(r'(```text title="prompt"\n).*?(^```$)', re.MULTILINE | re.DOTALL)
+STYLE = re.compile(r"\x1b\[([\d;]*)m")
+TERMINAL = """<style>
+body { margin: 0; background: #1b1f24; }
+pre { margin: 0; padding: 18px 22px; width: max-content; color: #e6e6e6; font: 17px/1.3 "DejaVu Sans Mono", monospace; }
+</style>"""
 COLOURS = 64  # of a screenshot: text and areas of one colour need no more
-WIDTH, HEIGHT = 1100, 760
+WIDTH, HEIGHT = 1100, 900
 
 
 def main() -> None:
@@ -40,32 +51,78 @@ def main() -> None:
     parser.add_argument("--run", default="demo", help="a run of the built-in corpus")
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--mermaid", type=Path, help="draw the diagrams instead, with this mermaid.min.js")
+    parser.add_argument("--font", type=Path, help="cut out the characters of the formulas instead, of this font")
     arguments = parser.parse_args()
+    if arguments.font:
+        cut_font(arguments.font)
+        return
     IMAGES.mkdir(exist_ok=True)
     with chromium() as browser:
         if arguments.mermaid:
             draw_diagrams(browser, arguments.mermaid)
             return
-        show_prompt(arguments.run, arguments.outputs)
+        show_prompt(browser, arguments.run, arguments.outputs)
         show_page(browser, arguments.run, arguments.outputs)
         show_report(browser, arguments.run, arguments.outputs)
     for path in sorted(IMAGES.iterdir()):
         print(f"{path.relative_to(DOCS)}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def show_prompt(run: str, outputs: str) -> None:
-    """Write a session of the prompt into the tutorial, and the attention map that it draws."""
-    config = load_config("translate", f"run={run}", f"outputs={outputs}", "device=cpu")
-    out = io.StringIO()
-    prompt = Prompt(config, open_runs(config.run, config.checkpoint, config), out)
-    for line in LINES:
-        out.write(f"> {line}\n")
-        prompt.answer(line)
-    session = "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
-    page = DOCS / "tutorial" / "first.md"
-    page.write_text(PROMPT.sub(lambda m: m[1] + session + m[2], page.read_text("utf-8")), encoding="utf-8")
-    prompt.answer(SENTENCE)
-    prompt.answer(f":attention {IMAGES / 'attention.png'}")
+def show_prompt(browser: Browser, run: str, outputs: str) -> None:
+    """Photograph a session of the prompt, and write it into the tutorial; draw the attention map."""
+    screen = session(run, outputs, LINES)
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.set_content(f"{TERMINAL}<pre>{with_colours(screen)}</pre>")
+    photograph(page.locator("pre"), "prompt.png")
+    shown = STYLE.sub("", screen).partition(f"> {LINES[-1]}")[0]  # the attention map is a picture there
+    text = "".join(f"{line.rstrip()}\n" for line in shown.splitlines()[1:])
+    tutorial = DOCS / "tutorial" / "first.md"
+    tutorial.write_text(PROMPT.sub(lambda m: m[1] + text + m[2], tutorial.read_text("utf-8")), encoding="utf-8")
+    session(run, outputs, (SENTENCE, f":attention {IMAGES / 'attention.png'}"))
+
+
+def session(run: str, outputs: str, lines: tuple[str, ...]) -> str:
+    """Return what a terminal shows of `seq2seq translate` while lines are typed, with its colours."""
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    command = [sys.executable, "-m", "seq2seq", "translate", f"run={run}", f"outputs={outputs}", "device=cpu"]
+    with tempfile.TemporaryDirectory() as state:  # the user's own history stays as it is
+        environment = {**os.environ, "TERM": "xterm-256color", "XDG_STATE_HOME": state}
+        with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment):
+            os.close(terminal)
+            shown = ""
+            for line in (*lines, ":quit"):
+                shown += read_until(master, "> ")
+                os.write(master, f"{line}\n".encode())
+            os.read(master, 1000)  # the echo of :quit
+    os.close(master)
+    return re.sub(r"\x1b\[\?\d+[hl]|\r", "", shown).removesuffix("> ")
+
+
+def read_until(master: int, end: str) -> str:
+    """Return what a program writes to its terminal until it waits."""
+    text = b""
+    while not text.endswith(end.encode()):
+        text += os.read(master, 10_000)
+    return text.decode()
+
+
+def with_colours(text: str) -> str:
+    """Return a terminal's text as HTML: 256 colours and dim text."""
+    parts = STYLE.split(text)  # odd ones are the styles
+    spans = [
+        f'<span style="{css(parts[i - 1] if i else "")}">{html.escape(parts[i])}</span>'
+        for i in range(0, len(parts), 2)
+    ]
+    return "".join(spans)
+
+
+def css(style: str) -> str:
+    if style.startswith("38;5;"):
+        cube = int(style[5:]) - 16  # 6 × 6 × 6 levels of red, green and blue
+        levels = (cube // 36, cube // 6 % 6, cube % 6)
+        return f"color: rgb{tuple(55 + 40 * level if level else 0 for level in levels)}"
+    return "opacity: 0.65" if style == "2" else ""
 
 
 def show_page(browser: Browser, run: str, outputs: str) -> None:
@@ -78,6 +135,7 @@ def show_page(browser: Browser, run: str, outputs: str) -> None:
             page.fill("#source", TEXT)
             page.locator("#output").get_by_text("alt").first.wait_for()
             page.click("#tab-attention")
+            page.set_viewport_size({"width": WIDTH, "height": HEIGHT - 34})  # ends below a row of heads
             page.wait_for_timeout(2000)  # the attention of both sentences arrives
             photograph(page, "serve.png")
         finally:
@@ -100,9 +158,9 @@ def new_page(browser: Browser, address: str) -> Page:
     return page
 
 
-def photograph(page: Page, name: str) -> None:
-    """Save the visible part of a page in few colours."""
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+def photograph(shown: Page | Locator, name: str) -> None:
+    """Save the visible part of a page, or an element, in few colours."""
+    image = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
 
 
@@ -125,6 +183,18 @@ def draw_diagrams(browser: Browser, script: Path) -> None:
         drawn.add(path)
     for old in set(IMAGES.glob("diagram-*.svg")) - drawn:
         old.unlink()
+
+
+def cut_font(path: Path) -> None:
+    """Write a font with the characters of the formulas: phones and some systems have none for mathematics."""
+    from fontTools import subset  # a dependency of matplotlib
+
+    options = subset.Options(flavor="woff", layout_features=["*"], drop_tables=["FFTM"])
+    font = subset.load_font(str(path), options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text="".join(formula_characters()))
+    subsetter.subset(font)
+    subset.save_font(font, str(DOCS / "fonts" / "math.woff"), options)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,24 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import docs_hooks
 import pytest
+from fontTools.ttLib import TTFont
 
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import check_job, hydra_session
-from seq2seq.cli.help import choices, command_help
+from seq2seq.cli.help import choices, command_help, examples
 from seq2seq.cli.main import parse_arguments
 from seq2seq.cli.overrides import expand_sweep, parse_overrides
 from seq2seq.config.loading import flatten
 from seq2seq.config.paths import CONFIGS
 from tests.helpers import REPOSITORY
 from tests.helpers.corpora import write_corpus
-from tests.helpers.pages import anchors, blocks, commands, links, menu, pages, requests, text_of
+from tests.helpers.pages import BLOCK, anchors, blocks, commands, links, menu, pages, requests, text_of
 from tests.helpers.program import Program
 from tests.helpers.serving import Web
 
@@ -245,6 +247,67 @@ def test_pictures_are_small_and_used() -> None:
     everything = "".join(pages().values())
     unused = {path for path in images if f"images/{path.name}" not in everything}
     assert unused == drawn, "each diagram is drawn as it is written: python scripts/pictures.py --mermaid"
+
+
+@cache
+def every_page() -> dict[str, str]:
+    """The pages that are written and those that are generated."""
+    return pages() | {f"docs/{path}": text for path, text in docs_hooks.generated_pages().items()}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"docs/{path}" for path in docs_hooks.generated_pages())])
+def test_a_page_has_one_title_and_no_heading_skips_a_level(page: str) -> None:
+    text = BLOCK.sub("", every_page()[page]).replace("\n::: ", "\n## ")
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert [after for before, after in pairwise(levels) if after > before + 1] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pictures_have_a_text_and_lines_of_code_fit(page: str) -> None:
+    """The site shows 120 characters of code beside its menus."""
+    assert [text for text in re.findall(r"!\[(.*?)\]\(", pages()[page]) if len(text.split()) < 2] == []
+    lines = [line for block in BLOCK.finditer(pages()[page]) for line in block["text"].splitlines()]
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_every_error_of_the_list_has_a_way_out() -> None:
+    rows = re.findall(r"^\| `.+` \|(.*)\|$", pages()[TROUBLES], re.MULTILINE)
+    assert rows and all(row.strip() for row in rows)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_a_command_are_explained_in_one_column(command: str) -> None:
+    _, *lines, _ = docs_hooks.examples_block(command).splitlines()
+    assert [re.sub(" +# ", "  ", line) for line in lines] == [re.sub("  +", "  ", each) for each in examples(command)]
+    assert len({line.index("  # ") + 2 for line in lines if "  # " in line}) == 1
+
+
+@pytest.mark.parametrize(
+    "code", ["--beam 5", "run=[a,b]", "tests/model/test_attention.py::test_of_its_paper", "a &lt; b"]
+)
+def test_code_keeps_its_text_where_it_may_break(code: str) -> None:
+    block = f"<pre><span></span><code>{code}</code></pre>"
+    content = docs_hooks.with_whole_words(f"<p><code>{code}</code></p>{block}")
+    assert re.sub("</?(span|wbr)[^>]*>", "", content) == re.sub("</?span>", "", f"<p><code>{code}</code></p>{block}")
+    assert content.endswith(block)
+    unbreakable = re.sub('<span class="whole">.*?</span>', "", content.partition("<pre>")[0])
+    assert "-" not in unbreakable and max(map(len, re.split(r"<wbr>| |<.*?>", unbreakable))) <= docs_hooks.LONGEST_WHOLE
+
+
+def test_formulas_of_one_line_may_stand_below_one_another() -> None:
+    content = docs_hooks.with_mathml(r'<div class="arithmatex">\[\operatorname{score} = -\infty \qquad c_t\]</div>')
+    first, second = re.findall("<math.*?</math>", content)
+    assert "<mi>score</mi>" in first and "<mi>&#x0221E;</mi>" in first and "<msub>" in second
+
+
+def test_the_font_of_the_formulas_has_their_characters() -> None:
+    """python scripts/pictures.py --font"""
+    font = TTFont(docs_hooks.DOCS / "fonts" / "math.woff")
+    missing = [
+        sign for sign in docs_hooks.formula_characters() if not sign.isspace() and ord(sign) not in font.getBestCmap()
+    ]
+    assert missing == [] and "MATH" in font
 
 
 def test_every_test_that_a_promise_names_exists() -> None:

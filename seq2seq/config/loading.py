@@ -29,7 +29,7 @@ def build_config(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def search_preset(choice: str) -> SearchConfig:
-    """Load configs/search/<choice>.yaml, for translating from Python."""
+    """Load `configs/search/<choice>.yaml`, for translating from Python."""
     return build_config(SearchConfig, _preset(f"search/{choice}"))
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ Tokenize = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", 
 Problems = Iterator[tuple[str, str]]  # (key below this object, the contradiction)
 
 
-def settled(value: int | Literal["auto"]) -> int:
+Number = TypeVar("Number", int, float)
+
+
+def settled(value: Number | Literal["auto"]) -> Number:
     """Return a number that was "auto" only until training began."""
     assert value != "auto"
     return value
@@ -154,6 +157,7 @@ class DataConfig:
     train: str | list[str] | None
     validation: str | list[str] | None
     test: str | list[str] | None
+    tokenize: Tokenize | None
     held_out: Count
     max_length: Count
     filters: FilterConfig
@@ -223,7 +227,7 @@ class ParamGroupsConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "muon", "schedule_free", "adafactor"]
-    lr: Positive
+    lr: Positive | Literal["auto"]
     schedule: Literal["inverse_sqrt", "cosine", "linear", "stable", "constant", "plateau"]
     warmup: Natural | Literal["auto"]
     cooldown: Fraction
@@ -434,6 +438,7 @@ class TestConfig:
     public: str | list[str] | None
     data: DataConfig | None
     data_path: str | None
+    tokenize: Tokenize | None
     search: SearchConfig
 
     def problems(self) -> Problems:
@@ -460,7 +465,6 @@ class EvaluateConfig(TestConfig):
     run: str | list[str] | None
     engine: Engine
     metrics: list[MetricName]
-    tokenize: Tokenize | None
     resamples: Natural
     comet: str
     detail: bool
@@ -476,7 +480,6 @@ class EvaluateConfig(TestConfig):
 class CompareConfig(TestConfig):
     run: list[str] | None
     metrics: list[MetricName]
-    tokenize: Tokenize | None
     sentences: Natural
 
     def problems(self) -> Problems:

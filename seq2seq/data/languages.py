@@ -59,6 +59,12 @@ def languages_of_files(source: str, target: str) -> tuple[str | None, str | None
     return (None, None) if codes[0] == codes[1] else (found[0], found[1])
 
 
+def name_and_language(file: str) -> tuple[str, str | None]:
+    """Return the name of a plain file without its language, and its language, if its suffix shows one."""
+    stem, suffix = _stem_and_suffix(file)
+    return stem, suffix if _is_language(suffix) else None
+
+
 def is_unknown(language: str | None) -> bool:
     """Whether a language has no name, or only that of its side."""
     return not language or any(language in pair for pair in ROLES)

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.languages import language_columns, languages_of_files
+from seq2seq.data.languages import language_columns, languages_of_files, name_and_language
 from seq2seq.data.store import BLOCK, key_of
 from seq2seq.utils.errors import UserError, nearest, reason_of
 
@@ -109,11 +109,11 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
     below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
     files_by_split: dict[str, list[Path]] = {}
     for path in sorted(p for p in below.rglob("*") if p.is_file() and kind_of(p)):
-        words = set(re.split(r"[^a-z]+", str(path.relative_to(below)).lower()))
+        words = set(split_words(str(path.relative_to(below))))
         name = next((name for name, synonyms in SPLITS.items() if words & set(synonyms)), path.name.partition(".")[0])
         files_by_split.setdefault(name, []).append(path)
     if not files_by_split:
-        raise UserError(f"data.path: {below} contains no {', '.join(TABLES)} file; for plain text files use data=files")
+        return from_text_folder(below, split, config)
     # `val`, `dev` and the like all name the validation split.
     split = (
         split if split in files_by_split else next((name for name, words in SPLITS.items() if split in words), split)
@@ -128,6 +128,44 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
     if duplicates := [name for name, count in counts.items() if count > 1]:
         raise UserError(f"{below} contains {duplicates[0]} in several formats; keep one of them")
     return from_tables(files_by_split[split], config)
+
+
+def from_text_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
+    """Find a split in a folder with two plain files for each, such as train.en and train.de."""
+    by_split = text_files(folder)
+    if not by_split:
+        raise UserError(
+            f"data.path: {folder} contains neither a table ({', '.join(TABLES)}) nor pairs of plain files such as "
+            "train.en and train.de; for files of other names use data.train=[a,b]"
+        )
+    synonyms = next((words for words in SPLITS.values() if split in words), ())
+    names = [name for name in by_split if split in (name, name.partition(".")[0])]
+    names = names or [name for name in by_split if set(synonyms) & set(split_words(name))]
+    if len(names) != 1:
+        finding = f"several files for {split}" if names else f"no split {split}"
+        raise UserError(
+            f"{folder} has {finding}; possible: {', '.join(names or by_split)}{nearest(split, names or by_split)}"
+        )
+    files = by_split[names[0]]
+    for side, language in (("source", config.source), ("target", config.target)):
+        if language not in files:
+            found = f"{folder} has no {names[0]}.{language}" if language else f"{folder} does not show a direction"
+            raise UserError(f"{found}; choose data.{side} among {', '.join(files)}")
+    return find_stream(config, [str(files[config.source or ""]), str(files[config.target or ""])])
+
+
+def text_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """Return the plain files of a folder by name and language, of each name that has at least two languages."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        name, language = name_and_language(path.name)
+        if language:
+            found.setdefault(name, {})[language] = path
+    return {name: files for name, files in found.items() if len(files) > 1}
+
+
+def split_words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", name.lower())
 
 
 def from_hub(name: str, split: str, config: DataConfig) -> PairStream:

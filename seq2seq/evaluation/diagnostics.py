@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,23 +26,15 @@ class Group:
 
 def subset(test: TestSet, rows: Sequence[int]) -> TestSet:
     picked = [[lines[i] for i in rows] for lines in (test.source, *test.references)]
-    return TestSet(test.name, picked[0], picked[1:], test.language)
+    return replace(test, source=picked[0], references=picked[1:])
 
 
 def grouped_score(
-    name: str,
-    hypotheses: Sequence[str],
-    test: TestSet,
-    groups: Iterable[tuple[str, Sequence[int]]],
-    tokenize: str | None = None,
+    name: str, hypotheses: Sequence[str], test: TestSet, groups: Iterable[tuple[str, Sequence[int]]]
 ) -> list[Group]:
     """Return the corpus score of each non-empty group of sentences."""
     return [
-        Group(
-            label,
-            len(rows),
-            measure(name, [hypotheses[i] for i in rows], subset(test, rows), tokenize=tokenize).value,
-        )
+        Group(label, len(rows), measure(name, [hypotheses[i] for i in rows], subset(test, rows)).value)
         for label, rows in groups
         if len(rows)
     ]

@@ -46,9 +46,14 @@ class TestSet:
     references: Sequence[Sequence[str]]  # by translator, then by sentence
     language: str = ""  # of the references, if known
     grammar: bool = False  # made by the built-in grammar, which knows its word alignment
+    tokenize: str | None = None  # BLEU's tokenizer; None: by language
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def bleu_tokenizer(self) -> str:
+        return self.tokenize or tokenizer_of(self.language)
 
     @cached_property
     def key(self) -> str:
@@ -90,19 +95,18 @@ class TranslationScores:
 
 
 def score(
-    hypotheses: Sequence[str], references: Sequence[str], language: str = "", resamples: int = 0
+    hypotheses: Sequence[str], references: Sequence[str], data: DataConfig | None = None, resamples: int = 0
 ) -> TranslationScores:
-    """Return BLEU and chrF, from 0 to 100."""
-    test = TestSet("", hypotheses, [references], language)
+    """Return BLEU and chrF, from 0 to 100, of translations of a corpus."""
+    language, tokenize = (data.target or "", data.tokenize) if data else ("", None)
+    test = TestSet("", hypotheses, [references], language, tokenize=tokenize)
     bleu, chrf = (measure(name, hypotheses, test, resamples=resamples) for name in ("bleu", "chrf"))
     return TranslationScores(bleu.value, chrf.value, bleu.signature, chrf.signature, bleu.interval, chrf.interval)
 
 
-def measure(
-    name: str, hypotheses: Sequence[str], test: TestSet, *, tokenize: str | None = None, resamples: int = 0
-) -> MetricResult:
+def measure(name: str, hypotheses: Sequence[str], test: TestSet, *, resamples: int = 0) -> MetricResult:
     """Compute one metric by its name in the config."""
-    metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
+    metric = sacrebleu_metric(name, test.bleu_tokenizer)
     references = [rstrip_lines(lines) for lines in test.references]
     result = metric.corpus_score(rstrip_lines(hypotheses), references)
     mean, interval = (
@@ -174,6 +178,12 @@ def language_advice(data: DataConfig) -> str:
     return "name the languages with data.source=… data.target=…, such as data.source=en data.target=de"
 
 
+def corpus_warning(data: DataConfig) -> str | None:
+    """Return a warning if BLEU cannot split a corpus into words as its target language needs."""
+    require_tokenizer(data.tokenize)
+    return None if data.tokenize else tokenizer_warning(data.target or "", language_advice(data))
+
+
 def tokenizer_warning(language: str, remedy: str) -> str | None:
     """Return a warning if BLEU cannot use the tokenizer that the language needs; `remedy` names an unknown language."""
     tokenize = TOKENIZERS.get(code_of(language) or "", "13a")
@@ -184,10 +194,10 @@ def tokenizer_warning(language: str, remedy: str) -> str | None:
     return None
 
 
-def print_tokenizer_warning(test: TestSet, tokenize: str | None) -> None:
+def print_tokenizer_warning(test: TestSet) -> None:
     """Warn of a test set's tokenizer, unless one is given."""
     remedy = "tokenize=zh, tokenize=char and others choose another"
-    if not tokenize and (warning := tokenizer_warning(test.language, remedy)):
+    if not test.tokenize and (warning := tokenizer_warning(test.language, remedy)):
         print(f"warning    {warning}")
 
 

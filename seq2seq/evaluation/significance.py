@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seq2seq.evaluation.metrics import TestSet, rstrip_lines, sacrebleu_metric, tokenizer_of
+from seq2seq.evaluation.metrics import TestSet, rstrip_lines, sacrebleu_metric
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ class Paired:
     signatures: tuple[str, ...] = ()
 
 
-def paired_tests(
-    names: Sequence[str], hypotheses: Sequence[Sequence[str]], test: TestSet, tokenize: str | None = None
-) -> dict[str, list[Paired]]:
+def paired_tests(names: Sequence[str], hypotheses: Sequence[Sequence[str]], test: TestSet) -> dict[str, list[Paired]]:
     """Run sacreBLEU's paired bootstrap and approximate randomisation against the first run, for each metric."""
     from sacrebleu.significance import PairedTest
 
@@ -33,7 +31,7 @@ def paired_tests(
         results: list[Any] = []
         signatures: list[str] = []
         for kind in ("bs", "ar"):
-            metric = sacrebleu_metric(name, tokenize or tokenizer_of(test.language))
+            metric = sacrebleu_metric(name, test.bleu_tokenizer)
             signature, scores = PairedTest(systems, {name: metric}, references, kind)()
             signatures += map(str, signature.values())
             results.append(next(rows for title, rows in scores.items() if title != "System"))

@@ -28,22 +28,27 @@ from seq2seq.utils.run import Run
 
 
 def translate_and_score(
-    translator: Translator, corpus: Corpus, search: SearchConfig, language: str = "", resamples: int = 0
+    translator: Translator, corpus: Corpus, search: SearchConfig, data: DataConfig, resamples: int = 0
 ) -> tuple[list[str], TranslationScores]:
     """Return the best translation of every source sentence, and their scores against the targets."""
     hypotheses = [translations[0].text for translations in translator.translate(corpus.source, search)]
-    return hypotheses, score(hypotheses, corpus.target, language, resamples)
+    return hypotheses, score(hypotheses, corpus.target, data, resamples)
 
 
 def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
     """Return all test sets that a command line names, for one run."""
     stored = stored_config(run, config)
+    tests = _find_test_sets(config, stored)
+    return [replace(test, tokenize=config.tokenize or test.tokenize) for test in tests]
+
+
+def _find_test_sets(config: TestConfig, stored: TrainConfig) -> list[TestSet]:
     if config.source is not None:
         sources, references = as_list(config.source), config.reference or []
         # Several files beside one source are several references.
         by_source = [references] if isinstance(config.source, str) else as_list(references)
         return [
-            test_set_from_files(source, as_list(several), stored.data.target or "")
+            test_set_from_files(source, as_list(several), stored.data)
             for source, several in zip(sources, by_source, strict=True)
         ]
     if config.public is not None:
@@ -57,14 +62,13 @@ def stored_config(run: Run, config: TestConfig) -> TrainConfig:
     return replace(stored, data=relocate(stored.data, config.data_path)) if config.data_path else stored
 
 
-def test_set_from_files(source: str, references: list[str], language: str) -> TestSet:
+def test_set_from_files(source: str, references: list[str], data: DataConfig) -> TestSet:
     """Read a test set from files with one sentence per line."""
     several = [list(from_text(Path(source), Path(reference))) for reference in references]
     if not several[0]:
         raise UserError(f"{source} is empty; it must contain one sentence per line")
-    return TestSet(
-        Path(source).name, [s for s, _ in several[0]], [[t for _, t in pairs] for pairs in several], language
-    )
+    sources, translations = [s for s, _ in several[0]], [[t for _, t in pairs] for pairs in several]
+    return TestSet(Path(source).name, sources, translations, data.target or "", tokenize=data.tokenize)
 
 
 def test_set_from_split(split: str, stored: TrainConfig, other: DataConfig | None) -> TestSet:
@@ -76,7 +80,8 @@ def test_set_from_split(split: str, stored: TrainConfig, other: DataConfig | Non
     corpus: Corpus | None = load_split(data, split, stored.seed)
     if corpus is None:
         raise UserError(f"split: {data.name} has no {split} set; give two files: source=… reference=…")
-    return TestSet(f"{data.name}.{split}", corpus.source, [corpus.target], data.target or "", data.path == "toy")
+    name, is_grammar = f"{data.name}.{split}", data.path == "toy"
+    return TestSet(name, corpus.source, [corpus.target], data.target or "", is_grammar, data.tokenize)
 
 
 def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:

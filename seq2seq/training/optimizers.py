@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seq2seq.config.schema import OptimizerConfig
+from seq2seq.config.schema import OptimizerConfig, settled
 from seq2seq.training.distributed import SINGLE_PROCESS
 from seq2seq.utils.errors import UserError
 
@@ -59,7 +59,7 @@ class Optimizers:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     """Build the optimizer, with trained parameters grouped by kind."""
-    members = parameters_by_kind(model)
+    members, lr = parameters_by_kind(model), settled(config.lr)
     groups = {
         kind: {
             "params": members[kind],
@@ -73,7 +73,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     beta1, beta2 = config.betas
 
     def adamw(param_groups: Iterable[ParamGroup]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(list(param_groups), lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+        return torch.optim.AdamW(list(param_groups), lr=lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
     if config.name == "muon":
         if not hasattr(torch.optim, "Muon"):
@@ -85,14 +85,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         others = [group for kind, group in groups.items() if kind != "matrices"]
         others += [{**groups["matrices"], "params": tensors}] if tensors else []
         muon = torch.optim.Muon(
-            [{**groups["matrices"], "params": matrices}], lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            [{**groups["matrices"], "params": matrices}], lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
         return Optimizers([muon, adamw(others)])
     if config.name == "schedule_free":
         return Optimizers([ScheduleFree(groups.values(), (beta1, beta2), config.eps)])
     if config.name == "adafactor":
         # On a GPU it waits for two norms of each parameter; so does torch's foreach form.
-        return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=config.lr)])
+        return Optimizers([torch.optim.Adafactor(list(groups.values()), lr=lr)])
     return Optimizers([adamw(groups.values())])
 
 
@@ -113,7 +113,7 @@ def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tup
         (
             f"{group['kind']:17}",
             f"{sum(p.numel() for p in group['params']):>12,}  {type(optimizer).__name__}, "
-            f"lr {config.lr * group['multiple']:.2g}, decay {group['weight_decay']:g}",
+            f"lr {settled(config.lr) * group['multiple']:.2g}, decay {group['weight_decay']:g}",
         )
         for optimizer in optimizers.optimizers
         for group in optimizer.param_groups

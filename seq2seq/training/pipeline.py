@@ -24,7 +24,7 @@ from seq2seq.data.doctor import quick, sizes
 from seq2seq.data.encoding import encode_corpus, encode_training, resegmenter
 from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
-from seq2seq.evaluation.metrics import RESAMPLES, language_advice, tokenizer_warning
+from seq2seq.evaluation.metrics import RESAMPLES, corpus_warning
 from seq2seq.evaluation.testsets import translate_and_score
 from seq2seq.inference.checkpoint import CONFIG, WEIGHTS, read_plain_config, to_yaml, write_config
 from seq2seq.inference.translator import Translator
@@ -41,6 +41,7 @@ from seq2seq.training.logger import RunLogger
 from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
 from seq2seq.training.optimizers import build_optimizer, optimizer_table
+from seq2seq.training.schedule import settle_rate
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, select_examples, validate
 from seq2seq.utils.console import hint
@@ -65,7 +66,7 @@ HPARAM_KEYS = ("data.name", "model.", "optimizer.", "precision", "seed", "tokeni
 
 def train(config: TrainConfig) -> Run:
     """Train or resume a run, and translate the test set with its best checkpoint."""
-    config = replace(config, data=with_languages(config.data))
+    config = settle_rate(replace(config, data=with_languages(config.data)))
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.precision, device)
     run = Run(Path(config.outputs) / config.name)
@@ -167,7 +168,7 @@ def lock_run(run: Run, process_group: ProcessGroup) -> Iterator[None]:
 def log_corpora(config: TrainConfig, corpora: Corpora, logger: RunLogger) -> None:
     """Log sizes, omitted pairs, and the doctor's quick findings."""
     sizes(config.data, corpora, logger.field)
-    if warning := tokenizer_warning(config.data.target or "", language_advice(config.data)):
+    if warning := corpus_warning(config.data):
         logger.field("warning", warning)
     for finding in quick(corpora):
         if finding.serious:
@@ -388,7 +389,7 @@ def score_test_set(run: Run, state: RunState, corpus: Corpus | None, logger: Run
     if corpus:
         translator = Translator.from_checkpoint(run.checkpoint("best"), config.device, config.precision)
         translator.use_processes(config.processes)
-        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data.target or "", RESAMPLES)
+        hypotheses, scores = translate_and_score(translator, corpus, config.search, config.data, RESAMPLES)
         for example in select_examples(corpus, hypotheses, config.training.examples):
             logger.example(*example)
         logger.info(

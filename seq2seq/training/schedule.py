@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from seq2seq.config.schema import OptimizerConfig, settled
+from seq2seq.config.schema import OptimizerConfig, TrainConfig, settled
+
+# By optimizer, the peak learning rate of a model of width 256, and the power of the width that it falls with: Adam's
+# rate falls in proportion to the width (Yang et al. 2022, table 3); Adafactor's is relative to each tensor already.
+PEAKS = {"adamw": (1.5e-3, 1), "muon": (3e-3, 1), "schedule_free": (2.5e-3, 1), "adafactor": (5e-2, 0)}
+
+
+def peak_rate(optimizer: str, width: int) -> float:
+    """Return the peak learning rate of a model, with two digits."""
+    rate, power = PEAKS[optimizer]
+    return float(f"{rate * (256 / width) ** power:.1e}")
+
+
+def settle_rate(config: TrainConfig) -> TrainConfig:
+    """Return the config with a number for a learning rate that is "auto"."""
+    if config.optimizer.lr != "auto":
+        return config
+    return replace(config, optimizer=replace(config.optimizer, lr=peak_rate(config.optimizer.name, config.model.width)))
 
 
 def lr_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -> float:
@@ -14,7 +32,7 @@ def lr_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -
     """
     warmup = settled(config.warmup)
     if update <= warmup:
-        return config.lr * update / warmup
+        return settled(config.lr) * update / warmup
     remaining = max(0.0, (updates - update) / max(1, updates - warmup))
     factors = {
         "constant": 1.0,
@@ -24,4 +42,4 @@ def lr_at(update: int, config: OptimizerConfig, updates: int, halved: int = 0) -
         "stable": min(1.0, (updates - update) / max(1.0, config.cooldown * updates)),  # Hu et al. 2024, §4
         "plateau": 0.5**halved,
     }
-    return config.lr * max(0.0, factors[config.schedule])
+    return settled(config.lr) * max(0.0, factors[config.schedule])

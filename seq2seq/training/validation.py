@@ -45,7 +45,7 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], config.search)]
     gathered = process_group.all_gather((losses, tokens, outputs))
     hypotheses = [gathered[i % process_group.world_size][2][i // process_group.world_size] for i in range(len(corpus))]
-    scores = score(hypotheses, corpus.target, config.data.target or "")
+    scores = score(hypotheses, corpus.target, config.data)
     # In the order of batches: the same digits for any number of processes.
     by_batch = sorted(pair for part in gathered for pair in part[0])
     loss = sum(loss for _, loss in by_batch) / sum(part[1] for part in gathered)

@@ -17,7 +17,7 @@ INDEX = "index.json"
 
 
 class Run:
-    """outputs/<name>/: config, checkpoints, tensorboard, log and metrics."""
+    """`outputs/<name>/`: config, checkpoints, tensorboard, log and metrics."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

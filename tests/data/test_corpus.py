@@ -529,7 +529,7 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
         ({"path": "a.en"}, "train", "data.path: a.en is a file, not a folder; use data.train=a.en"),
         ({"path": "./none"}, "train", "data.path: ./none is not a folder"),
         ({"path": "a/b/c"}, "train", "data.path: a/b/c is not a folder"),
-        ({"path": "folder.tsv"}, "train", "folder.tsv contains no .jsonl"),
+        ({"path": "folder.tsv"}, "train", "folder.tsv contains neither a table (.jsonl"),
         ({"target": "fr"}, "a.tsv", "a.tsv, line 2: no column fr; possible: en, de"),
         ({}, "number.jsonl", "number.jsonl, line 1, column de: 5 is not text"),
         ({}, "first.csv", "first.csv, line 2: 1 columns, but the header has 2: en, de"),

@@ -118,6 +118,36 @@ def test_a_folder_in_hub_layout(kind: str, tmp_path: Path) -> None:
         find_stream(data, "test")
 
 
+def plain_folder(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        for side, language in enumerate(("en", "de", "fr")):
+            lines = [pair[min(side, 1)] for pair in PAIRS[number : number + 9]]
+            (folder / name.format(language)).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_plain_files(tmp_path: Path) -> None:
+    """Two files are a split by their common name; an exact name goes before a synonym."""
+    folder = plain_folder(tmp_path / "test", "train.lc.{}", "val.lc.{}", "test_2016.lc.{}", "test_2017.lc.{}")
+    (folder / "README").write_text("x", encoding="utf-8")
+    (folder / "notes.en").write_text("x", encoding="utf-8")
+    data = load_config("train", "data=multi30k", f"data.path={folder}", f"data.cache={tmp_path}").data
+    by_split = ("train", 0), ("validation", 1), ("dev", 1), ("test_2016", 2), ("test_2017", 3)
+    for split, number in by_split:
+        assert list(find_stream(data, split).pairs()) == PAIRS[number : number + 9], split
+    other_way = dataclasses.replace(data, source="de", target="en")
+    assert list(find_stream(other_way, "train").pairs()) == [(de, en) for en, de in PAIRS[:9]]
+    for changes, split, problem in (
+        ({}, "test", r"several files for test; possible: test_2016.lc, test_2017.lc"),
+        ({}, "dev2", r"no split dev2; possible: test_2016.lc, test_2017.lc, train.lc, val.lc"),
+        ({"target": "cs"}, "train", r"has no train.lc.cs; choose data.target among de, en, fr"),
+        ({"source": None}, "train", r"does not show a direction; choose data.source among de, en, fr"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            find_stream(dataclasses.replace(data, **changes), split)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "nested.jsonl", "parquet"])
 def test_what_the_hub_library_loads_is_read_alike(kind: str) -> None:
     """The code that reads hub corpora, on a folder instead: the library loads both the same way."""

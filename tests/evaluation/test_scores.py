@@ -8,6 +8,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
+from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data import toy
@@ -147,9 +149,9 @@ def test_a_tokenizer_that_is_not_the_languages_is_warned_of(
     for known in ("de", "zh", "th", "tlh"):
         assert evaluation.tokenizer_warning(known, "do this") is None
     test = EvaluationSet("t", ["a"], [["a"]], language)
-    evaluation.print_tokenizer_warning(test, "char")
+    evaluation.print_tokenizer_warning(replace(test, tokenize="char"))
     assert capsys.readouterr().out == ""
-    evaluation.print_tokenizer_warning(test, None)
+    evaluation.print_tokenizer_warning(test)
     assert capsys.readouterr().out.count("\n") == 1
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     assert (evaluation.tokenizer_warning(language, "do this") is None) == (language in ("ja", "kor_Hang"))
@@ -165,15 +167,15 @@ def test_the_language_of_the_references_decides_unless_a_tokenizer_is_named(monk
         name: BLEU(force=True, tokenize=name).corpus_score(hypotheses, [lines]).score for name in ("zh", "13a", "char")
     }
     assert len(set(split.values())) > 1
-    assert evaluation.measure("bleu", hypotheses, test).value == pytest.approx(split["zh"])
-    assert evaluation.measure("bleu", hypotheses, test, tokenize="13a").value == pytest.approx(split["13a"])
-    assert evaluation.score(hypotheses, lines, "zh").bleu == pytest.approx(split["zh"])
-    (group,) = diagnostics.grouped_score("bleu", hypotheses, test, [("all", [0, 1])])
-    assert group.value == pytest.approx(split["zh"])
-    (group,) = diagnostics.grouped_score("bleu", hypotheses, test, [("all", [0, 1])], "13a")
-    assert group.value == pytest.approx(split["13a"])
-    for tokenize, expected in ((None, "zh"), ("char", "char")):
-        first, _ = significance.paired_tests(["bleu"], [hypotheses, lines], test, tokenize)["bleu"]
+    chinese = load_config("train", "data.target=zh").data
+    for tokenize, expected in ((None, "zh"), ("13a", "13a"), ("char", "char")):
+        named = replace(test, tokenize=tokenize)
+        assert evaluation.measure("bleu", hypotheses, named).value == pytest.approx(split[expected])
+        data = replace(chinese, tokenize=tokenize)
+        assert evaluation.score(hypotheses, lines, data).bleu == pytest.approx(split[expected])
+        (group,) = diagnostics.grouped_score("bleu", hypotheses, named, [("all", [0, 1])])
+        assert group.value == pytest.approx(split[expected])
+        first, _ = significance.paired_tests(["bleu"], [hypotheses, lines], named)["bleu"]
         assert first.value == pytest.approx(split[expected]) and all(f"tok:{expected}" in s for s in first.signatures)
 
 
@@ -275,7 +277,9 @@ def test_what_training_watches_is_the_best_translation_of_each_sentence_against_
     (hypotheses, other, _), test = noisy(references=1)
     translator = FixedTranslator(list(zip(hypotheses, other, strict=True)))
     corpus, search = Corpus(test.source, test.references[0]), search_preset("greedy")
-    found, scores = testsets.translate_and_score(cast(Translator, translator), corpus, search, "de", 40)
+    found, scores = testsets.translate_and_score(
+        cast(Translator, translator), corpus, search, load_config("train").data, 40
+    )
     assert found == hypotheses and translator.asked == [(list(test.source), search)]
     for name, value, interval, signature in (
         ("bleu", scores.bleu, scores.bleu_interval, scores.bleu_signature),

@@ -93,6 +93,28 @@ def test_splits_are_those_of_the_run_or_of_another_corpus(tmp_path: Path, monkey
         testsets.find_test_sets(dataclasses.replace(config, split="train"), run)
 
 
+def test_a_command_chooses_the_tokenizer_of_bleu_or_the_corpus_or_the_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order, for files and for splits alike; another corpus has its own."""
+    run = empty_run(tmp_path / "run", last="update-0000001")
+    files: dict[str, Any] = {"source": write(tmp_path / "s.en", ["a"]), "reference": [write(tmp_path / "r.de", ["b"])]}
+    monkeypatch.setattr(testsets, "load_split", lambda *_: SimpleNamespace(source=["a"], target=["b"]))
+    command: Any
+    corpus: Any
+    for command, corpus, expected in ((None, None, "13a"), (None, "none", "none"), ("char", "none", "char")):
+        data = dataclasses.replace(files_config().data, tokenize=corpus)
+        stored = dataclasses.replace(files_config(), data=data)
+        monkeypatch.setattr(testsets, "read_config", lambda path, stored=stored: stored)
+        config = dataclasses.replace(evaluate_config(), tokenize=command)
+        for one in (config, dataclasses.replace(config, **files)):
+            (found,) = testsets.find_test_sets(one, run)
+            assert found.bleu_tokenizer == expected
+        other = dataclasses.replace(config, data=dataclasses.replace(data, tokenize=None))
+        (found,) = testsets.find_test_sets(other, run)
+        assert found.bleu_tokenizer == (command or "13a")
+
+
 def test_the_config_is_that_of_the_checkpoint_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best or the last one; its corpus is read from another folder only on request."""
     run = empty_run(

@@ -16,7 +16,8 @@ TINY = {
     "lstm": ["model.width=16", "model.embedding=12", "model.encoder_layers=2", "model.decoder_layers=2"],
 }
 # What "auto" is on the built-in corpus, for trainers that are made without one.
-SETTLED = ["training.updates=1100", "training.validate_every=250", "training.patience=0", "optimizer.warmup=200"]
+SETTLED = ["training.updates=1100", "training.validate_every=250", "training.patience=0"]
+SETTLED += ["optimizer.warmup=200", "optimizer.lr=1.5e-3"]
 STILL = ["model.dropout=0", "model.attention.dropout=0"]
 
 

@@ -57,7 +57,7 @@ def commands(text: str, *languages: str) -> list[list[str]]:
 def requests(text: str) -> list[tuple[str, list[str], dict[str, str]]]:
     """Return the path, the data and the headers of every request that a page makes with curl."""
     found = []
-    for line in "\n".join(blocks(text, "bash", "sh")).splitlines():
+    for line in "\n".join(blocks(text, "bash", "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         if words[:1] == ["curl"]:
             url = next(word for word in words if word.startswith("http"))

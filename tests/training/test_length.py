@@ -20,7 +20,7 @@ from seq2seq.training.length import (
     updates_for,
     warmup_for,
 )
-from seq2seq.training.schedule import lr_at
+from seq2seq.training.schedule import lr_at, settle_rate
 from tests.helpers.configs import composed
 from tests.helpers.corpora import random_corpus
 from tests.helpers.trainers import varied
@@ -133,13 +133,15 @@ def test_the_line_has_the_numbers_of_the_run() -> None:
 
 
 def test_the_warm_up_of_a_settled_run_is_the_schedules() -> None:
-    config = settle_length(varied(of_files(), training__updates=50_000), batches_of())
-    warmup = settled(config.optimizer.warmup)
+    config = settle_rate(settle_length(varied(of_files(), training__updates=50_000), batches_of()))
+    warmup, peak = settled(config.optimizer.warmup), settled(config.optimizer.lr)
     rates = [lr_at(update, config.optimizer, 50_000) for update in (warmup // 2, warmup, warmup + 1)]
-    assert rates[0] == pytest.approx(config.optimizer.lr / 2) and rates[1] == config.optimizer.lr > rates[2]
+    assert rates[0] == pytest.approx(peak / 2) and rates[1] == peak > rates[2]
 
 
 def test_auto_is_not_trained_with() -> None:
     """A trainer that was not settled fails at once, not by a comparison of words with numbers."""
-    with pytest.raises(AssertionError):
-        lr_at(1, dataclasses.replace(of_files().optimizer, warmup="auto"), 10)
+    optimizer = settle_rate(of_files()).optimizer
+    for changes in ({"warmup": "auto"}, {"lr": "auto", "warmup": 1}):
+        with pytest.raises(AssertionError):
+            lr_at(1, dataclasses.replace(optimizer, **changes), 10)

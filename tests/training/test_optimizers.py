@@ -32,7 +32,7 @@ from seq2seq.training.optimizers import (
     optimizer_table,
     parameters_by_kind,
 )
-from seq2seq.training.schedule import lr_at
+from seq2seq.training.schedule import lr_at, peak_rate, settle_rate
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import tiny_batch
 from tests.helpers.models import tiny_model
@@ -278,6 +278,22 @@ def test_schedules_meet_their_first_and_last_values() -> None:
         assert lr_at(19, one, 20) > lr_at(20, one, 20) == 0.0
     stable = settings_of("adamw", schedule="stable", lr=1.0, warmup=4, cooldown=0.25)
     assert [lr_at(n, stable, 20) for n in (15, 16, 20)] == pytest.approx([1.0, 0.8, 0.0])
+
+
+def test_a_rate_follows_from_optimizer_and_width_unless_it_is_given() -> None:
+    """Twice the width, half the rate; Adafactor's is relative to the tensors, whatever their size."""
+    for name, at_256 in (("adamw", 1.5e-3), ("muon", 3e-3), ("schedule_free", 2.5e-3), ("adafactor", 5e-2)):
+        rates = [peak_rate(name, width) for width in (128, 256, 512, 1024)]
+        halvings = [1.0] * 4 if name == "adafactor" else [2, 1, 0.5, 0.25]
+        assert rates == pytest.approx([at_256 * part for part in halvings], rel=0.05)
+        assert all(rate == float(f"{rate:.1e}") for rate in rates), "in round numbers"
+    for family in FAMILIES:
+        config = varied(base_config(family), optimizer__lr="auto")
+        for name in ("adamw", "muon"):
+            chosen = settle_rate(varied(config, optimizer__name=name))
+            assert chosen == varied(config, optimizer__name=name, optimizer__lr=peak_rate(name, config.model.width))
+        given = varied(config, optimizer__lr=0.123)
+        assert settle_rate(given) == given
 
 
 # ------------------------------------------------------------------------------------------- averages

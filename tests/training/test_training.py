@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from seq2seq.cli.main import load_config
-from seq2seq.config.schema import OptimizerConfig, TrainConfig
+from seq2seq.config.schema import OptimizerConfig, TrainConfig, settled
 from seq2seq.data.batching import Batches, RankBatches, largest_batch
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
@@ -486,7 +486,7 @@ def test_the_plateau_halves_the_rate(tmp_path: Path) -> None:
     made = trainer(noisy("lstm", *settings, "training.validate_every=2"), tmp_path, [5, 4, 4, 3, 3, 6, 1])
     made.fit()
     assert made.state.progress.halved == 2
-    assert made.lr() == pytest.approx(made.state.config.optimizer.lr / 4)
+    assert made.lr() == pytest.approx(settled(made.state.config.optimizer.lr) / 4)
 
 
 # -------------------------------------------------------------------------------------- continuation

@@ -54,18 +54,18 @@ def compare(config: CompareConfig) -> None:
         print(f"note       {note}")
     for warning in contaminations(test, runs, config):
         print(f"warning    {warning}")
-    print_tokenizer_warning(test, config.tokenize)
+    print_tokenizer_warning(test)
     tune_cpu()
     hypotheses = [cached_translations(run, test, config) for run in runs]
     for run in runs:
         print(f"written    {translations_path(run, test, config)}")
     names = [run.folder.name for run in runs]
     status("testing …")
-    results = paired_tests(config.metrics, hypotheses, test, config.tokenize)
+    results = paired_tests(config.metrics, hypotheses, test)
     status("")
     print_scores(names, results, config.metrics)
     print_config_differences(names, [to_dict(read_config(run.checkpoint(config.checkpoint) / CONFIG)) for run in runs])
-    print_scores_by_length(names, hypotheses, test, config.tokenize)
+    print_scores_by_length(names, hypotheses, test)
     for name, others in zip(names[1:], hypotheses[1:], strict=True):
         print_sentence_differences((names[0], name), (hypotheses[0], others), test, config.sentences)
 
@@ -160,9 +160,9 @@ def print_config_differences(names: list[str], configs: list[dict[str, Any]]) ->
         print("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
 
 
-def print_scores_by_length(names: list[str], hypotheses: list[list[str]], test: TestSet, tokenize: str | None) -> None:
+def print_scores_by_length(names: list[str], hypotheses: list[list[str]], test: TestSet) -> None:
     groups = length_groups(test.source)
-    by_run = [grouped_score("bleu", lines, test, groups, tokenize) for lines in hypotheses]
+    by_run = [grouped_score("bleu", lines, test, groups) for lines in hypotheses]
     widths = [max(len(name), 6) + 2 for name in names]
     print(f"\n{'BLEU by words of the source':30}" + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True)))
     for same in zip(*by_run, strict=True):

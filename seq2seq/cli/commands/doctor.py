@@ -12,7 +12,7 @@ from seq2seq.data.doctor import examine, page, sizes
 from seq2seq.data.encoding import encode_training
 from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import UNKNOWN, make_tokenizer
-from seq2seq.evaluation.metrics import language_advice, tokenizer_warning
+from seq2seq.evaluation.metrics import corpus_warning
 from seq2seq.training.logger import RunLogger
 from seq2seq.utils.console import status
 
@@ -39,7 +39,7 @@ def doctor(config: DoctorConfig) -> None:
         return
     logger = RunLogger()
     sizes(data, corpora, logger.field)
-    if warning := tokenizer_warning(data.target or "", language_advice(data)):
+    if warning := corpus_warning(data):
         logger.field("warning", warning)
     for note in notes:
         logger.field("", note)

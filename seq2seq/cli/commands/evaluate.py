@@ -91,13 +91,13 @@ def evaluate_run(run: Run, tests: list[TestSet], config: EvaluateConfig, several
     evaluations = []
     for test in tests:
         print(f"test set   {test.name}: {len(test):,} pairs" + describe_references(test))
-        print_tokenizer_warning(test, config.tokenize)
+        print_tokenizer_warning(test)
         began = time.perf_counter()
         hypotheses = translate(translator, test, config.search)
         seconds = time.perf_counter() - began
         print(f"speed      {len(test) / seconds:,.0f} sentences/s, {describe_search(config.search)}")
         scores = [one_score(name, hypotheses, test, config, device.type == "cuda") for name in config.metrics]
-        details = in_detail(hypotheses, test, counts, config.tokenize) if counts else {}
+        details = in_detail(hypotheses, test, counts) if counts else {}
         alignment = alignment_of(translator, test)
         engine = translator.engine_for(config.search)
         one = Evaluated(run, test, scores, output_errors(hypotheses, test), details, alignment, engine)
@@ -114,7 +114,7 @@ def describe_references(test: TestSet) -> str:
 def one_score(name: str, hypotheses: list[str], test: TestSet, config: EvaluateConfig, cuda: bool) -> MetricResult:
     if name == "comet":
         return comet(hypotheses, test, config.comet, config.resamples, int(cuda))
-    return measure(name, hypotheses, test, tokenize=config.tokenize, resamples=config.resamples)
+    return measure(name, hypotheses, test, resamples=config.resamples)
 
 
 def training_counts(run: Run, config: EvaluateConfig) -> tuple[Counter[str], Counter[str]]:
@@ -128,10 +128,10 @@ def training_counts(run: Run, config: EvaluateConfig) -> tuple[Counter[str], Cou
 
 
 def in_detail(
-    hypotheses: list[str], test: TestSet, counts: tuple[Counter[str], Counter[str]], tokenize: str | None
+    hypotheses: list[str], test: TestSet, counts: tuple[Counter[str], Counter[str]]
 ) -> dict[str, list[Group]]:
     """Break the score down by short and long sentences, common and rare words."""
-    by_length = grouped_score("bleu", hypotheses, test, length_groups(test.source), tokenize)
+    by_length = grouped_score("bleu", hypotheses, test, length_groups(test.source))
     rarest = source_frequency_groups(test.source, counts[0])
     return {
         "BLEU by words of the source": by_length,

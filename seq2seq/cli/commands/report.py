@@ -49,7 +49,7 @@ def report(config: ReportConfig) -> None:
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
     print(f"test set   {test.name}: {len(test):,} pairs")
     require_tokenizer(config.tokenize)
-    print_tokenizer_warning(test, config.tokenize)
+    print_tokenizer_warning(test)
     tune_cpu()
     output = Path(config.output) if config.output else run.folder / "report.html"
     if not output.parent.is_dir() or output.is_dir():
@@ -78,8 +78,8 @@ def gather(run: Run, test: TestSet, config: ReportConfig) -> pages.Report:
     return pages.Report(
         run=run_facts(run, test, config, stored, count_parameters(folder)),
         totals=pages.training_totals(run),
-        scores=[measure(name, hypotheses, test, tokenize=config.tokenize, resamples=RESAMPLES) for name in METRICS],
-        lengths=grouped_score("bleu", hypotheses, test, groups, config.tokenize),
+        scores=[measure(name, hypotheses, test, resamples=RESAMPLES) for name in METRICS],
+        lengths=grouped_score("bleu", hypotheses, test, groups),
         curves=pages.curves(metrics),
         time=pages.time_spent(metrics),
         sentences=sentences,

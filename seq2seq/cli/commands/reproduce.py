@@ -70,7 +70,7 @@ def scores_with_interval(run: Run, data: Any) -> dict[str, Any]:
         assert corpus is not None  # it was scored
         translator = Translator.from_checkpoint(run.checkpoint("best"), stored.device, stored.precision)
         translator.use_processes(stored.processes)
-        _, scores = translate_and_score(translator, corpus, stored.search, data.target or "", RESAMPLES)
+        _, scores = translate_and_score(translator, corpus, stored.search, data, RESAMPLES)
         test["bleu_interval"] = scores.bleu_interval
     return test
 
