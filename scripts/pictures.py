@@ -3,6 +3,7 @@
 seq2seq train name=demo
 python scripts/pictures.py                               prompt, attention, page and report
 python scripts/pictures.py --mermaid mermaid.min.js      the diagrams, by the script of `npm pack mermaid`
+python scripts/pictures.py --concepts                    the concept pages, from runs that it trains where missing
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import concept_pictures
 from docs_hooks import DOCS, diagram_file, diagrams
 
 from seq2seq.cli.main import load_config
@@ -40,8 +42,12 @@ def main() -> None:
     parser.add_argument("--run", default="demo", help="a run of the built-in corpus")
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--mermaid", type=Path, help="draw the diagrams instead, with this mermaid.min.js")
+    parser.add_argument("--concepts", action="store_true", help="draw the pictures of the concept pages instead")
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
+    if arguments.concepts:
+        concept_pictures.draw(arguments.outputs, IMAGES)
+        return
     with chromium() as browser:
         if arguments.mermaid:
             draw_diagrams(browser, arguments.mermaid)
