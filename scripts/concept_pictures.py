@@ -6,7 +6,7 @@ Shapes: L layers, N heads, T target and S source subwords, W target and X source
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -47,12 +47,12 @@ TRANSFORMER = (
 )
 SCORES = ("additive", "dot", "scaled_dot", "general", "cosine")
 POSITIONS = ("sinusoidal", "rotary", "alibi")
-RUNS = {score: (*LSTM, f"model.attention.score={score}") for score in SCORES}
+RUNS: dict[str, tuple[str, ...]] = {score: (*LSTM, f"model.attention.score={score}") for score in SCORES}
 RUNS |= {position: (*TRANSFORMER, f"model.position={position}") for position in POSITIONS}
 
 LONGEST, FREQUENT = 10, 1000  # words and marks of a sentence; how many of each language the corpus has
 TEST, VALIDATION = 500, 100  # pairs
-DISTANCE = 8  # shown to either side of a position
+DISTANCE = 6  # shown to either side of a position
 CHANNELS = 32  # shown of a value
 BEAM = 3
 SENTENCES = 100  # whose self-attention is averaged
@@ -82,16 +82,19 @@ def write_corpus(folder: Path) -> list[Pair]:
     """Write the short sentences of frequent words in the built-in corpus, which a small model learns in seconds."""
     every = {pair.source: pair for pair in chain(*toy.splits().values())}.values()
     short = [pair for pair in every if 3 < len(words_and_marks(pair.source)) <= LONGEST]
-    counts = [Counter(chain(*(words_and_marks(pair[i]) for pair in short))) for i in (0, 1)]
-    common = [{word for word, _ in count.most_common(FREQUENT)} for count in counts]
-    pairs = [pair for pair in short if all(common[i].issuperset(words_and_marks(pair[i])) for i in (0, 1))]
+    sources, targets = frequent(pair.source for pair in short), frequent(pair.target for pair in short)
+    pairs = [p for p in short if sources.issuperset(words_and_marks(p.source))]
+    pairs = [p for p in pairs if targets.issuperset(words_and_marks(p.target))]
     test, validation, rest = pairs[:TEST], pairs[TEST : TEST + VALIDATION], pairs[TEST + VALIDATION :]
     folder.mkdir(parents=True, exist_ok=True)
     for name, members in (("test", test), ("validation", validation), ("train", rest)):
-        for i, language in enumerate(("en", "de")):
-            text = "".join(f"{pair[i]}\n" for pair in members)
-            (folder / f"{name}.{language}").write_text(text, encoding="utf-8")
+        for language, lines in (("en", [p.source for p in members]), ("de", [p.target for p in members])):
+            (folder / f"{name}.{language}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return test
+
+
+def frequent(sentences: Iterable[str]) -> set[str]:
+    return {word for word, _ in Counter(chain(*map(words_and_marks, sentences))).most_common(FREQUENT)}
 
 
 def open_run(name: str, outputs: str) -> Translator:
@@ -131,28 +134,35 @@ def calls_of(attention: Attention) -> Iterator[list[tuple[Any, ...]]]:
 # ------------------------------------------------------------------------------------------ attention
 
 
-@torch.inference_mode()
 def draw_weighted_sum(translator: Translator, pair: Pair, path: Path) -> None:
     """Draw similarity, softmax and weighted sum of the target word that moved furthest, in an LSTM."""
-    attention = model_of(translator).decoder.attention
-    with calls_of(attention) as calls:
-        scored = forced(translator, pair)
-    t = furthest_word(pair)
-    query_11D, memory = calls[t]
-    query_N1H = attention.scored_query(attention._split(attention.query(query_11D)))[0]
-    score_S = (query_N1H @ memory.key_RNSH[0].mT)[0, 0]
-    weight_S, value_SD = score_S.softmax(-1), memory.value_RNSH[0, 0, :, :CHANNELS]
-    labels = [*words_of(scored.source_pieces[:-1]), "(end)"]
+    scored = forced(translator, pair)
+    score_TS, value_SD = scores_and_values(translator, pair)
+    t, labels = furthest_word(pair), [*words_of(scored.source_pieces[:-1]), "(end)"]
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(7, 3.3), sharey=True, layout="constrained", width_ratios=(1, 1, 1.5)
     )
-    bars(left, score_S, f"similarity to “{words_of(scored.pieces)[t]}”", "{:.1f}")
+    weight_S = score_TS[t].softmax(-1)
+    bars(left, score_TS[t], f"similarity to “{words_of(scored.pieces)[t]}”", "{:.1f}")
     bars(middle, weight_S, "softmax: weights", "{:.2f}")
     left.set_yticks([*range(len(labels)), len(labels) + 0.5], [*labels, "weighted sum"])
     left.get_yticklabels()[-1].set_fontweight("bold")
-    draw_values(right, value_SD, weight_S @ value_SD)
+    draw_values(right, value_SD[:, :CHANNELS], weight_S @ value_SD[:, :CHANNELS])
     left.set_ylim(len(labels) + 1.1, -0.6)
     save(figure, path)
+
+
+@torch.inference_mode()
+def scores_and_values(translator: Translator, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return an LSTM's scores before the softmax, T × S, and the values that it averages."""
+    attention = model_of(translator).decoder.attention
+    with calls_of(attention) as calls:
+        forced(translator, pair)
+    query_NTH = torch.cat(
+        [attention.scored_query(attention._split(attention.query(query)))[0] for query, _ in calls], 1
+    )
+    memory = calls[0][1]
+    return (query_NTH @ memory.key_RNSH[0].mT)[0], memory.value_RNSH[0, 0]
 
 
 def model_of(translator: Translator) -> Any:
@@ -172,7 +182,7 @@ def furthest_word(pair: Pair) -> int:
 def bars(axes: Axes, value_S: Tensor, title: str, form: str) -> None:
     colours = [COLOURS[value == value_S.max()] for value in value_S]
     drawn = axes.barh(range(len(value_S)), value_S.numpy(), color=colours, height=0.7)
-    axes.bar_label(drawn, fmt=form, padding=3, fontsize=8)
+    axes.bar_label(drawn, [form.format(value).replace("-", "−") for value in value_S], padding=3, fontsize=8)
     axes.set_title(title, loc="left")
     axes.margins(x=0.25)
     axes.xaxis.set_visible(False)
@@ -228,7 +238,7 @@ def draw_families(
     heatmap(left, word_attention(forced(lstm, pair))[0, 0], f"LSTM\nerror rate {ours.mean:.2f}", pair)
     title = f"Transformer, layer {layer + 1}, head {head + 1}\nerror rate {rate:.2f}"
     heatmap(middle, weights_LNWX[layer, head], title, pair)
-    heatmap(right, weights_LNWX.mean((0, 1)), f"Transformer, mean of all heads\nerror rate {theirs.mean:.2f}", pair)
+    heatmap(right, weights_LNWX.mean((0, 1)), f"Transformer, mean of heads\nerror rate {theirs.mean:.2f}", pair)
     save(figure, path)
 
 
@@ -238,18 +248,19 @@ def draw_families(
 @torch.inference_mode()
 def draw_positions(translators: dict[str, Translator], test: Sequence[Pair], path: Path) -> None:
     """Draw what each kind adds to a score by distance, and below it what heads of a trained encoder attend to."""
-    figure, grid = plt.subplots(2, 3, figsize=(7, 4.4), sharex=True, sharey="row", layout="constrained")
-    distances = range(-DISTANCE, DISTANCE + 1)
+    figure, grid = plt.subplots(2, 3, figsize=(7, 4.2), sharex=True, layout="constrained")
+    distances, sentences = range(-DISTANCE, DISTANCE + 1), test[:SENTENCES]
     for (above, below), (name, translator) in zip(grid.T, translators.items(), strict=True):
         attention = model_of(translator).encoder.layers[0].attention
         for curve, colour in zip(similarity(name, attention), HEADS, strict=False):
             above.plot(distances, curve, color=colour)
-        for curve, colour in zip(weight_by_distance(translator, attention, test), HEADS, strict=True):
-            below.plot(distances, curve, color=colour)
-        above.set_title(name, loc="left")
-        below.set_xlabel("key position − query position")
-    grid[0, 0].set_ylabel("position's part of the score")
-    grid[1, 0].set_ylabel("weight in the first layer")
+        for head, curve in enumerate(weight_by_distance(translator, attention, sentences)):
+            below.plot(distances, curve, color=HEADS[head], label=f"head {head + 1}")
+        above.set_title(f"{name}\n{'penalty' if name == 'alibi' else 'similarity of two positions'}", loc="left")
+        above.set_ylim((None, 0.1) if name == "alibi" else (0, 1.05))
+        below.set_title("weight in layer 1", loc="left")
+        below.set(xlabel="key position − query position", ylim=(0, 0.7))
+    grid[1, 0].legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
@@ -270,10 +281,10 @@ def similarity(kind: str, attention: Attention) -> Tensor:
 def weight_by_distance(translator: Translator, attention: Attention, test: Sequence[Pair]) -> Tensor:
     """Return each head's mean weight at each distance: N × distances, over the pairs of positions that have it."""
     total_ND, count_D = torch.zeros(attention.heads, 2 * DISTANCE + 1), torch.zeros(2 * DISTANCE + 1)
-    for pair in test[:SENTENCES]:
+    for pair in test:
         with calls_of(attention) as calls:
             translator._start(translator._encode_sources([pair.source]))
-        weights_NSS = attention(*calls[0], weights=True).weights_RNTS[0]
+        weights_NSS = attention(*calls[0], weights=True).weights_RNTS[0, :, :-1, :-1]  # without the end mark
         for d in range(-DISTANCE, DISTANCE + 1):
             diagonal_NX = weights_NSS.diagonal(d, 1, 2)
             total_ND[:, d + DISTANCE] += diagonal_NX.sum(1)
@@ -346,11 +357,11 @@ def draw_beam(translator: Translator, test: Sequence[Pair], path: Path) -> None:
     for node in nodes:
         colour = OWN if node in best else LIVED if node in lived else DIED
         edge(axes, node.k, node.step, node, colour)
-        box(axes, node.k, node.step, f"{node.word}  {node.log_probability:.2f}", colour)
+        box(axes, node.k, node.step, f"{node.word}  {minus(node.log_probability)}", colour)
     for rank, end in enumerate(ends):
-        colour, y = OWN if rank == 0 else LIVED, end.step + 0.4 * sum(other.step == end.step for other in ends[:rank])
+        colour, y = OWN if rank == 0 else LIVED, end.step + 0.55 * sum(other.step == end.step for other in ends[:rank])
         edge(axes, BEAM, y, end, colour)
-        box(axes, BEAM, y, f"(end)  score {end.score:.2f}", colour)
+        box(axes, BEAM, y, f"(end)  score {minus(end.score)}", colour)
     save(figure, path)
 
 
@@ -372,6 +383,10 @@ def edge(axes: Axes, x: float, y: float, node: Node | Finished, colour: str) -> 
     axes.plot((origin, x), (node.step - 1 + 0.2, y - 0.2), color=colour, linewidth=2 if colour == COLOURS[0] else 1)
 
 
+def minus(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
 def box(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     axes.text(x, y, text, ha="center", va="center", color=colour, bbox={"facecolor": "white", "edgecolor": colour})
 
@@ -385,14 +400,13 @@ def draw_bootstrap(translators: dict[str, Translator], test: Sequence[Pair], pat
     resampled = {
         name: resampled_bleu(translate(translator, test, 1), references) for name, translator in translators.items()
     }
-    first, second = resampled.values()
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", width_ratios=(3, 2))
-    for (name, scores), colour in zip(resampled.items(), COLOURS, strict=True):
-        histogram(left, scores, colour, name)
-    left.set_xlabel("BLEU of a resample")
-    left.legend(frameon=False)
-    histogram(right, second - first, LIVED, "difference")
+    for i, ((name, scores), colour) in enumerate(zip(resampled.items(), COLOURS, strict=True)):
+        histogram(left, scores, colour, name, i)
+    first, second = resampled.values()
+    histogram(right, second - first, LIVED, "difference", 0)
     right.axvline(0, color="black", linewidth=1)
+    left.set_xlabel("BLEU of a resample")
     right.set_xlabel("difference on the same resample")
     save(figure, path)
 
@@ -407,11 +421,11 @@ def resampled_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> NDAr
     return np.array([score.score for score in scores])
 
 
-def histogram(axes: Axes, values: NDArray[np.float64], colour: str, label: str) -> None:
-    """Draw the scores of the resamples, and below them the interval that holds 95 % of them."""
+def histogram(axes: Axes, values: NDArray[np.float64], colour: str, label: str, row: int) -> None:
+    """Draw the resamples, and in a row below them the interval that holds 95 % of them."""
     low, high = np.percentile(values, (2.5, 97.5))
-    axes.hist(values, bins=25, color=colour, alpha=0.45, label=label)
-    axes.plot((low, high), (-4, -4), color=colour, linewidth=4, solid_capstyle="butt")
-    axes.annotate(f"{low:.1f} to {high:.1f}", ((low + high) / 2, -6), ha="center", va="top", color=colour)
+    axes.hist(values, bins=25, color=colour, alpha=0.45, label=f"{label}: {low:.1f} to {high:.1f}")
+    axes.plot((low, high), (-8 * row - 6,) * 2, color=colour, linewidth=4, solid_capstyle="butt")
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1)
