@@ -8,6 +8,7 @@ INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --di
 
 demo: $(VENV)/installed   ## train on the built-in corpus: a BLEU score, translations, and the line that opens the prompt
 	$(BIN)/seq2seq train name=demo
+	@echo "first      source $(BIN)/activate"
 
 test: $(VENV)/installed-dev   ## all tests, on every core, and the coverage of lines and branches by the quick ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered

@@ -1,7 +1,7 @@
 """Train the same run with one thing changed at a time, at equal updates, and print what each change brought.
 
-python scripts/ablate.py data=multi30k data.path=FOLDER              every variant once, seed 1
-python scripts/ablate.py --seeds 3 --only plain r_drop data=multi30k   two of them, three seeds each
+python scripts/ablate.py data=multi30k data.path=FOLDER                    every variant once, seed 1
+python scripts/ablate.py data=multi30k --seeds 3 --only plain "R-Drop 5"   two of them, three seeds each
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each variant")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT", help=", ".join(VARIANTS)
+    )
     parser.add_argument("--outputs", default="outputs/ablation")
     options, overrides = parser.parse_known_args()
     print("| variant | validation loss | BLEU | chrF | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
@@ -53,7 +55,8 @@ def train(variant: str, seed: int, outputs: str, overrides: list[str]) -> dict[s
     where = [f"name={name}", f"outputs={outputs}", f"seed={seed}", "overwrite=true"]
     began = time.perf_counter()
     command = [sys.executable, "-m", "seq2seq", "train", *BASE, *VARIANTS[variant], *where, *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(status)  # the training has printed its error
     metrics = Run.find(name, outputs).metrics.read_text(encoding="utf-8").splitlines()
     last = [line for line in map(json.loads, metrics) if line["kind"] == "validation"][-1]
     return {**last, "seconds": time.perf_counter() - began}

@@ -174,7 +174,8 @@ class DataConfig:
         for split in ("train", "validation", "test"):
             given = getattr(self, split)
             if isinstance(given, list) and len(given) != 2:
-                yield split, f"{given} names {len(given)} files; give two: [file.source,file.target]"
+                advice = "give two, [file.source,file.target], or a table without brackets"
+                yield split, f"{given} names {len(given)} files; {advice}"
 
     @property
     def languages(self) -> tuple[str, str]:

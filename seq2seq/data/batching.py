@@ -75,6 +75,7 @@ class Batches:
         self.encoded, self.tokens, self.seed, self.mix, self.resegment = encoded, tokens, seed, mix, resegment
         self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
         self.divide = divide  # the processes divide the rows of each batch; else each takes a batch of its own
+        self.at_once = 1 if divide else world_size  # batches that the processes compute together
         self.epoch = self.pool = self.position = 0
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
         self._cached_pool: tuple[tuple[int, int, int], list[Integers], EncodedCorpus] | None = None
@@ -137,8 +138,8 @@ class Batches:
         return round(int(self.encoded.target.ends[-1]) * self.pairs_per_epoch() / len(self.encoded))
 
     def updates_per_epoch(self) -> float:
-        """Estimate the updates of an epoch, each of a batch per process, or of as many as fill `update_tokens`."""
-        steps = self.batches_per_epoch() / self.world_size
+        """Estimate the updates of an epoch, each of what is computed at once, or of as many batches as fill one."""
+        steps = self.batches_per_epoch() / self.at_once
         return steps / math.ceil(max(1.0, self.update_tokens * steps / self.target_tokens_per_epoch()))
 
     def epochs_done(self, size: float) -> float:
@@ -154,7 +155,7 @@ class Batches:
             micro_batches: list[tuple[Integers, EncodedCorpus]] = []
             tokens = 0
             while not tokens or tokens < self.update_tokens:
-                parts = [self._next() for _ in range(1 if self.divide else self.world_size)]
+                parts = [self._next() for _ in range(self.at_once)]
                 micro_batches.append(self._own_rows(*parts[0]) if self.divide else parts[self.rank])
                 tokens += sum(int(encoded.target.lengths(rows).sum()) for rows, encoded in parts)
             filled = [encoded.batch(rows) for rows, encoded in micro_batches if len(rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,11 @@ def store(stream: PairStream, cache: str, status: Status = lambda _: None) -> St
     )
 
 
+def hashes_of(encoded: Iterable[bytes]) -> NDArray[np.uint64]:
+    """Hash sentences in UTF-8."""
+    return np.frombuffer(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in encoded), np.uint64)
+
+
 class SideWriter:
     """Writer for one language of a store, with the length and the hash of each sentence."""
 
@@ -193,7 +198,7 @@ class SideWriter:
         encoded = [sentence.encode("utf-8", "replace") for sentence in sentences]
         self.texts.extend(encoded)
         self.characters.write(np.array([len(sentence.strip()) for sentence in sentences], np.int32).tobytes())
-        self.hashes.write(b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in encoded))
+        self.hashes.write(hashes_of(encoded).tobytes())
 
     def __enter__(self) -> SideWriter:
         return self

@@ -33,6 +33,10 @@ Row = tuple[str, dict[str, Any]]  # its location, and its cells by column
 Languages = tuple[str | None, str | None]  # of source and target; None: unknown
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 ARCHIVES = (".gz", ".bz2", ".xz", ".zst")
+FOREIGN = {  # what users try first, and what to do with it
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it, and give the files inside"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as .csv in UTF-8, separated by commas"),
+}
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 
 
@@ -56,12 +60,13 @@ def with_languages(config: DataConfig) -> DataConfig:
 def find_stream(config: DataConfig, split_or_files: str | list[str]) -> PairStream:
     """Find the stream that `data.train` or a sibling names: two files, one table, or a split of `data.path`."""
     if isinstance(split_or_files, list):
-        source, target = (Path(file).expanduser() for file in split_or_files)
+        source, target = paths = [Path(file).expanduser() for file in split_or_files]
+        _refuse_foreign(paths)
         if kind_of(source) or kind_of(target):
             raise UserError("data.train: a pair of files must be plain text; add further tables with data.extra")
         seen = languages_of_files(*split_or_files)
         languages = (config.source or seen[0], config.target or seen[1])
-        return PairStream(_identity([source, target]), lambda: from_text(source, target), languages)
+        return PairStream(_identity(paths), lambda: from_text(source, target), languages)
     if kind_of(Path(split_or_files)) or config.path is None:
         return from_tables([Path(split_or_files).expanduser()], config)
     if config.path == "toy":
@@ -204,6 +209,7 @@ def _load_hub(name: str, config: DataConfig) -> Any:
 def from_tables(paths: list[Path], config: DataConfig) -> PairStream:
     """Concatenated tables with a column for each language."""
     readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+    _refuse_foreign(paths)
     kinds = [kind_of(path) or "" for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
         if not kind:
@@ -244,8 +250,10 @@ def with_columns(config: DataConfig, name: str, first_row: Callable[[], dict[str
 
 def _header_advice(name: str) -> str:
     """Return a reminder for tables whose first line may be a pair of sentences."""
-    is_plain = kind_of(Path(name)) in (".csv", ".tsv")
-    return "; the first line of a table must name its columns, such as en and de" if is_plain else ""
+    separator = {".csv": "commas", ".tsv": "tabs"}.get(kind_of(Path(name)) or "")
+    if separator is None:
+        return ""
+    return f"; the first line of a table must name its columns, such as en and de, separated by {separator}"
 
 
 def _no_column(column: str, columns: Iterable[str], location: str) -> UserError:
@@ -288,10 +296,20 @@ def misaligned_line(left: Sequence[int], right: Sequence[int]) -> int:
 
 def kind_of(path: Path) -> str | None:
     """Return the table format that a file's suffix names, ignoring archive suffixes."""
+    return suffix if (suffix := _inner_suffix(path)) in TABLES else None
+
+
+def _inner_suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in ARCHIVES:
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in TABLES else None
+    return suffixes[-1] if suffixes else ""
+
+
+def _refuse_foreign(paths: list[Path]) -> None:
+    for path in paths:
+        if advice := FOREIGN.get(suffix := _inner_suffix(path)):
+            raise UserError(f"{path}: {suffix} files cannot be read; {advice}")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -370,7 +388,7 @@ def read_lines(path: Path) -> Iterator[str]:
             column = len(line[: error.start].decode("utf-8")) + 1
             raise UserError(
                 f"{path}, line {number}, column {column}: not UTF-8 (byte 0x{line[error.start]:02x}); "
-                "convert the file, for instance with iconv -t UTF-8"
+                "convert the file, for instance with iconv -f WINDOWS-1252 -t UTF-8"
             ) from None
 
 
@@ -416,7 +434,10 @@ def _tsv(path: Path) -> Iterator[Row]:
 def _row(row: list[str], header: list[str], path: Path, number: int) -> Row:
     location = f"{path}, line {number}"
     if len(row) != len(header):
-        raise UserError(f"{location}: {len(row)} columns, but the header has {len(header)}: {', '.join(header)}")
+        advice = _header_advice(str(path)) if len(header) == 1 else ""
+        raise UserError(
+            f"{location}: {len(row)} columns, but the header has {len(header)}: {', '.join(header)}{advice}"
+        )
     return location, dict(zip(header, row, strict=True))
 
 

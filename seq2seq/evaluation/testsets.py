@@ -10,9 +10,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seq2seq.config.loading import search_preset, to_dict
 from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainConfig
-from seq2seq.data.corpus import Corpus, load_split
+from seq2seq.data.corpus import Corpus, hashes_of, load_split
 from seq2seq.data.languages import code_of, is_unknown
 from seq2seq.data.sources import from_text, read_lines, with_languages
 from seq2seq.data.store import key_of
@@ -106,6 +108,25 @@ def test_set_from_sacrebleu(name: str, data: DataConfig) -> TestSet:
         raise UserError(f"public: {name} cannot be fetched ({reason}); give files: source=… reference=…") from None
     source, *references = [list(read_lines(Path(file))) for file in files]
     return TestSet(f"{name.replace('/', '_')}.{pair}", source, references, data.target or "")
+
+
+def is_held_out(config: TestConfig, data: DataConfig) -> bool:
+    """Whether the test set was held out of the training pairs of these data."""
+    named = config.source or config.public or config.data
+    return not named and any(getattr(data, split) is None for split in as_list(config.split))
+
+
+def seen_in_training(test: TestSet, run: Run, config: TestConfig) -> int:
+    """Count the sources that are among the training pairs of a run; none if its corpus cannot be opened."""
+    stored = stored_config(run, config)
+    try:
+        train = load_split(stored.data, "train", stored.seed)
+    except UserError:
+        return 0
+    if train is None:
+        return 0
+    wanted = hashes_of(source.encode("utf-8", "replace") for source in test.source)
+    return int(np.isin(wanted, train.hashes["source"]).sum())
 
 
 def relocate(data: DataConfig, folder: str) -> DataConfig:

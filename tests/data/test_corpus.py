@@ -519,6 +519,10 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
         ({}, ["a.tsv", "b.de"], "a pair of files must be plain text"),
         ({}, ["a.en", "b.tsv"], "a pair of files must be plain text"),
         ({}, "a.en", "a single file must be a table"),
+        ({}, "a.zip", "a.zip: .zip files cannot be read; unpack it"),
+        ({}, ["a.en", "a.de.ZIP"], "a.de.ZIP: .zip files cannot be read; unpack it"),
+        ({}, "a.tar.gz", "a.tar.gz: .tar files cannot be read; unpack it"),
+        ({}, "a.xlsx", "a.xlsx: .xlsx files cannot be read; save the sheet as .csv"),
         ({}, "none.tsv", "none.tsv: cannot be read (No such file"),
         ({}, ["none.en", "a.en"], "none.en: cannot be read (No such file"),
         ({}, "folder.tsv", "folder.tsv: this is a folder; give a file"),
@@ -529,6 +533,8 @@ def test_archives_of_several_parts_are_read_to_their_end(archive: str, tmp_path:
         ({"target": "fr"}, "a.tsv", "a.tsv, line 2: no column fr; possible: en, de"),
         ({}, "number.jsonl", "number.jsonl, line 1, column de: 5 is not text"),
         ({}, "first.csv", "first.csv, line 2: 1 columns, but the header has 2: en, de"),
+        ({}, "semicolons.csv", "has 1: en;de; the first line of a table must name its columns, such as en and de, sep"),
+        ({}, "words.csv", "possible: en;de; the first line of a table must name its columns, such as en and de, sep"),
         ({}, "second.csv", "second.csv, line 3: 3 columns, but the header has 2: en, de"),
         ({}, "open.csv", "open.csv, line 2: invalid CSV"),
         ({}, "header.csv", "header.csv, line 1: invalid CSV"),
@@ -546,6 +552,8 @@ def test_what_cannot_be_read_is_named_with_its_line(
     table(tmp_path / "a.tsv", [("a", "b")])
     write(tmp_path / "number.jsonl", ['{"en": "a", "de": 5}'])
     write(tmp_path / "first.csv", ["en,de", "a", "b,c"])
+    write(tmp_path / "semicolons.csv", ["en;de", "a, b;c"])
+    write(tmp_path / "words.csv", ["en;de", "a;b"])
     write(tmp_path / "second.csv", ["en,de", "a,b", "a,b,c"])
     write(tmp_path / "open.csv", ["en,de", '"a', "b"])
     write(tmp_path / "header.csv", ['"en,de', "b"])

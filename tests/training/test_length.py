@@ -97,9 +97,10 @@ def test_files_are_trained_on_by_their_size(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("settings", [{}, {"update_tokens": 60}, {"update_tokens": 1}, {"world_size": 2},
-                                      {"update_tokens": 100, "world_size": 2}])  # fmt: skip
-def test_updates_of_an_epoch_are_those_that_it_takes(settings: dict[str, int]) -> None:
-    """With batches that are accumulated or divided among processes."""
+                                      {"update_tokens": 100, "world_size": 2}, {"world_size": 2, "divide": True},
+                                      {"update_tokens": 100, "world_size": 2, "divide": True}])  # fmt: skip
+def test_updates_of_an_epoch_are_those_that_it_takes(settings: dict[str, Any]) -> None:
+    """With batches that are accumulated, computed together by several processes, or divided among them."""
     batches = batches_of(256, **settings)
     estimate, taken = batches.updates_per_epoch(), 0
     for _ in batches:
@@ -108,6 +109,15 @@ def test_updates_of_an_epoch_are_those_that_it_takes(settings: dict[str, int]) -
         taken += 1
     assert estimate == pytest.approx(taken, rel=0.25)
     assert batches_of(256).updates_per_epoch() >= estimate
+
+
+@pytest.mark.parametrize("update_tokens", [0, 100])
+def test_processes_that_divide_each_batch_train_as_long_as_one(update_tokens: int) -> None:
+    """A run of as many updates, over as many epochs."""
+    one, several = (batches_of(4000, update_tokens=update_tokens, world_size=size, divide=size > 1) for size in (1, 3))
+    found = settle_length(of_files(), one)
+    assert settle_length(of_files(), several) == found
+    assert describe_length(found, several) == describe_length(found, one)
 
 
 def test_the_line_has_the_numbers_of_the_run() -> None:

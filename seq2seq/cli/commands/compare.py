@@ -22,6 +22,8 @@ from seq2seq.evaluation.testsets import (
     cached_translations,
     describe_search,
     find_test_sets,
+    is_held_out,
+    seen_in_training,
     stored_config,
     translations_path,
 )
@@ -50,6 +52,8 @@ def compare(config: CompareConfig) -> None:
     print(f"test set   {test.name}: {len(test):,} pairs, {describe_search(config.search)}")
     for note in notes:
         print(f"note       {note}")
+    for warning in contaminations(test, runs, config):
+        print(f"warning    {warning}")
     print_tokenizer_warning(test)
     tune_cpu()
     hypotheses = [cached_translations(run, test, config) for run in runs]
@@ -80,6 +84,19 @@ def check_languages(runs: list[Run], config: CompareConfig) -> list[str]:
         if (data.name, data.path, data.train) != (first.name, first.path, first.train):
             notes.append(f"{run.folder.name} was trained on another corpus ({data.name}) than {runs[0].folder.name}")
     return notes
+
+
+def contaminations(test: TestSet, runs: list[Run], config: CompareConfig) -> list[str]:
+    """Warn of runs that were trained on pairs held out for the first one: seed, filters and data.extra choose them."""
+    if not is_held_out(config, stored_config(runs[0], config).data):
+        return []
+    seen = {run.folder.name: seen_in_training(test, run, config) for run in runs[1:]}
+    return [
+        f"{name} was trained on {count:,} of these {len(test):,} sources: another seed or other data hold out other "
+        "pairs; give source=… reference=…, or name data.validation and data.test in both trainings"
+        for name, count in seen.items()
+        if count
+    ]
 
 
 def find_runs(config: CompareConfig) -> list[Run]:

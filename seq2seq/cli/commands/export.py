@@ -94,6 +94,7 @@ def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpu
         TorchEngine(model, search_preset("beam"), longest),
         CTranslate2Engine(tmp_dir, tokenizer, longest),
     )
+    print(f"verifying  {len(rows):,} validation sentences in both programs", flush=True)
     findings = [verify(torch_engine, ct2_engine, sentences, sources, beam) for beam in BEAMS]
     if config.quantization != "float32":
         full = ct2_engine.translate(sources, BEAMS[-1], length_penalty=1.0)
