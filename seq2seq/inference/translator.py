@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.config.loading import search_preset
@@ -34,7 +35,7 @@ from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
+from seq2seq.decoding.scoring import CHUNK_WIDTH, NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
@@ -375,7 +376,9 @@ class Translator:
             torch.from_numpy(self.shortlist.of(source.ids[0], search.shortlist, [*required, *prefix]))
             for source, prefix in pairs
         ]
-        return to_device(pad_sequence(lists, batch_first=True, padding_value=NO_ID), self.device)
+        shortlist_BU = pad_sequence(lists, batch_first=True, padding_value=NO_ID)
+        # Whole chunks: the sum over a sentence's own words is then the same to the last bit with any padding.
+        return to_device(pad(shortlist_BU, (0, -shortlist_BU.shape[1] % CHUNK_WIDTH), value=NO_ID), self.device)
 
     def _max_length(self, length_B: Tensor, required_B: Tensor, search: SearchConfig) -> Tensor:
         """Return the longest translation of each source, END included, which has room for what it must contain."""
