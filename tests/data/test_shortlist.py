@@ -32,8 +32,8 @@ def corpus(pairs: int = 40, seed: int = 0) -> EncodedCorpus:
     random = np.random.default_rng(seed)
     sources = [random.integers(4, 30, random.integers(1, 7)).tolist() for _ in range(pairs)]
     targets = [[4 + i % 20 for i in reversed(ids)] + random.integers(4, 26, 1).tolist() for ids in sources]
-    sides = (Ragged.of([[*ids, END] for ids in rows]) for rows in (sources, targets))
-    return EncodedCorpus(*sides, np.arange(pairs))
+    source, target = (Ragged.of([[*ids, END] for ids in rows]) for rows in (sources, targets))
+    return EncodedCorpus(source, target, np.arange(pairs))
 
 
 def plain_model_1(pairs: EncodedCorpus) -> dict[tuple[int, int], float]:

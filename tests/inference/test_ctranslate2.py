@@ -150,16 +150,17 @@ def test_the_readme_beside_an_export_runs(run: Run, capsys: pytest.CaptureFixtur
 
 @needed
 def test_an_export_has_the_shortlists_of_its_checkpoint(run: Run) -> None:
-    """With `use_vmap` CTranslate2 generates nothing else, and the words of a source without rules are frequent ones."""
+    """With `use_vmap` CTranslate2 generates nothing else."""
     _, tokenizer, _ = load_checkpoint(run.checkpoint("best"))
     vocabulary, random = tokenizer.vocabulary, np.random.default_rng(0)
-    always_T = np.arange(vocabulary.target) < 8
-    learned = Shortlist(random.integers(8, vocabulary.target, (vocabulary.source, 2), np.int32), always_T)
+    always_T = np.arange(vocabulary.target) < 4
+    learned = Shortlist(random.integers(4, vocabulary.target, (vocabulary.source, 2), np.int32), always_T)
     learned.save(run.checkpoint("best"))
     export(load_config("export", "run=any"))
     engine = CTranslate2Engine(run.folder / "ctranslate2-float32", tokenizer, 256)
     readme = (run.folder / "ctranslate2-float32" / "README.md").read_text(encoding="utf-8")
     assert "use_vmap=True" in readme
+    others: set[int] = set()
     for sentence in SENTENCES:
         source = tokenizer.source.encode(sentence, out_type=str)
         ids = learned.of(tokenizer.encode_source([sentence])[0], 2).tolist()
@@ -171,7 +172,8 @@ def test_an_export_has_the_shortlists_of_its_checkpoint(run: Run) -> None:
         )
         used = {engine.ids[piece] for pieces in found[0].hypotheses for piece in pieces}
         assert used <= set(ids) and len(ids) < vocabulary.target
-        assert not {engine.ids[piece] for pieces in free[0].hypotheses for piece in pieces} <= set(ids)
+        others |= {engine.ids[piece] for pieces in free[0].hypotheses for piece in pieces} - set(ids)
+    assert others, "without it, CTranslate2 generates other words too"
 
 
 @needed

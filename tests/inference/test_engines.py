@@ -151,7 +151,6 @@ def test_scores_attention_and_the_last_text_are_given_too(run: Run) -> None:
         ("samples", {"samples": 2, "beam": 1}),
         ("forbid", {"forbid": ["Dogs"]}),
         ("no_repeat_ngram", {"no_repeat_ngram": 2}),
-        ("shortlist", {"shortlist": 10}),
     ],
 )
 def test_what_it_does_not_support_is_refused_and_auto_takes_torch(key: str, changes: dict[str, Any], run: Run) -> None:

@@ -17,6 +17,7 @@ from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.shortlist import FILE, SPECIAL_IDS, Shortlist
+from seq2seq.inference.engines import unsupported_search
 from seq2seq.inference.translator import Translation, Translator
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
@@ -79,8 +80,9 @@ def pieces(found: list[list[Translation]]) -> list[list[tuple[str, ...]]]:
     return [[one.pieces for one in ranked] for ranked in found]
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float32") for name in SEARCHES), ("greedy", "int8"), ("beam", "int8")]
+)
 def test_a_shortlist_of_the_whole_vocabulary_changes_nothing(name: str, precision: str, checkpoint: Path) -> None:
     search = replace(SHORT, **SEARCHES[name])
     translator = loaded(checkpoint, precision)
@@ -155,6 +157,12 @@ def test_without_a_shortlist_one_line_says_how_to_make_it(checkpoint: Path) -> N
     translator = Translator.from_checkpoint(checkpoint, "cpu", "float32")
     with pytest.raises(UserError, match=r"^search\.shortlist: .* make one with seq2seq shortlist run=NAME"):
         translator.translate(SENTENCES, replace(SHORT, shortlist=3))
+
+
+def test_ctranslate2_refuses_it_by_name() -> None:
+    assert not unsupported_search(replace(SHORT, shortlist=0))
+    (problem,) = unsupported_search(replace(SHORT, shortlist=3))
+    assert problem.startswith("search.shortlist: engine=ctranslate2 does not support 3; use engine=torch")
 
 
 def test_training_has_no_shortlist_yet() -> None:
