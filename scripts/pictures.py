@@ -4,6 +4,7 @@ seq2seq train name=demo
 python scripts/pictures.py                               prompt, attention, page and report
 python scripts/pictures.py --mermaid mermaid.min.js      the diagrams, by the script of `npm pack mermaid`
 python scripts/pictures.py --font DejaVuMathTeXGyre.ttf  the font of the formulas, after a new symbol
+python scripts/pictures.py --concepts                    the concept pages, from runs that it trains where missing
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import concept_pictures
 from docs_hooks import DOCS, diagram_file, diagrams, formula_characters
 
 from tests.helpers.browser import chromium
@@ -52,11 +54,15 @@ def main() -> None:
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--mermaid", type=Path, help="draw the diagrams instead, with this mermaid.min.js")
     parser.add_argument("--font", type=Path, help="cut out the characters of the formulas instead, of this font")
+    parser.add_argument("--concepts", action="store_true", help="draw the pictures of the concept pages instead")
     arguments = parser.parse_args()
     if arguments.font:
         cut_font(arguments.font)
         return
     IMAGES.mkdir(exist_ok=True)
+    if arguments.concepts:
+        concept_pictures.draw(arguments.outputs, IMAGES)
+        return
     with chromium() as browser:
         if arguments.mermaid:
             draw_diagrams(browser, arguments.mermaid)

@@ -310,6 +310,13 @@ def test_the_font_of_the_formulas_has_their_characters() -> None:
     assert missing == [] and "MATH" in font
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/concepts/")])
+def test_a_concept_has_a_formula_its_code_and_a_picture(page: str) -> None:
+    text = pages()[page]
+    assert "$$" in text and docs_hooks.CODE_LINK.search(text)
+    assert re.search(r"!\[[^]]+ [^]]+\]\(\.\./images/", text)
+
+
 def test_every_test_that_a_promise_names_exists() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", pages()["docs/promises.md"])
     assert named

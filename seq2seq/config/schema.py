@@ -308,6 +308,7 @@ class SearchConfig:
     epsilon_cutoff: Annotated[float, Range(0, 1)]
     seed: Annotated[int, Range(0, 2**63 - 1)]
     select_by: Literal["score", "chrf", "bleu"]
+    shortlist: Annotated[int, Range(0, 200)]
     tokens: Count | Literal["auto"]
 
     @property
@@ -390,6 +391,8 @@ class TrainConfig:
 
     def problems(self) -> Problems:
         yield from _needs_training_pairs(self.data)
+        if self.search.shortlist:
+            yield "search.shortlist", "seq2seq shortlist makes it after training; set it to 0 here"
         if self.optimizer.name == "schedule_free" and self.training.average != "none":
             yield (
                 "training.average",
@@ -619,6 +622,14 @@ class ExportConfig:
     output: str | None
     overwrite: bool
     sentences: Count
+    data_path: str | None
+
+
+@dataclass(frozen=True)
+class ShortlistConfig:
+    run: str | None
+    checkpoint: str
+    outputs: str
     data_path: str | None
 
 

@@ -42,8 +42,8 @@ from seq2seq.model.decoder_state import State
 WAIT_FRACTION = 0.25  # fraction of a batch that waits for the next one
 SIZES_PER_DOUBLING = 4  # allowed batch sizes between a number of sentences and its double
 
-# tokens_R1, state → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
-Step = Callable[[Tensor, State], tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
+# tokens_R1, state, perhaps shortlist_BU → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
+Step = Callable[..., tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def beam_search(
 def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Specials, trellis: Trellis) -> LiveBatch:
     """Extend every hypothesis by one token, and drop the sentences that this decides."""
     beams, task, length = live.beams, live.task, live.length + 1
-    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), live.state)
+    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), live.state, *task.shortlist)
     if attention:
         beams = add_coverage(beams, attention[0], task)
     candidates = expand(logits_R1V[:, -1], beams, live, config, specials.end)
@@ -193,19 +193,25 @@ def add_coverage(beams: Beams, attention_RS: Tensor, task: DecodingTask) -> Beam
 
 def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfig, end: int) -> Candidates:
     """Return the best continuations of each sentence, best first."""
-    K, rules = beams.last_BK.shape[1], live.task.rules
+    K, rules, task = beams.last_BK.shape[1], live.task.rules, live.task
+    if rules:
+        logits_RV, task = task.spread(logits_RV, len(rules.texts))
     # K of them may end, and K must go on; in greedy search the first hypothesis to end is the result.
     count = 1 if K == 1 and config.stop == "filled" else 2 * K
     prefix_RT, phrase_states_RX = (
         None if x is None else x.flatten(0, 1) for x in (beams.prefix_BKT, beams.phrase_states_BKX)
     )
     at_limit = bool((live.remaining_B == 1).any())
-    inputs = StepInput(logits_RV, live.length + 1, live.task, at_limit, prefix_RT, phrase_states_RX)
+    inputs = StepInput(logits_RV, live.length + 1, task, at_limit, prefix_RT, phrase_states_RX)
     if config.groups > 1:
-        return diverse_candidates(next_log_probabilities(inputs, live.processors), beams, config, end, count)
-    if rules and rules.required_ids and phrase_states_RX is not None:
-        return candidates_with_required(next_log_probabilities(inputs, live.processors), beams, rules, phrase_states_RX)
-    return next_candidates(inputs, live.processors, beams.log_probability_BK, count, live.library)
+        found = diverse_candidates(next_log_probabilities(inputs, live.processors), beams, config, end, count)
+    elif rules and rules.required_ids and phrase_states_RX is not None:
+        found = candidates_with_required(
+            next_log_probabilities(inputs, live.processors), beams, rules, phrase_states_RX
+        )
+    else:
+        found = next_candidates(inputs, live.processors, beams.log_probability_BK, count, live.library)
+    return replace(found, ids_BC=task.ids(found.ids_BC))
 
 
 def diverse_candidates(

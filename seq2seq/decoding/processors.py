@@ -1,7 +1,7 @@
 """Step processors: each rule about the next token is one object that changes the logits of a step.
 
 Shapes: B sentences, K hypotheses of each, R = B × K rows, T target positions, P positions of forced prefixes,
-V vocabulary, X automata of phrases.
+V vocabulary or shortlist, X automata of phrases.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class StepInput(NamedTuple):
         )
 
     def rows(self, x_B: Tensor) -> Tensor:
-        """Repeat a column of sentences for their rows."""
-        return x_B.repeat_interleave(len(self.raw_RV) // len(x_B))
+        """Repeat what belongs to sentences for their rows."""
+        return x_B.repeat_interleave(len(self.raw_RV) // len(x_B), 0)
 
 
 class Processor(Protocol):
@@ -130,7 +130,9 @@ class ForcedPrefix:
         if prefix_BP is None or step.length > prefix_BP.shape[1]:
             return
         id_R1 = step.rows(prefix_BP[:, step.length - 1])[:, None]
-        forced_RV = step.raw_RV.where(torch.arange(logits_RV.shape[1], device=id_R1.device) == id_R1, NEG_INF)
+        shortlist_BU = step.task.shortlist_BU
+        ids = torch.arange(logits_RV.shape[1], device=id_R1.device) if shortlist_BU is None else step.rows(shortlist_BU)
+        forced_RV = step.raw_RV.where(ids == id_R1, NEG_INF)
         logits_RV.copy_(forced_RV.where(id_R1 >= 0, logits_RV))
 
 

@@ -76,13 +76,17 @@ def sample(
     uniform_TR = uniforms(seeds(task.seeds, config.samples, config.seed), int(remaining_R.max())).to(live.row_R.device)
     drawn = []
     for length, uniform_R in enumerate(uniform_TR, 1):
-        logits_R1V, state, *_ = step(live.last_R1, live.state)
+        logits_R1V, state, *_ = step(live.last_R1, live.state, *live.task.shortlist)
+        logits_RV, task = logits_R1V[:, -1], live.task
+        if task.rules:
+            logits_RV, task = task.spread(logits_RV, len(task.rules.texts))
         phrase_states_RX = None if live.phrase_states_R1X is None else live.phrase_states_R1X[:, 0]
         at_limit = bool((remaining_R == 1).any())
-        inputs = StepInput(logits_R1V[:, -1], length, live.task, at_limit, live.prefix_RT, phrase_states_RX)
+        inputs = StepInput(logits_RV, length, task, at_limit, live.prefix_RT, phrase_states_RX)
         next_RV = next_log_probabilities(inputs, processors)
-        ids_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R])[:, None]
-        drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, ids_R1)[:, 0]))
+        column_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R])[:, None]
+        ids_R1 = task.ids(column_R1)
+        drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, column_R1)[:, 0]))
         ended_R = ids_R1[:, 0] == specials.end
         live, remaining_R = live.extend(ids_R1, state), live.task.remaining(length, ended_R)
         if not remaining_R.any():

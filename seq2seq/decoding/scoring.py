@@ -84,6 +84,30 @@ class DecodingTask:
     seeds: Sequence[int]  # sampling seed of each sentence, the same in every batch
     rules: Rules | None = None
     prefix_BP: Tensor | None = None  # ids that each sentence begins with, padded with NO_ID
+    # The only ids that each sentence may use, ascending, padded with NO_ID; all of them have every special id, which
+    # lie first in the vocabulary. The columns of logits are then those of the shortlist.
+    shortlist_BU: Tensor | None = None
+
+    @property
+    def shortlist(self) -> tuple[Tensor, ...]:
+        """What a step takes besides tokens and state."""
+        return () if self.shortlist_BU is None else (self.shortlist_BU,)
+
+    def ids(self, columns_BX: Tensor) -> Tensor:
+        """Return the ids of columns of logits; padding, found only where nothing is possible, is id 0."""
+        if self.shortlist_BU is None:
+            return columns_BX
+        return self.shortlist_BU.gather(1, columns_BX).clamp_(min=0)
+
+    def spread(self, logits_RU: Tensor, vocabulary: int) -> tuple[Tensor, DecodingTask]:
+        """Return the logits of all ids, −∞ outside of the shortlists, and the task without these."""
+        if self.shortlist_BU is None:
+            return logits_RU, self
+        ids_RU = self.shortlist_BU.repeat_interleave(len(logits_RU) // len(self.shortlist_BU), 0)
+        # Padding goes to a column of its own.
+        logits_RV = logits_RU.new_full((len(logits_RU), vocabulary + 1), NEG_INF)
+        logits_RV.scatter_(1, ids_RU.where(ids_RU >= 0, vocabulary), logits_RU)
+        return logits_RV[:, :vocabulary].contiguous(), replace(self, shortlist_BU=None)
 
     def repeat(self, times: int) -> DecodingTask:
         """Repeat each sentence `times` times in a row."""

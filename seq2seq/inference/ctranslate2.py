@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.data.encoding import shifted_right
+from seq2seq.data.shortlist import Shortlist
 from seq2seq.data.tokenizer import BEGIN, END, FILES, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Specials
@@ -27,6 +28,7 @@ from seq2seq.model.layers import FeedForward, Residual, SwiGLU
 from seq2seq.utils.errors import UserError
 
 SPECIAL_PIECES = {PAD: "<pad>", UNKNOWN: "<unk>", BEGIN: "<s>", END: "</s>"}
+VOCABULARY_MAP, MAPPED = "vmap.txt", 100  # the file, and target pieces of each source piece in it
 MIN_POSITIONS = 1024  # source subwords that CTranslate2 reads by default
 TOLERANCE = 1e-4  # between two float32 log probabilities of a subword: the order of summation differs
 MIN_EQUAL_FRACTION = 0.99  # fraction of equal translations: rounding may choose either of two equally probable subwords
@@ -76,6 +78,18 @@ def save_ctranslate2(
     spec.save(str(folder))
     for side in FILES:
         (folder / f"{side}.model").write_bytes(tokenizer.models[side])
+
+
+def save_vocabulary_map(shortlist: Shortlist, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the shortlists as CTranslate2 reads them for `use_vmap`: a source piece, a tab, its target pieces."""
+    source, target = (vocabulary_pieces(model) for model in (tokenizer.source, tokenizer.target))
+    likeliest = [[i for i in ids if i != PAD] for ids in shortlist.likeliest_SK[:, :MAPPED].tolist()]
+    always = sorted(
+        {*shortlist.always_T.nonzero()[0].tolist(), *likeliest[END]} - {PAD}
+    )  # CTranslate2 adds END after it reads the map
+    lines = [("", always), *((source[s], ids) for s, ids in enumerate(likeliest) if ids and s > END)]
+    text = "".join(f"{piece}\t{' '.join(target[i] for i in ids)}\n" for piece, ids in lines)
+    (folder / VOCABULARY_MAP).write_text(text, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------- the weights

@@ -42,7 +42,7 @@ RECORD = "export.json"  # what an export was made from, and the digest of what w
 BATCH_TOKENS = 1024  # source subwords × beam of a batch: each thread translates one
 UNSUPPORTED_KEYS = (
     *("stop", "coverage_penalty", "min_length_factor", "min_length_extra", "groups", "samples"),
-    *("require", "forbid", "no_repeat_ngram"),
+    *("require", "forbid", "no_repeat_ngram", "shortlist"),
 )
 PROBES, PROBE_LENGTH = 32, 24  # sentences of random subwords that verify an export
 

@@ -1,6 +1,7 @@
 """An ensemble of models with the same target subwords; a single model is an ensemble of one.
 
-Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, L layers, N heads.
+Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, L layers, N heads,
+U words of a shortlist.
 """
 
 from __future__ import annotations
@@ -44,17 +45,19 @@ class Ensemble:
         """Encode the sources, ids and mask for each model, into the state of all models before the first token."""
         return EnsembleState.of(model.start(*source) for model, source in zip(self.models, sources, strict=True))
 
-    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, EnsembleState]:
+    def step(self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None) -> tuple[Tensor, EnsembleState]:
         """Return the logits that follow each target token, and the state after the last one."""
-        results = [model.step(target_RT, part) for model, part in self._by_model(state)]
+        results = [model.step(target_RT, part, shortlist_BU) for model, part in self._by_model(state)]
         return self._mean([logits for logits, _ in results]), EnsembleState.of(after for _, after in results)
 
-    def step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, EnsembleState, Tensor]:
+    def step_with_attention(
+        self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None
+    ) -> tuple[Tensor, EnsembleState, Tensor]:
         """Like `step`, and return the first model's attention weights at each token: R × L × N × T × S."""
         first, *others = self._by_model(state)
         decoded = first[0].decode(target_RT, first[1], weights=True)
-        results = [model.step(target_RT, part) for model, part in others]
-        logits = [first[0].logits(decoded.features_RTD), *(logits for logits, _ in results)]
+        results = [model.step(target_RT, part, shortlist_BU) for model, part in others]
+        logits = [first[0].logits(decoded.features_RTD, shortlist_BU), *(logits for logits, _ in results)]
         after = EnsembleState.of((decoded.state, *(after for _, after in results)))
         return self._mean(logits), after, torch.stack(decoded.weights, 1)
 

@@ -1,6 +1,7 @@
 """Text in, text out: the only path from raw sentences to raw translations.
 
-Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L layers, N heads.
+Shapes: B sentences, R rows, S source and T target positions, V vocabulary, L layers, N heads,
+U words of a shortlist.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.batching import split_by_token_budget
 from seq2seq.data.encoding import shifted_right
+from seq2seq.data.shortlist import Shortlist
 from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
 from seq2seq.decoding.beam import beam_search
@@ -31,7 +35,7 @@ from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
+from seq2seq.decoding.scoring import CHUNK_WIDTH, NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
@@ -135,6 +139,7 @@ class Translator:
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
         self.engine: CTranslate2Search | None = None  # searches in place of this project's search
+        self.shortlist: Shortlist | None = None  # of the checkpoint, or of an ensemble's first one
         self.library: CDLL | None = None  # compiled code for the search, if the model uses it too
 
     @classmethod
@@ -169,6 +174,7 @@ class Translator:
         model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
+        translator.shortlist = Shortlist.load(folder, tokenizer.vocabulary)
         if precision == "int8":
             translator.library, problem = native.load()
             if problem:
@@ -194,7 +200,7 @@ class Translator:
                     "train them with one tokenizer"
                 )
         ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
-        ensemble.library = first.library
+        ensemble.library, ensemble.shortlist = first.library, first.shortlist
         ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
         ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return ensemble
@@ -351,7 +357,28 @@ class Translator:
             min_length_B = (length_B * search.min_length_factor).long() + search.min_length_extra
             min_length_B = min_length_B.minimum(max_length_B)
         seeds = [seed(source.ids[0]) for source in sources]
-        return self._start(sources), DecodingTask(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP)
+        shortlist_BU = self._shortlists(sources, prefixes, search, rules) if search.shortlist else None
+        task = DecodingTask(max_length_B, min_length_B, length_B, seeds, rules, prefix_BP, shortlist_BU)
+        return self._start(sources), task
+
+    def _shortlists(
+        self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
+    ) -> Tensor:
+        """Return the ids that each translation may use: what its source translates to, and what it must contain."""
+        if self.shortlist is None:
+            raise UserError(
+                "search.shortlist: this checkpoint has no shortlist; make one with seq2seq shortlist run=NAME, "
+                "or set search.shortlist=0"
+            )
+        required = [*chain(*rules.required_ids)] if rules else []
+        pairs = zip(sources, prefixes or [[]] * len(sources), strict=True)
+        lists = [
+            torch.from_numpy(self.shortlist.of(source.ids[0], search.shortlist, [*required, *prefix]))
+            for source, prefix in pairs
+        ]
+        shortlist_BU = pad_sequence(lists, batch_first=True, padding_value=NO_ID)
+        # Whole chunks: the sum over a sentence's own words is then the same to the last bit with any padding.
+        return to_device(pad(shortlist_BU, (0, -shortlist_BU.shape[1] % CHUNK_WIDTH), value=NO_ID), self.device)
 
     def _max_length(self, length_B: Tensor, required_B: Tensor, search: SearchConfig) -> Tensor:
         """Return the longest translation of each source, END included, which has room for what it must contain."""
@@ -359,9 +386,11 @@ class Translator:
         max_length_B = max_length_B.clamp(1, self.max_length)
         return max_length_B.maximum(required_B + 1)
 
-    def _step_with_attention(self, target_RT: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+    def _step_with_attention(
+        self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor]:
         """Like `step`, and return attention weights averaged over layers and heads."""
-        logits_RTV, state, weights_RLNTS = self.models.step_with_attention(target_RT, state)
+        logits_RTV, state, weights_RLNTS = self.models.step_with_attention(target_RT, state, shortlist_BU)
         return logits_RTV, state, weights_RLNTS[:, :, :, -1].float().mean((1, 2))
 
     def _select(self, hypotheses: list[Hypothesis], search: SearchConfig) -> list[Hypothesis]:

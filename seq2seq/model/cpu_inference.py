@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from seq2seq.model import native
 from seq2seq.model.int8 import quantize
-from seq2seq.model.interface import OutputTable, Seq2Seq
+from seq2seq.model.interface import OutputTable, Seq2Seq, shortlisted
 from seq2seq.model.layers import FeedForward
 
 
@@ -31,7 +31,7 @@ def prepare_products(model: nn.Module) -> None:
             if isinstance(child, nn.Linear):
                 module.add_module(name, PreparedLinear(child.weight, child.bias))
             elif isinstance(child, OutputTable):
-                module.add_module(name, PreparedLinear(child.weight, None))
+                module.add_module(name, PreparedOutput(child.weight))
 
 
 class PreparedLinear(nn.Module):
@@ -59,3 +59,14 @@ class PreparedLinear(nn.Module):
             and torch.backends.mkldnn.is_available()
             and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
+
+
+class PreparedOutput(PreparedLinear):
+    """The output table, and its plain rows for shortlists: those of the target embeddings, if these are tied."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        super().__init__(weight_VD, None)
+        self.rows_VD = weight_VD.detach()
+
+    def shortlisted(self, features_RTD: Tensor, shortlist_BU: Tensor) -> Tensor:
+        return shortlisted(self.rows_VD, features_RTD, shortlist_BU)

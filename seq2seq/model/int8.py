@@ -3,13 +3,15 @@
 Weights have a scale for each output, and inputs one for each row, so a row's result depends on no other row.
 
 Shapes: B sentences, K hypotheses of each, R = B × K rows, T target positions, P positions before a step, S source
-positions, D width, N heads, L layers, I inputs, O outputs.
+positions, D width, N heads, L layers, I inputs, O outputs, U words of a shortlist.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -47,7 +49,7 @@ def quantize(model: Seq2Seq, library: ctypes.CDLL | None) -> None:
             if isinstance(child, nn.Linear):
                 module.add_module(name, Int8Linear(library, child.weight, child.bias))
             elif isinstance(child, OutputTable):
-                module.add_module(name, Int8Linear(library, child.weight, None))
+                module.add_module(name, Int8Output(library, child.weight, None))
 
 
 def supports(side: nn.Module) -> bool:
@@ -93,6 +95,27 @@ class Int8Linear(nn.Module):
         integers = (x / scale.clamp(min=SMALLEST) + 128.5).floor() - 128
         y = F.linear(integers, self.integer_OI) * (self.scale_O * scale) + self.bias_O
         return y.relu() if self.relu else y
+
+
+class Int8Output(Int8Linear):
+    """The output table: for a shortlist, its weights lie in rows as well."""
+
+    @cached_property
+    def rows_OI(self) -> Tensor:
+        """The integers of the packed weights in rows, without padding: made by the first search with a shortlist."""
+        bytes_OI = self.weight.transpose(1, 2).flatten(0, 1).flatten(1)
+        return bytes_OI[: self.outputs, : self.inputs].contiguous()
+
+    def shortlisted(self, features_RTD: Tensor, shortlist_BU: Tensor) -> Tensor:
+        if self.library is None:
+            logits_RTV, rows = self._in_torch(features_RTD), len(features_RTD) // len(shortlist_BU)
+            ids_R1U = shortlist_BU.repeat_interleave(rows, 0)[:, None]
+            return logits_RTV.take_along_dim(ids_R1U.clamp(min=0), -1).masked_fill_(ids_R1U < 0, -math.inf)
+        (R, T, _), (B, U) = features_RTD.shape, shortlist_BU.shape
+        x, ids_BU, y_RTU = features_RTD.contiguous(), shortlist_BU.contiguous(), features_RTD.new_empty(R, T, U)
+        given = (self.map, self.rows_OI.data_ptr(), x.data_ptr(), ids_BU.data_ptr())
+        self.library.seq2seq_shortlisted(*given, B, R * T // B, U, y_RTU.data_ptr(), threads_for(R * T))
+        return y_RTU
 
 
 @dataclass(frozen=True)

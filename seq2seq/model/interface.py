@@ -1,12 +1,15 @@
 """Encoder and decoder protocols, and the model around them.
 
-Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, D width.
+Shapes: B sentences, R rows (B × beam), S source and T target positions, V vocabulary, D width, U words of a shortlist,
+X rows and positions of a sentence.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +19,8 @@ from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model.decoder_state import State
 from seq2seq.model.layers import drop_rows, embedding, value_or
 from seq2seq.model.layout import PADDED, Layout, Packed
+
+GATHERED = 16  # sentences whose shortlisted weights are gathered together
 
 
 class Memory(NamedTuple):
@@ -56,6 +61,23 @@ class OutputTable(nn.Embedding):
     def forward(self, features: Tensor) -> Tensor:
         return F.linear(features, self.weight)
 
+    def shortlisted(self, features_RTD: Tensor, shortlist_BU: Tensor) -> Tensor:
+        return shortlisted(self.weight, features_RTD, shortlist_BU)
+
+
+def shortlisted(weight_VD: Tensor, features_RTD: Tensor, shortlist_BU: Tensor) -> Tensor:
+    """Return the logits of each sentence's own words: −∞ where an id is below 0.
+
+    A few sentences at a time, whose weights stay in the cache.
+    """
+    (B, U), (_, T, D) = shortlist_BU.shape, features_RTD.shape
+    features_BXD = features_RTD.reshape(B, -1, D)
+    parts = [
+        x_bXD @ weight_VD.index_select(0, ids_bU.clamp(min=0).flatten()).view(-1, U, D).transpose(1, 2)
+        for x_bXD, ids_bU in zip(features_BXD.split(GATHERED), shortlist_BU.split(GATHERED), strict=True)
+    ]
+    return torch.cat(parts).masked_fill_(shortlist_BU[:, None] < 0, -math.inf).view(-1, T, U)
+
 
 class Seq2Seq(nn.Module):
     """Embeddings, encoder, decoder and output table."""
@@ -78,13 +100,14 @@ class Seq2Seq(nn.Module):
     def decode(self, target_RT: Tensor, state: State, weights: bool = False) -> Decoded:
         return self.decoder(self.target_embedding(target_RT), state, weights)
 
-    def logits(self, features: Tensor) -> Tensor:
-        return self.output(features)
+    def logits(self, features: Tensor, shortlist_BU: Tensor | None = None) -> Tensor:
+        """Return the logits of all words, or of those of each sentence's shortlist, padded with ids below 0."""
+        return self.output(features) if shortlist_BU is None else self.output.shortlisted(features, shortlist_BU)
 
-    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None) -> tuple[Tensor, State]:
         """Decode more target tokens; return the logits after each, and the new state."""
         features_RTD, state, _ = self.decode(target_RT, state)
-        return self.logits(features_RTD), state
+        return self.logits(features_RTD, shortlist_BU), state
 
     def forward(self, batch: Batch, word_dropout: float | None = None, packing: bool = False) -> Tensor:
         """Return features_MD at every real target token of a batch, for `logits` or the loss.

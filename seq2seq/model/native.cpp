@@ -1,7 +1,7 @@
 // Inference on a CPU: products in int8, the Transformer's encoder, a step of its decoder, and the choice of next words.
 //
 // Shapes: R rows, B sentences, M source tokens, P positions before this one, S source positions, D width, N heads,
-// H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, C candidates. A slot holds the keys and
+// H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, U words of a shortlist, C candidates. A slot holds the keys and
 // values of one position, L × 2 × D. A row's result depends on no other row: integer sums are exact, and everything
 // else is computed row by row.
 
@@ -238,6 +238,14 @@ void multiply(const Linear& map, const float* x_RI, int64_t rows, float* y_RO) {
       }
     }
   }
+}
+
+// One output of one row.
+float output(const Linear& map, const int8_t* rows_OI, int64_t o, const Stored* x, float scale) {
+  const int8_t* weight = rows_OI + o * map.inputs;
+  int32_t sum = ADDED ? -map.offset_O[o] : 0;
+  for (int64_t i = 0; i < map.inputs; ++i) sum += x[i] * weight[i];
+  return sum * (map.scale_O[o] * scale) + map.bias_O[o];
 }
 
 // ------------------------------------------------------------------------------------------ parts of a layer
@@ -504,6 +512,26 @@ void seq2seq_linear(const Linear* map, const float* x_RI, int64_t rows, float* y
     const int64_t end = std::min(rows, last * TILE_ROWS);
     for (int64_t r = first * TILE_ROWS; r < end; r += CHUNK_ROWS)
       multiply(*map, x_RI + r * map->inputs, std::min(CHUNK_ROWS, end - r), y_RO + r * map->outputs);
+  });
+}
+
+// The outputs that each sentence lists, for its `count` rows; −∞ where an id is below 0. rows_OI holds the weights
+// output by output: those of one output are read together, for all rows of the sentence.
+void seq2seq_shortlisted(const Linear* map, const int8_t* rows_OI, const float* x_RI, const int64_t* ids_BU,
+                         int64_t sentences, int64_t count, int64_t words, float* y_RU, int64_t threads) {
+  const int64_t inputs = map->inputs, width = padded(inputs);
+  in_parallel(sentences, threads, [&](int64_t first, int64_t last) {
+    std::vector<Stored> stored(count * width);
+    std::vector<float> scale(count);
+    for (int64_t b = first; b < last; ++b) {
+      for (int64_t k = 0; k < count; ++k)
+        scale[k] = quantize(x_RI + (b * count + k) * inputs, inputs, &stored[k * width]);
+      for (int64_t u = 0; u < words; ++u) {
+        const int64_t o = ids_BU[b * words + u];
+        for (int64_t k = 0; k < count; ++k)
+          y_RU[(b * count + k) * words + u] = o < 0 ? -INFINITY : output(*map, rows_OI, o, &stored[k * width], scale[k]);
+      }
+    }
   });
 }
 

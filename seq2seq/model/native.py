@@ -92,6 +92,7 @@ class Loaded(NamedTuple):
 POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES: dict[str, list[type]] = {
     "linear": [ctypes.POINTER(Linear), POINTER, COUNT, POINTER, COUNT],
+    "shortlisted": [ctypes.POINTER(Linear), *[POINTER] * 3, *[COUNT] * 3, POINTER, COUNT],
     "decoder_step": [ctypes.POINTER(Stack), ctypes.POINTER(Step)],
     "encode": [ctypes.POINTER(Stack), ctypes.POINTER(Source)],
     "log_sum_exp": [POINTER, COUNT, COUNT, POINTER, COUNT],

@@ -28,6 +28,7 @@ LIMITS: dict[str, Range] = {
     "temperature": Range(0.05, 20),
     "top_k": Range(0, 1_000_000),
 }
+SERVER_KEYS = ("shortlist", "tokens")  # no request sets them
 PHRASES, PHRASE_CHARACTERS = 50, 200  # of `require` and of `forbid`
 WHOLE = 2**63  # integers of a checkpoint's tensors are smaller
 
@@ -60,7 +61,7 @@ def search_of(value: str | dict[str, Any] | None, default: SearchConfig) -> Sear
 
 def _excess(key: str, value: Any) -> str:
     """Return why a server does not accept this value, or an empty string."""
-    if key == "tokens":
+    if key in SERVER_KEYS:
         return "only the server's config sets it; remove it"
     if key in ("require", "forbid") and isinstance(value, list):
         if len(value) > PHRASES:
@@ -82,7 +83,7 @@ def search_options(default: SearchConfig) -> list[dict[str, Any]]:
     return [
         {"name": name, **_type_of(hints[name]), "default": value, "help": helps[name], **_maximum(name)}
         for name, value in to_dict(default).items()
-        if name != "tokens"
+        if name not in SERVER_KEYS
     ]
 
 

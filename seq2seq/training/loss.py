@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from seq2seq.config.schema import TrainingConfig
 from seq2seq.data.encoding import Batch
@@ -35,7 +34,7 @@ def training_loss(model: Seq2Seq, batch: Batch, settings: TrainingConfig) -> tup
         # Liang et al. 2021, §2.1: two passes under different dropout, and their divergence in both directions.
         second_MD = model(batch, packing=packing)
         second = cross_entropy(model, second_MD, batch, smoothing)
-        divergences = divergence(first_MD, second_MD, weight_VD) + divergence(second_MD, first_MD, weight_VD)
+        divergences = divergence(first_MD, second_MD, weight_VD, both=True)
         return (plain + second + settings.r_drop * divergences / 2) / 2, plain.detach()
     if settings.simcut:
         # Gao et al. 2022, §3.2: divergence from a pass with word embeddings zeroed; the gradient flows through both.
@@ -50,16 +49,10 @@ def cross_entropy(model: Seq2Seq, features_MD: Tensor, batch: Batch, smoothing: 
     return loss
 
 
-def divergence(p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor) -> Tensor:
-    """Sum KL(p ‖ q) over tokens in chunks, recomputed in the backward pass."""
-    size = _chunk(p_MD, len(weight_VD))
-    parts = zip(p_MD.split(size), q_MD.split(size), strict=True)
-    return torch.stack([checkpoint(_divergence, p, q, weight_VD, use_reentrant=False) for p, q in parts]).sum()
-
-
-def _divergence(p_CD: Tensor, q_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    log_p_CV, log_q_CV = ((x_CD @ weight_VD.T).float().log_softmax(-1) for x_CD in (p_CD, q_CD))
-    return (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum()
+def divergence(p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor, both: bool = False) -> Tensor:
+    """Sum KL(p ‖ q) over tokens, and KL(q ‖ p) too for both directions."""
+    total: Tensor = Divergence.apply(p_MD, q_MD, weight_VD, both)
+    return total
 
 
 def _chunk(features_MD: Tensor, vocabulary: int) -> int:
@@ -107,3 +100,43 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_MD, grad_VD = ctx.saved_tensors
         return grad_MD * grad.to(grad_MD.dtype), (grad_VD * grad).to(ctx.dtype), None, None
+
+
+class Divergence(torch.autograd.Function):
+    """The divergence of two distributions over words, summed over tokens, in one direction or both.
+
+    The forward pass computes the gradients: with u = log p − log q, those of KL(p ‖ q) by the logits of p and of q are
+    p (u − KL(p ‖ q)) and q − p.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p_MD: Tensor, q_MD: Tensor, weight_VD: Tensor, both: bool) -> Tensor:
+        total = p_MD.new_zeros((), dtype=torch.float32)
+        grads_MD = [torch.empty_like(p_MD), torch.empty_like(q_MD)]
+        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        size, back = _chunk(p_MD, len(weight_VD)), float(both)
+        for start in range(0, len(p_MD), size):
+            chunk = slice(start, start + size)
+            log_p_CV, log_q_CV = ((x_MD[chunk] @ weight_VD.T).log_softmax(-1) for x_MD in (p_MD, q_MD))
+            u_CV = log_p_CV - log_q_CV
+            p_CV, q_CV = log_p_CV.exp_(), log_q_CV.exp_()
+            there_C1 = (p_CV * u_CV).sum(-1, keepdim=True, dtype=torch.float32)
+            error_p_CV = (u_CV - (there_C1 - back).to(u_CV.dtype)).mul_(p_CV).sub_(q_CV, alpha=back)
+            error_q_CV = q_CV - p_CV
+            total += there_C1.sum()
+            if both:
+                back_C1 = -(q_CV * u_CV).sum(-1, keepdim=True, dtype=torch.float32)
+                error_q_CV -= (u_CV + back_C1.to(u_CV.dtype)).mul_(q_CV)
+                total += back_C1.sum()
+            errors_CV = (error_p_CV, error_q_CV)
+            for x_MD, grad_MD, error_CV in zip((p_MD, q_MD), grads_MD, errors_CV, strict=True):
+                grad_MD[chunk] = error_CV @ weight_VD
+                grad_VD += error_CV.T @ x_MD[chunk]
+        ctx.save_for_backward(*grads_MD, grad_VD)
+        ctx.dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        grad_p_MD, grad_q_MD, grad_VD = ctx.saved_tensors
+        return *(x_MD * grad.to(x_MD.dtype) for x_MD in (grad_p_MD, grad_q_MD)), (grad_VD * grad).to(ctx.dtype), None

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from seq2seq.cli.commands.export import export
 from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import TransformerConfig
+from seq2seq.data.shortlist import Shortlist
 from seq2seq.inference import ctranslate2 as exporting
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ctranslate2 import CTranslate2Engine, TorchEngine, compare_engines, save_ctranslate2, unsupported
@@ -144,6 +146,34 @@ def test_the_readme_beside_an_export_runs(run: Run, capsys: pytest.CaptureFixtur
     with pytest.raises(UserError, match="already exists"):
         export(load_config("export", "run=any", "quantization=int8"))
     export(load_config("export", "run=any", "quantization=int8", "overwrite=true"))
+
+
+@needed
+def test_an_export_has_the_shortlists_of_its_checkpoint(run: Run) -> None:
+    """With `use_vmap` CTranslate2 generates nothing else."""
+    _, tokenizer, _ = load_checkpoint(run.checkpoint("best"))
+    vocabulary, random = tokenizer.vocabulary, np.random.default_rng(0)
+    always_T = np.arange(vocabulary.target) < 4
+    learned = Shortlist(random.integers(4, vocabulary.target, (vocabulary.source, 2), np.int32), always_T)
+    learned.save(run.checkpoint("best"))
+    export(load_config("export", "run=any"))
+    engine = CTranslate2Engine(run.folder / "ctranslate2-float32", tokenizer, 256)
+    readme = (run.folder / "ctranslate2-float32" / "README.md").read_text(encoding="utf-8")
+    assert "use_vmap=True" in readme
+    others: set[int] = set()
+    for sentence in SENTENCES:
+        source = tokenizer.source.encode(sentence, out_type=str)
+        ids = learned.of(tokenizer.encode_source([sentence])[0], 2).tolist()
+        found, free = (
+            engine.translator.translate_batch(
+                [source], use_vmap=use, max_decoding_length=9, beam_size=3, num_hypotheses=3
+            )
+            for use in (True, False)
+        )
+        used = {engine.ids[piece] for pieces in found[0].hypotheses for piece in pieces}
+        assert used <= set(ids) and len(ids) < vocabulary.target
+        others |= {engine.ids[piece] for pieces in free[0].hypotheses for piece in pieces} - set(ids)
+    assert others, "without it, CTranslate2 generates other words too"
 
 
 @needed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model import native
-from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, quantize
+from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, Int8Output, quantize
 from seq2seq.model.interface import Seq2Seq
 from tests.helpers.corpora import padded, random_sentences
 from tests.helpers.models import begin, compiled, tiny_model
@@ -37,6 +39,16 @@ def quantized(*options: str, family: str = "transformer") -> Seq2Seq:
     model = tiny_model(family, *options)
     quantize(model, compiled())
     return model
+
+
+@contextmanager
+def threads_used(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()
@@ -63,20 +75,34 @@ def test_a_compiled_product_is_the_plain_one(level: str, relu: bool, rows: int, 
 
 
 @every_level
+@pytest.mark.parametrize("inputs", [3, 32, 257])
+@pytest.mark.parametrize("count,threads", [(1, 1), (3, 2)])
+def test_a_shortlisted_product_has_the_columns_of_the_whole_one(
+    level: str, inputs: int, count: int, threads: int
+) -> None:
+    """Each sentence has its own columns, and −∞ for padding."""
+    torch.manual_seed(inputs)
+    weight_VD, x_RTD = torch.randn(130, inputs), torch.randn(20 * count, 2, inputs)
+    ids_BU = torch.randint(-1, 130, (20, 9))
+    for library in (compiled(level), None):
+        output = Int8Output(library, weight_VD, None)
+        expected = output(x_RTD).unflatten(0, (20, count)).take_along_dim(ids_BU.clamp(min=0)[:, None, None], -1)
+        expected = expected.masked_fill(ids_BU[:, None, None] < 0, float("-inf")).flatten(0, 1)
+        with threads_used(threads):
+            torch.testing.assert_close(output.shortlisted(x_RTD, ids_BU), expected, rtol=1e-6, atol=0)
+
+
+@every_level
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_row_of_a_product_depends_on_no_other(level: str, threads: int) -> None:
     """To the last bit, whatever its tile, its thread and its neighbours."""
     torch.manual_seed(0)
     product, x_RI = Int8Linear(compiled(level), torch.randn(70, 33), torch.randn(70)), torch.randn(110, 33)
     alone = torch.cat([product(row) for row in x_RI.split(1)])
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_used(threads):
         assert torch.equal(product(x_RI), alone)
         assert torch.equal(product(x_RI.flip(0)).flip(0), alone)
         assert torch.equal(product(x_RI.T.contiguous().T), alone), "also from rows that do not lie together"
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_product_loses_at_most_half_a_unit_of_each_number() -> None:

@@ -15,7 +15,7 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.serving import service
 from seq2seq.serving.answers import LONGEST, dumps
 from seq2seq.serving.interface import TooLarge, WorkerLost
-from seq2seq.serving.limits import LIMITS, search_of, search_presets
+from seq2seq.serving.limits import LIMITS, SERVER_KEYS, search_of, search_presets
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, backwards, model_info
 
@@ -127,7 +127,7 @@ def test_too_many_attention_weights_are_refused(monkeypatch: pytest.MonkeyPatch)
         ({"text": "a", "search": {"stop": "x"}}, "search.stop: 'x' is not a choice"),
         ({"text": "a", "search": {"n_best": 9}}, "search.n_best: 9 exceeds beam=5"),
         ({"text": "a", "search": {"seed": 10**30}}, "search.seed: out of range"),
-        ({"text": "a", "search": {"tokens": 10}}, "search.tokens: only the server's config"),
+        *(({"text": "a", "search": {key: 10}}, f"search.{key}: only the server's config") for key in SERVER_KEYS),
         ({"text": "a", "search": {"require": ["a"] * 51}}, "search.require: 51 phrases"),
         ({"text": "a", "search": {"forbid": ["a" * 201]}}, "search.forbid: a phrase exceeds"),
         ([], "body: [] is not a JSON object"),
@@ -205,7 +205,7 @@ def test_the_cost_of_a_search_is_bounded(key: str) -> None:
 
 @pytest.mark.parametrize("choice", search_presets())
 def test_every_preset_is_accepted_by_name_and_by_value(choice: str) -> None:
-    values = {key: value for key, value in to_dict(search_preset(choice)).items() if key != "tokens"}
+    values = {key: value for key, value in to_dict(search_preset(choice)).items() if key not in SERVER_KEYS}
     assert search_of(choice, search_preset("beam")) == search_of(values, search_preset("beam")) == search_preset(choice)
 
 
@@ -354,9 +354,10 @@ def test_the_options_of_the_search_are_those_that_requests_may_set() -> None:
     web = Web(FakeService(search=search_preset("diverse")))
     answer = web.get("/v1/search").json()
     options = {option["name"]: option for option in answer["options"]}
-    assert {name: option["default"] for name, option in options.items()} | {"tokens": "auto"} == to_dict(
-        search_preset("diverse")
-    )
+    preset = to_dict(search_preset("diverse"))
+    assert {name: option["default"] for name, option in options.items()} == {
+        key: value for key, value in preset.items() if key not in SERVER_KEYS
+    }
     for name, option in options.items():
         assert option["help"] and "#" not in option["help"], name
         assert web.post("/v1/translate", {"text": "a", "search": {name: option["default"]}}).status_code == 200

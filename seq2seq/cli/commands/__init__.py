@@ -14,5 +14,6 @@ COMMANDS: dict[str, type] = {
     "translate": schema.TranslateConfig,
     "serve": schema.ServeConfig,
     "export": schema.ExportConfig,
+    "shortlist": schema.ShortlistConfig,
     "score": schema.ScoreConfig,
 }

@@ -9,15 +9,18 @@ import sacrebleu
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import ExportConfig, TrainConfig, TransformerConfig
 from seq2seq.data.corpus import SIDES, Corpus, load_split
+from seq2seq.data.shortlist import Shortlist
 from seq2seq.data.tokenizer import END, Tokenizer
 from seq2seq.evaluation.testsets import relocate
 from seq2seq.inference.checkpoint import CONFIG, load_checkpoint, read_config
 from seq2seq.inference.ctranslate2 import (
+    VOCABULARY_MAP,
     CTranslate2Engine,
     TorchEngine,
     compare_engines,
     import_ctranslate2,
     save_ctranslate2,
+    save_vocabulary_map,
     unsupported,
 )
 from seq2seq.utils.errors import UserError
@@ -106,6 +109,9 @@ def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpu
         how = f"{config.quantization}, computed in {rounded.compute_type}, beam {BEAMS[-1]}"
         findings.append(f"{how}: {agreement(tokenizer, full, small, references)}")
         print(f"agreement  {findings[-1]}")
+    if shortlist := Shortlist.load(checkpoint, tokenizer.vocabulary):
+        save_vocabulary_map(shortlist, tokenizer, tmp_dir)
+        findings.append(f"{VOCABULARY_MAP}: shortlists, used by `translate_batch(…, use_vmap=True)`")
     return findings
 
 
