@@ -111,7 +111,8 @@ class Table:
         zero_R = torch.zeros(len(sentences), dtype=torch.int64)
         return TableState(torch.tensor(list(sentences)), torch.tensor(list(sources)), max(sources), zero_R)
 
-    def step(self, target_RT: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None) -> tuple[Tensor, State]:
+        assert shortlist_BU is None
         features_RTD, after, _ = self.decode(target_RT, state)
         return self.logits(features_RTD), after
 
@@ -137,7 +138,7 @@ class Table:
         of_layers = tuple(weights_RTLNS.permute(2, 0, 3, 1, 4)) if weights else ()
         return Decoded(row_RT, replace(state, code_R=code_R, length=state.length + target_RT.shape[1]), of_layers)
 
-    def logits(self, features_RTD: Tensor) -> Tensor:
+    def logits(self, features_RTD: Tensor, shortlist_BU: Tensor | None = None) -> Tensor:
         return self._logits_XV[features_RTD]
 
     # --------------------------------------------------------------------------------- for a translator: real sentences
