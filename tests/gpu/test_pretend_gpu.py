@@ -133,7 +133,8 @@ def train(family: str, name: str, *overrides: str, device: str = "cuda") -> dict
         "search.tokens=200",
     ]
     data = ["data.train=[a.en,a.de]", "data.validation=[b.en,b.de]", "optimizer.schedule=constant"]
-    settings = ["training.tokens=64", "training.updates=4", "training.validate_every=2", "optimizer.warmup=2"]
+    settings = ["training.tokens=64", "training.updates=4", "training.validate_every=2"]
+    settings += ["optimizer.warmup=2", "optimizer.lr=1.5e-3"]
     words = [f"model={family}", f"name={name}", f"device={device}", "precision=float32", *size, *data, *settings]
     # Later words win; Hydra takes each key once.
     run = seq2seq.train(*{word.partition("=")[0]: word for word in (*words, *overrides)}.values())
