@@ -40,7 +40,7 @@ def code_of(name: str) -> str | None:
     """Return the code of the one language that a name contains: "sentence_deu_Latn" → "de"."""
     if (match := WITH_REGION.fullmatch(name)) and match[1] in CODES:
         return CODES[match[1]]
-    codes = {CODES[word] for word in _words(name) if word in CODES}
+    codes = {CODES[word] for word in name_words(name) if word in CODES}
     return codes.pop() if len(codes) == 1 else None
 
 
@@ -91,10 +91,11 @@ def _is_language(suffix: str) -> bool:
 
 def _in_differing_words(source: str, target: str) -> list[str | None] | None:
     """Return the only language among the words of each path that the other lacks: en/train.txt, de/train.txt."""
-    counts = Counter(_words(source)), Counter(_words(target))
+    counts = Counter(name_words(source)), Counter(name_words(target))
     languages = [[word for word in own - other if word in CODES] for own, other in (counts, counts[::-1])]
     return [words[0] for words in languages] if all(len(words) == 1 for words in languages) else None
 
 
-def _words(name: str) -> list[str]:
+def name_words(name: str) -> list[str]:
+    """Return the words of the name of a file, folder or column, in lower case."""
     return re.findall(r"[a-z]+", name.lower())

@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import lzma
-import re
 import zlib
 from array import array
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from seq2seq.config.schema import DataConfig
-from seq2seq.data.languages import language_columns, languages_of_files, name_and_language
+from seq2seq.data.languages import language_columns, languages_of_files, name_and_language, name_words
 from seq2seq.data.store import BLOCK, key_of
 from seq2seq.utils.errors import UserError, nearest, reason_of
 
@@ -109,7 +108,7 @@ def from_folder(folder: Path, split: str, config: DataConfig) -> PairStream:
     below = folder / config.subset if config.subset and (folder / config.subset).is_dir() else folder
     files_by_split: dict[str, list[Path]] = {}
     for path in sorted(p for p in below.rglob("*") if p.is_file() and kind_of(p)):
-        words = set(split_words(str(path.relative_to(below))))
+        words = set(name_words(str(path.relative_to(below))))
         name = next((name for name, synonyms in SPLITS.items() if words & set(synonyms)), path.name.partition(".")[0])
         files_by_split.setdefault(name, []).append(path)
     if not files_by_split:
@@ -140,7 +139,7 @@ def from_text_folder(folder: Path, split: str, config: DataConfig) -> PairStream
         )
     synonyms = next((words for words in SPLITS.values() if split in words), ())
     names = [name for name in by_split if split in (name, name.partition(".")[0])]
-    names = names or [name for name in by_split if set(synonyms) & set(split_words(name))]
+    names = names or [name for name in by_split if set(synonyms) & set(name_words(name))]
     if len(names) != 1:
         finding = f"several files for {split}" if names else f"no split {split}"
         raise UserError(
@@ -162,10 +161,6 @@ def text_files(folder: Path) -> dict[str, dict[str, Path]]:
         if language:
             found.setdefault(name, {})[language] = path
     return {name: files for name, files in found.items() if len(files) > 1}
-
-
-def split_words(name: str) -> list[str]:
-    return re.split(r"[^a-z]+", name.lower())
 
 
 def from_hub(name: str, split: str, config: DataConfig) -> PairStream:

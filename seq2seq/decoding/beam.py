@@ -211,7 +211,7 @@ def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfi
         )
     else:
         found = next_candidates(inputs, live.processors, beams.log_probability_BK, count, live.library)
-    return replace(found, ids_BC=task.ids(found.ids_BC))
+    return found if task.shortlist_BU is None else replace(found, ids_BC=task.ids(found.ids_BC))
 
 
 def diverse_candidates(

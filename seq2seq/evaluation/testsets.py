@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seq2seq.config.loading import search_preset, to_dict
-from seq2seq.config.schema import DataConfig, SearchConfig, TestConfig, TrainConfig
+from seq2seq.config.schema import DataConfig, SearchConfig, ShortlistConfig, TestConfig, TrainConfig
 from seq2seq.data.corpus import Corpus, hashes_of, load_split
 from seq2seq.data.languages import code_of, is_unknown
 from seq2seq.data.sources import from_text, read_lines, with_languages
@@ -56,7 +56,7 @@ def _find_test_sets(config: TestConfig, stored: TrainConfig) -> list[TestSet]:
     return [test_set_from_split(split, stored, config.data) for split in as_list(config.split)]
 
 
-def stored_config(run: Run, config: TestConfig) -> TrainConfig:
+def stored_config(run: Run, config: TestConfig | ShortlistConfig) -> TrainConfig:
     """Return the training config of a run, whose corpus may have moved."""
     stored = read_config(run.checkpoint(config.checkpoint) / CONFIG)
     return replace(stored, data=relocate(stored.data, config.data_path)) if config.data_path else stored

@@ -1,9 +1,9 @@
 // Inference on a CPU: products in int8, the Transformer's encoder, a step of its decoder, and the choice of next words.
 //
 // Shapes: R rows, B sentences, M source tokens, P positions before this one, S source positions, D width, N heads,
-// H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, U words of a shortlist, C candidates. A slot holds the keys and
-// values of one position, L × 2 × D. A row's result depends on no other row: integer sums are exact, and everything
-// else is computed row by row.
+// H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, U words of a shortlist, C candidates.
+// A slot holds the keys and values of one position, L × 2 × D. A row's result depends on no other row: integer sums are
+// exact, and everything else is computed row by row.
 
 #include <algorithm>
 #include <cmath>

@@ -7,8 +7,7 @@ from seq2seq.data.corpus import load_split
 from seq2seq.data.encoding import EncodedCorpus, encode_corpus, encode_training
 from seq2seq.data.shortlist import Shortlist, coverage, learn_shortlist
 from seq2seq.data.tokenizer import Tokenizer
-from seq2seq.evaluation.testsets import relocate
-from seq2seq.inference.checkpoint import CONFIG, read_config
+from seq2seq.evaluation.testsets import stored_config
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
 
@@ -19,8 +18,8 @@ def shortlist(config: ShortlistConfig) -> None:
     """Learn the shortlists, write them into the checkpoint's folder, and print what they contain."""
     run = Run.find(config.run, config.outputs)
     folder = run.checkpoint(config.checkpoint)
-    stored, tokenizer = read_config(folder / CONFIG), Tokenizer.load(folder)
-    data = relocate(stored.data, config.data_path) if config.data_path else stored.data
+    stored, tokenizer = stored_config(run, config), Tokenizer.load(folder)
+    data = stored.data
     train, validation = (load_split(data, split, stored.seed) for split in ("train", "validation"))
     if train is None:
         raise UserError(f"{data.name} has no training pairs to learn from; set data_path=FOLDER")
