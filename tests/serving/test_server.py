@@ -112,8 +112,9 @@ def test_a_server_answers_what_it_accepted_and_ends(running: Running) -> None:
     assert re.match(r"serving    http://127\.0\.0\.1:\d+  \(2 workers; torch float32; beam 5\)", running.printed)
     assert "model      a: und → und, transformer" in running.printed
     answers: list[tuple[int, Any]] = []
+    sentences = 1500  # seconds of work, so that it lasts beyond the late request on a fast machine too
     clients = [
-        threading.Thread(target=lambda: answers.append(running.translate("Dogs see cats. " * 150))) for _ in "ab"
+        threading.Thread(target=lambda: answers.append(running.translate("Dogs see cats. " * sentences))) for _ in "ab"
     ]
     for client in clients:
         client.start()
@@ -124,7 +125,7 @@ def test_a_server_answers_what_it_accepted_and_ends(running: Running) -> None:
     for client in clients:
         client.join()
     assert [status for status, _ in answers] == [200, 200]
-    assert all(len(answer["results"][0]["sentences"]) == 150 for _, answer in answers)
+    assert all(len(answer["results"][0]["sentences"]) == sentences for _, answer in answers)
     assert late == 503 and "shutting down" in body["error"]
     assert running.process.wait(20) == 0
 
