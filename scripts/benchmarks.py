@@ -33,6 +33,7 @@ from seq2seq.training.checkpoint import Progress, RunState
 from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.length import settle_length
 from seq2seq.training.optimizers import build_optimizer
+from seq2seq.training.schedule import settle_rate
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import memory_of
 
@@ -176,6 +177,7 @@ def synthetic(pairs: int, vocabulary: int, length: float = 27.0) -> EncodedCorpu
 def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, device: torch.device) -> Trainer:
     """The real trainer without saving, logging or validation: for its updates alone."""
     torch.manual_seed(1)
+    config = settle_rate(config)
     model = build_model(config.model, Vocabulary(vocabulary, vocabulary, joint=True)).to(device)
     batches = Batches(encoded, int(config.training.tokens), config.seed)
     optimizer = build_optimizer(model, config.optimizer)
