@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from seq2seq.serving.interface import Closing, Partial, WorkerLost
 from seq2seq.serving.pool import Counters, Pending, Pool
 from seq2seq.serving.scheduler import Part, Scheduler
 from seq2seq.serving.service import Service
-from seq2seq.serving.workers import Loaded, ModelSpec, Task, Version, WorkerDiedError
+from seq2seq.serving.workers import Loaded, Models, ModelSpec, Task, Version, WorkerDiedError
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import model_info, serve_config
 
@@ -138,6 +139,23 @@ def test_only_an_engine_that_saves_a_pass_leaves_probabilities_out(engine: str, 
     without, with_them = asyncio.run(tasks())
     assert (without.probabilities, with_them.probabilities) == (needed, True)
     assert (without == with_them) == needed
+
+
+def test_a_worker_asks_its_translator_for_what_the_task_says() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class FakeTranslator:
+        def translate(self, sources: list[str], search: Any, **options: Any) -> list[Any]:
+            asked.append({"sources": sources, **options})
+            return []
+
+    models = Models(serve_config())
+    models.loaded["a"] = SimpleNamespace(translator=FakeTranslator())  # type: ignore[assignment]
+    for attention, probabilities in ((False, False), (False, True), (True, True)):
+        task = Task("translate", "a", models.config.search, attention, probabilities)
+        models._translate(task, [("x", ""), ("y", "p")], lambda *_: None)
+        expected = {"attention": attention, "probabilities": probabilities, "on_step": None}
+        assert asked.pop() == {"sources": ["x", "y"], "prefixes": ["", "p"], **expected}
 
 
 def test_each_result_reaches_its_sentence() -> None:
