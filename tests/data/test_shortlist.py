@@ -30,20 +30,20 @@ def encoded(pairs: Sequence[Pair]) -> EncodedCorpus:
     return EncodedCorpus(source, target, np.arange(len(pairs)))
 
 
-def model_1(pairs: Sequence[Pair]) -> dict[Pair, float]:
+def model_1(pairs: Sequence[Pair]) -> dict[tuple[int, int], float]:
     """The probability of a target id given a source id, as in Brown et al. (1993), pair by pair."""
     t: dict[tuple[int, int], float] = defaultdict(lambda: 1.0)
     for _ in range(module.ITERATIONS):
-        count: Counter[tuple[int, int]] = Counter()
-        total: Counter[int] = Counter()
+        count: dict[tuple[int, int], float] = defaultdict(float)
+        total: dict[int, float] = defaultdict(float)
         for source, target in pairs:
             for f in target:
                 whole = sum(t[e, f] for e in source)
                 for e in source:
-                    count[e, f] += t[e, f] / whole  # type: ignore[assignment]
-                    total[e] += t[e, f] / whole  # type: ignore[assignment]
-        t = defaultdict(lambda: 1.0, {(e, f): count[e, f] / total[e] for e, f in count})
-    return dict(t)  # type: ignore[arg-type]
+                    count[e, f] += t[e, f] / whole
+                    total[e] += t[e, f] / whole
+        t = {(e, f): count[e, f] / total[e] for e, f in count}
+    return t
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -54,7 +54,7 @@ def test_probabilities_are_those_of_model_1(seed: int) -> None:
     expected = model_1(pairs)
     keys = [(int(e), int(f)) for e, f in zip(links.source_P, links.target_P, strict=True)]
     assert sorted(keys) == sorted(expected)
-    assert found == pytest.approx([expected[key] for key in keys])  # type: ignore[index]
+    assert found == pytest.approx([expected[key] for key in keys])
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -71,9 +71,9 @@ def test_the_likeliest_subwords_come_first(joint: bool, monkeypatch: pytest.Monk
         if source not in seen:
             assert ids == ([source] if joint and source != PAD else [])
             continue
-        found = [t[source, i] for i in ids]  # type: ignore[index]
+        found = [t[source, i] for i in ids]
         best = sorted((p for (e, _), p in t.items() if e == source), reverse=True)
-        assert len(set(ids)) == len(ids) and found == pytest.approx(best[: module.MOST])  # type: ignore[comparison-overlap]
+        assert len(set(ids)) == len(ids) and found == pytest.approx(best[: module.MOST])
 
 
 def test_the_most_frequent_and_the_special_subwords_are_in_every_list(monkeypatch: pytest.MonkeyPatch) -> None:
