@@ -45,9 +45,12 @@ class Shortlist:
     def save(self, folder: Path) -> Path:
         """Write the file of a checkpoint atomically."""
         path, tmp_path = folder / FILE, folder / f".{FILE}"
-        with open(tmp_path, "wb") as file:
-            np.savez_compressed(file, **asdict(self))
-        return tmp_path.replace(path)
+        try:
+            with open(tmp_path, "wb") as file:
+                np.savez_compressed(file, **asdict(self))
+            return tmp_path.replace(path)
+        finally:
+            tmp_path.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, vocabulary: Vocabulary) -> Shortlist | None:
