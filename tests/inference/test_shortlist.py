@@ -187,6 +187,20 @@ def test_a_damaged_file_stops_only_those_who_ask_for_shortlists(tmp_path: Path) 
         translator.translate(SENTENCES[:1], replace(SHORT, shortlist=3))
 
 
+def test_shortlists_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former file stays."""
+    learned = Shortlist(np.zeros((3, 1), np.int32), np.ones(3, np.bool_))
+    before = learned.save(tmp_path).read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="no space"):
+        learned.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE] and (tmp_path / FILE).read_bytes() == before
+
+
 def test_a_file_of_another_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """One with other sizes, or with ids beyond the vocabulary."""
     translator = loaded(checkpoint)
