@@ -104,7 +104,10 @@ def planted(root: Path, files: str = "*") -> list[Mutant]:
 def catalogue(kind: str, files: str = "*") -> Iterator[dict[str, str]]:
     """The entries of one kind, `bugs` or `equivalent`, in some files of the catalogue."""
     for path in sorted(CATALOGUE.glob(f"{files}.yaml")):
-        yield from (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(kind) or []
+        for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(kind) or []:
+            if ("bug" in entry) != (kind == "bugs"):
+                raise SystemExit(f"error: {path.name}: listed under {kind!r}, where nothing reads it: {entry}")
+            yield entry
 
 
 # ------------------------------------------------------------------------------------- operator mutants
@@ -547,6 +550,7 @@ def main() -> None:
     if options.check:
         for mutant in mutants:
             _parses(mutant)
+        explained([])  # reads the equivalent ones
         print(f"{len(mutants)} planted bugs apply")
         return
     if not options.planted and not options.bugs:

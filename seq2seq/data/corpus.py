@@ -108,6 +108,8 @@ def choose_rows(stored: StoredPairs, config: DataConfig, missing: list[str], see
 
     def build(tmp_dir: Path) -> None:
         rows, notes = filter_pairs(stored, config.filters)
+        if missing and not len(rows):
+            raise UserError("data: no training pairs remain; loosen data.filters")
         if missing:
             rows, held_out_rows = split_held_out(stored, rows, config.held_out, len(missing), seed)
             sizes = " and ".join(f"{len(part):,} {split}" for split, part in zip(missing, held_out_rows, strict=True))

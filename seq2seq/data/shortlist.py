@@ -7,6 +7,7 @@ the subwords of a pair's two sides, P distinct pairs of subwords.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ FREQUENT = 100  # most frequent target subwords
 SPECIAL_IDS = (PAD, UNKNOWN, BEGIN, END)
 ITERATIONS = 5
 MOST_LINKS = 30_000_000  # of the pairs to learn from: about a gigabyte
+DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,12 @@ class Shortlist:
     def save(self, folder: Path) -> Path:
         """Write the file of a checkpoint atomically."""
         path, tmp_path = folder / FILE, folder / f".{FILE}"
-        with open(tmp_path, "wb") as file:
-            np.savez_compressed(file, **asdict(self))
-        return tmp_path.replace(path)
+        try:
+            with open(tmp_path, "wb") as file:
+                np.savez_compressed(file, **asdict(self))
+            return tmp_path.replace(path)
+        finally:
+            tmp_path.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, vocabulary: Vocabulary) -> Shortlist | None:
@@ -59,7 +64,7 @@ class Shortlist:
             sizes = len(found.likeliest_SK), len(found.always_T)
             if sizes != (vocabulary.source, vocabulary.target) or found.likeliest_SK.max() >= vocabulary.target:
                 raise ValueError("of another vocabulary")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{path}: damaged ({error}); make it again: seq2seq shortlist run=NAME") from None
         return found
 

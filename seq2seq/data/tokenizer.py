@@ -84,7 +84,8 @@ class Tokenizer:
         try:
             return cls({side: (folder / name).read_bytes() for side, name in FILES.items()})
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{folder}: its tokenizer cannot be read ({error})") from None
+            files, remedy = " and ".join(FILES.values()), "restore them, or use another checkpoint"
+            raise UserError(f"{folder}: {files} are missing or damaged ({reason_of(error)}); {remedy}") from None
 
 
 def make_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: str) -> tuple[Tokenizer, list[str]]:

@@ -161,13 +161,18 @@ def cached_translations(run: Run, test: TestSet, config: TestConfig) -> list[str
     translator = Translator.from_checkpoint(folder, config.device, config.precision).use_processes(config.processes)
     hypotheses = translate(translator, test, config.search)
     write_translations(run, test, hypotheses, config, {})
-    status("")
     return hypotheses
 
 
 def translate(translator: Translator, test: TestSet, search: SearchConfig) -> list[str]:
-    """Return the best translation of each sentence, on one line."""
-    found = translator.translate(test.source, search, probabilities=False)
+    """Return the best translation of each sentence, on one line; a terminal shows how many are done."""
+
+    def show(done: int) -> None:
+        status(f"translating {test.name}: {done:,} of {len(test):,} sentences …")
+
+    show(0)
+    found = translator.translate(test.source, search, on_done=show, probabilities=False)
+    status("")
     return [" ".join(best[0].text.splitlines()) for best in found]
 
 

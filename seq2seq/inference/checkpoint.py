@@ -80,6 +80,8 @@ def read_plain_config(path: Path) -> dict[str, Any]:
     """Read a stored config; keys newer than it may be missing, but a group that is missing was cut off."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError("it contains no keys")
         missing = [group for group in GROUPS if group not in values]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise damaged_error(path, error) from None

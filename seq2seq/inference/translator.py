@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, partial, reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -97,6 +97,7 @@ class TeacherForced(NamedTuple):
 
 
 OnStep = Callable[[int, str], None]  # the index of a sentence, and its translation so far
+OnDone = Callable[[int], None]  # the number of sentences translated so far
 
 
 class GrowingTexts:
@@ -139,7 +140,7 @@ class Translator:
         self.tokenizer, self.device, self.max_length = tokenizer, device, max_length
         self.workers: Workers | None = None
         self.engine: CTranslate2Search | None = None  # searches in place of this project's search
-        self.shortlist: Shortlist | None = None  # of the checkpoint, or of an ensemble's first one
+        self.read_shortlist: Callable[[], Shortlist | None] = lambda: None
         self.library: CDLL | None = None  # compiled code for the search, if the model uses it too
 
     @classmethod
@@ -174,7 +175,7 @@ class Translator:
         model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
-        translator.shortlist = Shortlist.load(folder, tokenizer.vocabulary)
+        translator.read_shortlist = partial(Shortlist.load, folder, tokenizer.vocabulary)
         if precision == "int8":
             translator.library, problem = native.load()
             if problem:
@@ -200,7 +201,7 @@ class Translator:
                     "train them with one tokenizer"
                 )
         ensemble = cls(first.models.models[0], first.tokenizer, first.device, min(t.max_length for t in translators))
-        ensemble.library, ensemble.shortlist = first.library, first.shortlist
+        ensemble.library, ensemble.read_shortlist = first.library, lambda: first.shortlist
         ensemble.models = Ensemble([model for translator in translators for model in translator.models.models])
         ensemble.tokenizers = [tokenizer for translator in translators for tokenizer in translator.tokenizers]
         return ensemble
@@ -213,6 +214,20 @@ class Translator:
         count = choose_processes(processes, self.device)
         self.workers = Workers(self._call, count)
         return self
+
+    @cached_property
+    def shortlist(self) -> Shortlist | None:
+        """The shortlists of the checkpoint, or of an ensemble's first one; read when a search first needs them."""
+        return self.read_shortlist()
+
+    def require_shortlist(self) -> Shortlist:
+        """Return the shortlists, which a search with search.shortlist needs."""
+        if self.shortlist is None:
+            raise UserError(
+                "search.shortlist: this checkpoint has no shortlist; make one with seq2seq shortlist run=NAME, "
+                "or set search.shortlist=0"
+            )
+        return self.shortlist
 
     def engine_for(self, search: SearchConfig) -> str:
         """Name the engine of a search, with its version and quantization."""
@@ -228,6 +243,7 @@ class Translator:
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         on_step: OnStep | None = None,
+        on_done: OnDone | None = None,
         probabilities: bool = True,
     ) -> list[list[Translation]]:
         """Return each sentence's translations, best first; an empty sentence has one empty translation.
@@ -235,6 +251,7 @@ class Translator:
         A translation begins with its sentence's prefix. Attention weights cost another pass over the translations.
         `on_step` receives a sentence's index and the text of its best hypothesis whenever a step of the search changes
         it, and last the translation; samples have no steps. An exception that it raises ends the search.
+        `on_done` receives the number of sentences translated so far whenever a part of a large input is done.
         `probabilities=False` permits an engine to omit the log probability of each subword, which costs it a pass.
         """
         if isinstance(sentences, str):
@@ -243,12 +260,15 @@ class Translator:
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes differ in number")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)
         parts = self._parts(sentences, prefixes, search)
-        calls = [([sentences[i] for i in part], [prefixes[i] for i in part], search) for part in parts]
-        if self.workers and not attention and not on_step:
-            found = self.workers.map([(Translator._translate, *call, False, None, probabilities) for call in calls])
-        else:
-            steps = [renumbered(on_step, part) if on_step else None for part in parts]
-            found = [self._translate(*call, attention, s, probabilities) for call, s in zip(calls, steps, strict=True)]
+        steps = [renumbered(on_step, part) if on_step else None for part in parts]
+        calls = [
+            (Translator._translate, *of_part(part, sentences, prefixes), search, attention, step, probabilities)
+            for part, step in zip(parts, steps, strict=True)
+        ]
+        if search.shortlist and self.engine_for(search) == "torch":
+            self.require_shortlist()  # before worker processes share it
+        shared = self.workers if self.workers and not attention and not on_step else Workers(self._call, 1)
+        found = shared.map(calls, counted(on_done, parts) if on_done else lambda _: None)
         return reordered(chain(*parts), chain(*found))
 
     def _parts(self, sentences: Sequence[str], prefixes: Sequence[str], search: SearchConfig) -> list[list[int]]:
@@ -365,15 +385,11 @@ class Translator:
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None
     ) -> Tensor:
         """Return the ids that each translation may use: what its source translates to, and what it must contain."""
-        if self.shortlist is None:
-            raise UserError(
-                "search.shortlist: this checkpoint has no shortlist; make one with seq2seq shortlist run=NAME, "
-                "or set search.shortlist=0"
-            )
+        shortlist = self.require_shortlist()
         required = [*chain(*rules.required_ids)] if rules else []
         pairs = zip(sources, prefixes or [[]] * len(sources), strict=True)
         lists = [
-            torch.from_numpy(self.shortlist.of(source.ids[0], search.shortlist, [*required, *prefix]))
+            torch.from_numpy(shortlist.of(source.ids[0], search.shortlist, [*required, *prefix]))
             for source, prefix in pairs
         ]
         shortlist_BU = pad_sequence(lists, batch_first=True, padding_value=NO_ID)
@@ -542,9 +558,25 @@ def parts_of(rows: int) -> int:
     return min(MOST_PARTS, 1 << (rows // ROWS_PER_PART).bit_length() - 1)
 
 
+def of_part(part: Sequence[int], *lists: Sequence[str]) -> list[list[str]]:
+    """Return the items of each list that a part consists of."""
+    return [[items[i] for i in part] for items in lists]
+
+
 def renumbered(on_step: OnStep, part: Sequence[int]) -> OnStep:
     """Return `on_step` for the sentences of a part, which the search numbers from 0."""
     return lambda i, text: on_step(part[i], text)
+
+
+def counted(on_done: OnDone, parts: Sequence[Sequence[int]]) -> Callable[[int], None]:
+    """Return a function that takes the index of a part that is done, and passes on how many sentences are."""
+    sizes = [0]
+
+    def add(i: int) -> None:
+        sizes.append(len(parts[i]))
+        on_done(sum(sizes))
+
+    return add
 
 
 def reordered(indices: Iterable[int], items: Iterable[T]) -> list[T]:

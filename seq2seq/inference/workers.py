@@ -17,6 +17,8 @@ import torch
 from seq2seq.utils.device import usable_cores
 from seq2seq.utils.errors import UserError
 
+OnResult = Callable[[int], None]  # the index of a request
+
 
 def choose_processes(count: int | str, device: torch.device) -> int:
     """Return the number of processes; "auto" is the number of usable cores on a Linux CPU, and 1 elsewhere."""
@@ -36,16 +38,16 @@ class Workers:
         self.pipes: list[Connection] = []
         self.lock = threading.Lock()
 
-    def map(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def map(self, requests: Sequence[tuple[Any, ...]], on_result: OnResult = lambda _: None) -> list[Any]:
         """Give each request to the next idle process; return the results in order, or re-raise a worker's exception.
 
-        One process, or one request, needs no fork.
+        One process, or one request, needs no fork. `on_result` receives the index of each request that is done.
         """
         if self.count == 1 or len(requests) == 1:
-            return [self.work(*request) for request in requests]
+            return [self._work_alone(i, request, on_result) for i, request in enumerate(requests)]
         with self.lock:
             try:
-                results = self._results(requests)
+                results = self._results(requests, on_result)
             except (EOFError, OSError):
                 raise UserError(
                     "a worker process died or failed to start (out of memory?); processes=1 uses less memory"
@@ -54,7 +56,12 @@ class Workers:
             raise failed
         return results
 
-    def _results(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _work_alone(self, i: int, request: tuple[Any, ...], on_result: OnResult) -> Any:
+        result = self.work(*request)
+        on_result(i)
+        return result
+
+    def _results(self, requests: Sequence[tuple[Any, ...]], on_result: OnResult) -> list[Any]:
         """Return results and exceptions in order; after an exception no further request is begun."""
         results: list[Any] = [None] * len(requests)
         waiting: Iterator[tuple[int, tuple[Any, ...]]] = iter(enumerate(requests))
@@ -66,9 +73,13 @@ class Workers:
             while busy:
                 ready = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
                 for pipe in ready:
-                    results[busy[pipe]] = result = pipe.recv()
+                    i, result = busy[pipe], pipe.recv()
+                    results[i] = result
                     del busy[pipe]
-                    waiting = iter(()) if isinstance(result, Exception) else waiting
+                    if isinstance(result, Exception):
+                        waiting = iter(())
+                    else:
+                        on_result(i)
                 self._send(ready, waiting, busy)
         finally:
             if busy:

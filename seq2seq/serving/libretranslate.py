@@ -73,13 +73,13 @@ class LibreTranslate(Api):
         if body.format == "html":
             return await self.translated_pages(texts, model), [[] for _ in texts]
         search = with_alternatives(self.service.search, body.alternatives)
-        found = await self.service.translate(texts, model=model, search=search)
+        found = await self.service.translate(texts, model=model, search=search, probabilities=False)
         return [result.text for result in found], [alternatives_of(result, body.alternatives) for result in found]
 
     async def translated_pages(self, texts: list[str], model: str) -> list[str]:
         pages = [split_markup(text) for text in texts]
         parts = [piece.text for page in pages for piece in page if piece.translatable]
-        results = iter(await self.service.translate(parts, model=model))
+        results = iter(await self.service.translate(parts, model=model, probabilities=False))
         return [joined_markup(page, [next(results).text for piece in page if piece.translatable]) for page in pages]
 
     async def choose(self, body: LibreTranslateBody, texts: list[str]) -> tuple[dict[str, Any] | None, ModelInfo]:

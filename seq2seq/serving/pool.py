@@ -315,7 +315,8 @@ class Counters:
             translation = first_translation(request_of(part).results[part.index])
             if translation is not None:
                 self.source_tokens += len(translation.source_pieces)
-                self.target_tokens += len(translation.token_log_probabilities)
+                # With the end mark; an empty sentence runs no model.
+                self.target_tokens += len(translation.pieces) + 1 if translation.source_pieces else 0
 
     def stats(self, queued_sentences: int, queued_characters: int, running: int, workers: int) -> Stats:
         return Stats(

@@ -130,12 +130,17 @@ class Service:
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         split: bool = True,
+        probabilities: bool = True,
     ) -> list[TextResult]:
-        """Translate each text, sentence by sentence; a prefix begins the translation of its text's first sentence."""
+        """Translate each text, sentence by sentence; a prefix begins the translation of its text's first sentence.
+
+        `probabilities=False` permits an engine to omit the log probability of each subword.
+        """
         if prefixes is not None and len(prefixes) != len(texts):
             raise UserError(f"prefix: {len(prefixes)} prefixes for {len(texts)} texts; give one for each", code=2)
         self.check_size([*texts, *(prefixes or ())], len(texts))
-        task, texts = self._task("translate", model, search, attention), [clean(text) for text in texts]
+        task = self._task("translate", model, search, attention, probabilities)
+        texts = [clean(text) for text in texts]
         prefixes = [""] * len(texts) if prefixes is None else [clean(prefix) for prefix in prefixes]
         by_text = await self._sentences(task, texts, split)
         if attention:
@@ -220,11 +225,20 @@ class Service:
         ((found, _),) = await self._answer(request)
         return list(found)
 
-    def _task(self, kind: Kind, model: str | None, search: SearchConfig | None, attention: bool = False) -> Task:
+    def _task(
+        self,
+        kind: Kind,
+        model: str | None,
+        search: SearchConfig | None,
+        attention: bool = False,
+        probabilities: bool = True,
+    ) -> Task:
         """Return the work that a request asks for, if the service may take it."""
         if self.closing:
             raise Closing
-        return Task(kind, self.info(model).name, search or self.search, attention)
+        info = self.info(model)
+        # torch has the probabilities at no cost, and equal tasks share batches.
+        return Task(kind, info.name, search or self.search, attention, probabilities or info.engine.startswith("torch"))
 
     def info(self, model: str | None) -> ModelInfo:
         """Return the model of a name, or the first one."""

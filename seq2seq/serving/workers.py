@@ -45,6 +45,7 @@ class Task:
     model: str
     search: SearchConfig
     attention: bool = False
+    probabilities: bool = True  # of each subword
 
     def __hash__(self) -> int:
         return hash((self.kind, self.model, self.attention))  # equality compares the search too, which has lists
@@ -134,8 +135,14 @@ class Models:
         self, task: Task, items: Sequence[tuple[str, str]], on_step: OnPartial | None
     ) -> list[list[Translation]]:
         sources, prefixes = map(list, zip(*items, strict=True))
-        translator = self.loaded[task.model].translator
-        return translator.translate(sources, task.search, prefixes=prefixes, attention=task.attention, on_step=on_step)
+        return self.loaded[task.model].translator.translate(
+            sources,
+            task.search,
+            prefixes=prefixes,
+            attention=task.attention,
+            on_step=on_step,
+            probabilities=task.probabilities,
+        )
 
     def _score(self, task: Task, items: Sequence[tuple[str, str]], _: OnPartial) -> list[Translation]:
         sources, targets = map(list, zip(*items, strict=True))
@@ -152,6 +159,8 @@ class Models:
 def described(spec: ModelSpec, loaded: LoadedRuns, config: ServeConfig) -> Loaded:
     """Describe a model, after a first run of it, which shows its attention and warms it up."""
     translator, folders = loaded.translator, loaded.checkpoints
+    if config.search.shortlist and translator.engine_for(config.search) == "torch":
+        translator.require_shortlist()  # no request may be the first to miss it
     run_config = read_config(folders[0] / CONFIG)
     weights_LNTS = translator.score(["a"], ["a"], attention=True)[0].weights_LNTS
     assert weights_LNTS is not None

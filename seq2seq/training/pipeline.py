@@ -234,7 +234,7 @@ def build_state(
 def resolve_origin(name: str, outputs: str) -> Path:
     """Return the checkpoint that `init_from` names: a checkpoint's folder, or a run's best one."""
     folder = Path(name)
-    return folder if (folder / WEIGHTS).is_file() else Run.find(name, outputs).checkpoint("best")
+    return folder if (folder / WEIGHTS).is_file() else Run.find(name, outputs, "init_from").checkpoint("best")
 
 
 def build_trainer(state: RunState, corpus: Corpus, precision: torch.dtype, run: Run, logger: RunLogger) -> Trainer:

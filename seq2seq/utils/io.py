@@ -16,11 +16,24 @@ from seq2seq.utils.errors import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; an error names it, and leaves nothing."""
     tmp_path = path.with_name(f".{path.name}")
-    tmp_path.write_text(text, encoding="utf-8")
-    fsync_file(tmp_path)
-    tmp_path.replace(path)
+    try:
+        tmp_path.write_text(text, encoding="utf-8")
+        fsync_file(tmp_path)
+        tmp_path.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            tmp_path.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def require_file(key: str, path: str) -> None:
+    """Refuse a path that cannot be read line by line; a pipe such as <(zcat a.gz) can."""
+    if not Path(path).exists():
+        raise UserError(f"{key}: {path} does not exist")
+    if Path(path).is_dir():
+        raise UserError(f"{key}: {path} is a folder; give a file")
 
 
 def fsync_file(path: Path) -> None:
@@ -46,12 +59,16 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Build a folder atomically, once for all processes; return whether it existed already."""
     if folder.is_dir():
         return True
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.is_dir():
-            return True
-        with folder_written_atomically(folder) as tmp_dir:
-            build(tmp_dir)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():
+                return True
+            with folder_written_atomically(folder) as tmp_dir:
+                build(tmp_dir)
+    except OSError as error:  # what reads a corpus names its files itself
+        reason = error.strerror or error
+        raise UserError(f"data.cache: {folder.parent} cannot be written ({reason}); set another folder") from None
     return False
 
 

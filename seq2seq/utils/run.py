@@ -80,8 +80,8 @@ class Run:
         return [cls(path.parent.parent) for path in sorted(indices, key=lambda path: path.stat().st_mtime)]
 
     @classmethod
-    def find(cls, name: str | None, outputs: str) -> Run:
-        """Find a run by its name or folder; without a name, the newest one."""
+    def find(cls, name: str | None, outputs: str, key: str = "run") -> Run:
+        """Find a run by its name or folder, which errors call `key`; without a name, the newest one."""
         runs = cls.all(outputs)
         if name is None:
             if runs:
@@ -91,8 +91,8 @@ class Run:
             if run.exists:
                 return run
             if run.config.is_file():
-                raise UserError(f"run: {run.folder} has no checkpoint yet; the run saves one at each validation")
+                raise UserError(f"{key}: {run.folder} has no checkpoint yet; the run saves one at each validation")
         names = [str(run.folder.relative_to(outputs)) for run in runs]
         newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
         known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
-        raise UserError(f"run: no run {name} in {outputs}{known}")
+        raise UserError(f"{key}: no run {name} in {outputs}{known}")

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from seq2seq.cli.commands.compare import contaminations
-from seq2seq.cli.main import load_config
+from seq2seq.cli.main import call, load_config
 from seq2seq.config.schema import CompareConfig, TrainConfig
 from seq2seq.data.corpus import open_corpora
 from seq2seq.evaluation import testsets
-from tests.helpers.runs import empty_run
+from seq2seq.inference.translator import Translator
+from seq2seq.utils.errors import UserError
+from tests.helpers.runs import empty_run, saved_run
 
 
 @pytest.fixture
@@ -54,6 +56,34 @@ def test_runs_that_saw_what_another_held_out_are_named(tmp_path: Path, stored: d
         assert (name in found) == (count > 0)
         assert not count or f"{name} was trained on {count:,} of these {len(test):,} sources" in found[name]
     assert set(found) == {"seed", "fewer", "named"}
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("evaluate", []), ("evaluate", ["metrics=[chrf]", "detail=true"]), ("compare", ["run=[a,b]"]), ("report", [])],
+)
+def test_a_tokenizer_that_is_not_installed_is_refused_before_any_translation(
+    command: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the corpus of the run names, too; where no BLEU is computed, none is needed."""
+    runs = [saved_run(tmp_path / name, "lstm", "data.tokenize=ja-mecab") for name in "ab"]
+    files = [tmp_path / f"t.{side}" for side in ("en", "de")]
+    for file in files:
+        file.write_text("a cow\n", encoding="utf-8")
+    given = [f"source={files[0]}", f"reference={files[1]}", f"outputs={tmp_path}", "run=a", *more]
+
+    def missing(force: bool, tokenize: str, **_: object) -> None:
+        if tokenize == "ja-mecab":
+            raise RuntimeError("install mecab")
+
+    monkeypatch.setattr("sacrebleu.metrics.bleu.BLEU", missing)
+    monkeypatch.setattr(Translator, "from_checkpoint", None)
+    with pytest.raises(UserError, match=r"^tokenize: ja-mecab cannot be used \(install mecab\); choose another"):
+        call(command, *given)
+    assert not any(run.evaluation.exists() for run in runs)
+    if command == "evaluate":
+        with pytest.raises(TypeError, match="not callable"):  # it loads the model
+            call(command, *given, "metrics=[chrf]", "detail=false")
 
 
 def test_test_sets_that_were_named_warn_of_nothing(tmp_path: Path, stored: dict[str, TrainConfig]) -> None:

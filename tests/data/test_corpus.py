@@ -261,6 +261,8 @@ def test_where_nothing_is_left_the_setting_to_loosen_is_named(tmp_path: Path) ->
     valid = table(tmp_path / "v.tsv", numbered(2))
     with pytest.raises(UserError, match="no training pairs remain"):
         opened(tmp_path, [("", "")], validation=valid, filters=dataclasses.replace(NONE, empty=True))
+    with pytest.raises(UserError, match=r"^data: no training pairs remain; loosen data\.filters"):
+        opened(tmp_path, [("", "")] * 5, filters=dataclasses.replace(NONE, empty=True))
     nothing = table(tmp_path / "n.tsv", [])
     with pytest.raises(UserError, match=r"n\.tsv: no pairs found"):
         opened(tmp_path, numbered(3), validation=nothing)

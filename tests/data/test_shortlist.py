@@ -1,130 +1,111 @@
-"""Laws of the shortlist: model 1 is the plain one, lists hold what they must, and a damaged file is named."""
+"""Laws of shortlists: what IBM model 1 finds likeliest, frequent subwords, and what a translation must contain."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from seq2seq.data import shortlist as module
 from seq2seq.data.encoding import EncodedCorpus
-from seq2seq.data.shortlist import (
-    FILE,
-    ITERATIONS,
-    SPECIAL_IDS,
-    Shortlist,
-    coverage,
-    find_links,
-    learn_shortlist,
-    translation_probabilities,
-)
+from seq2seq.data.shortlist import SPECIAL_IDS, Shortlist, coverage, find_links, learn_shortlist
 from seq2seq.data.store import Ragged
-from seq2seq.data.tokenizer import END, Vocabulary
-from seq2seq.utils.errors import UserError
+from seq2seq.data.tokenizer import PAD, Vocabulary
 
-VOCABULARY = Vocabulary(30, 26, joint=False)
+Pair = tuple[list[int], list[int]]
+SOURCES, TARGETS = 14, 17  # the last ones of either side occur in no pair
 
 
-def corpus(pairs: int = 40, seed: int = 0) -> EncodedCorpus:
-    """Targets repeat their sources' ids in reverse order, modulo 20, with some noise."""
+def random_pairs(seed: int, count: int = 40) -> list[Pair]:
+    """Pairs in which a target id tends to follow from its source id, also twice in one sentence."""
     random = np.random.default_rng(seed)
-    sources = [random.integers(4, 30, random.integers(1, 7)).tolist() for _ in range(pairs)]
-    targets = [[4 + i % 20 for i in reversed(ids)] + random.integers(4, 26, 1).tolist() for ids in sources]
-    source, target = (Ragged.of([[*ids, END] for ids in rows]) for rows in (sources, targets))
-    return EncodedCorpus(source, target, np.arange(pairs))
+    sources = [random.integers(4, SOURCES - 2, random.integers(1, 6)).tolist() for _ in range(count)]
+    return [(s, [4 + (i + int(random.integers(3))) % (TARGETS - 6) for i in s]) for s in sources]
 
 
-def plain_model_1(pairs: EncodedCorpus) -> dict[tuple[int, int], float]:
-    """Brown et al. 1993, §4.1, word by word."""
-    sentences = [(pairs.source[i].tolist(), pairs.target[i].tolist()) for i in range(len(pairs))]
-    probability: dict[tuple[int, int], float] = defaultdict(lambda: 1.0)
-    for _ in range(ITERATIONS):
-        count: Counter[tuple[int, int]] = Counter()
-        for source, target in sentences:
-            for t in target:
-                total = sum(probability[s, t] for s in source)
-                for s in source:
-                    count[s, t] += probability[s, t] / total  # type: ignore[assignment]
-        totals: Counter[int] = Counter()
-        for (s, _), n in count.items():
-            totals[s] += n
-        probability = defaultdict(float, {(s, t): n / totals[s] for (s, t), n in count.items()})
-    return probability
+def encoded(pairs: Sequence[Pair]) -> EncodedCorpus:
+    source, target = (Ragged.of([pair[side] for pair in pairs]) for side in (0, 1))
+    return EncodedCorpus(source, target, np.arange(len(pairs)))
 
 
-def test_probabilities_are_those_of_the_plain_model_1() -> None:
-    links = find_links(corpus(), VOCABULARY)
-    pairs = zip(links.source_P.tolist(), links.target_P.tolist(), strict=True)
-    found = dict(zip(pairs, translation_probabilities(links).tolist(), strict=True))
-    assert found == pytest.approx(plain_model_1(corpus()))
+def model_1(pairs: Sequence[Pair]) -> dict[tuple[int, int], float]:
+    """The probability of a target id given a source id, as in Brown et al. (1993), pair by pair."""
+    t: dict[tuple[int, int], float] = defaultdict(lambda: 1.0)
+    for _ in range(module.ITERATIONS):
+        count: dict[tuple[int, int], float] = defaultdict(float)
+        total: dict[int, float] = defaultdict(float)
+        for source, target in pairs:
+            for f in target:
+                whole = sum(t[e, f] for e in source)
+                for e in source:
+                    count[e, f] += t[e, f] / whole
+                    total[e] += t[e, f] / whole
+        t = {(e, f): count[e, f] / total[e] for e, f in count}
+    return t
 
 
-@pytest.mark.parametrize("count", [1, 3, 200])
-def test_a_list_holds_the_likeliest_the_frequent_the_special_and_the_required(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "FREQUENT", 2)
-    pairs = corpus()
-    learned, probability = learn_shortlist(pairs, VOCABULARY), plain_model_1(pairs)
-    frequency = Counter(pairs.target.flat.tolist())
-    for source in map(pairs.source.__getitem__, range(len(pairs))):
-        ids = learned.of(source.tolist(), count, [7]).tolist()
-        assert ids == sorted(set(ids)) and {*SPECIAL_IDS, 7} <= set(ids)
-        assert all(any(frequency[i] >= frequency[j] for i in ids) for j in frequency)
-        for s in source.tolist():
-            ranked = sorted((p, t) for (a, t), p in probability.items() if a == s and p > 0)[::-1]
-            worst = ranked[:count][-1][0]
-            assert {t for p, t in ranked if p > worst * 1.000001} <= set(ids)
-    assert learned.of([END], count).size <= count + 2 + len(SPECIAL_IDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_are_those_of_model_1(seed: int) -> None:
+    pairs = random_pairs(seed)
+    links = find_links(encoded(pairs), Vocabulary(SOURCES, TARGETS, False))
+    found = module.translation_probabilities(links)
+    expected = model_1(pairs)
+    keys = [(int(e), int(f)) for e, f in zip(links.source_P, links.target_P, strict=True)]
+    assert sorted(keys) == sorted(expected)
+    assert found == pytest.approx([expected[key] for key in keys])
 
 
-def test_of_a_large_corpus_as_many_pairs_as_fit_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = find_links(corpus(), VOCABULARY)
-    monkeypatch.setattr(module, "MOST_LINKS", len(everything.pair_L) // 2)
-    part = find_links(corpus(), VOCABULARY)
-    assert 0 < len(part.pair_L) < len(everything.pair_L)
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_likeliest_subwords_come_first(joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are kept; a subword that training never saw stays itself, if both sides share a vocabulary."""
+    monkeypatch.setattr(module, "MOST", 3)
+    pairs, targets = random_pairs(7), SOURCES if joint else TARGETS
+    pairs = [(s, [min(i, targets - 3) for i in t]) for s, t in pairs]
+    learned, t = learn_shortlist(encoded(pairs), Vocabulary(SOURCES, targets, joint)), model_1(pairs)
+    seen = {i for source, _ in pairs for i in source}
+    assert seen and len(seen) < SOURCES
+    for source in range(SOURCES):
+        ids = [i for i in learned.likeliest_SK[source].tolist() if i != PAD]
+        if source not in seen:
+            assert ids == ([source] if joint and source != PAD else [])
+            continue
+        found = [t[source, i] for i in ids]
+        best = sorted((p for (e, _), p in t.items() if e == source), reverse=True)
+        assert len(set(ids)) == len(ids) and found == pytest.approx(best[: module.MOST])
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_a_subword_that_training_never_saw_may_stay_as_it_is(joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FREQUENT", 2)
-    vocabulary = Vocabulary(40, 40, joint)
-    learned = learn_shortlist(corpus(), vocabulary)
-    assert (35 in learned.of([35], 1)) == joint
-    assert not learned.likeliest_SK[35, 1:].any()
+def test_the_most_frequent_and_the_special_subwords_are_in_every_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FREQUENT", 4)
+    pairs = random_pairs(2)
+    learned = learn_shortlist(encoded(pairs), Vocabulary(SOURCES, TARGETS, False))
+    counts = Counter(i for _, target in pairs for i in target)
+    always = set(np.flatnonzero(learned.always_T).tolist())
+    assert always >= set(SPECIAL_IDS)
+    frequent = always - set(SPECIAL_IDS)
+    assert len(frequent) == 4 and min(counts[i] for i in frequent) >= max(counts[i] for i in counts if i not in always)
 
 
-def test_coverage_counts_subwords_and_whole_sentences() -> None:
-    pairs = corpus(pairs=3)
-    always_T = np.zeros(VOCABULARY.target, np.bool_)
-    always_T[[*SPECIAL_IDS, *pairs.target[0]]] = True
-    found = coverage(Shortlist(np.zeros((VOCABULARY.source, 1), np.int32), always_T), pairs, 1)
-    inside = [[t in np.flatnonzero(always_T) for t in pairs.target[i]] for i in range(3)]
-    assert found.size == always_T.sum()
-    assert found.subwords == pytest.approx(sum(map(sum, inside)) / sum(map(len, inside)))
-    assert found.sentences == pytest.approx(sum(map(all, inside)) / 3)
+def test_a_list_is_what_its_source_and_its_constraints_ask_for() -> None:
+    """In order, without repetition, and the same whatever was asked for before."""
+    learned = learn_shortlist(encoded(random_pairs(4)), Vocabulary(SOURCES, TARGETS, False))
+    always = set(np.flatnonzero(learned.always_T[:6]).tolist())
+    learned = Shortlist(learned.likeliest_SK, np.isin(np.arange(TARGETS), list(always)))
+    outside = TARGETS - 1
+    for count in (1, 2):
+        for source in ([5], [5, 6, 5], [8, 4]):
+            expected = always | {int(i) for s in source for i in learned.likeliest_SK[s, :count]}
+            assert learned.of(source, count).tolist() == sorted(expected)
+            assert outside not in expected
+            assert learned.of(source, count, [outside]).tolist() == sorted({*expected, outside})
+            assert learned.of(source, count).tolist() == sorted(expected)
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert Shortlist.load(tmp_path, VOCABULARY) is None
-    learned = learn_shortlist(corpus(), VOCABULARY)
-    assert learned.save(tmp_path) == tmp_path / FILE
-    loaded = Shortlist.load(tmp_path, VOCABULARY)
-    assert loaded is not None
-    np.testing.assert_array_equal(loaded.likeliest_SK, learned.likeliest_SK)
-    np.testing.assert_array_equal(loaded.always_T, learned.always_T)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-
-
-@pytest.mark.parametrize("change", ["cut", "text", "source", "target"])
-def test_a_damaged_file_is_named(change: str, tmp_path: Path) -> None:
-    path = learn_shortlist(corpus(), VOCABULARY).save(tmp_path)
-    if change == "cut":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif change == "text":
-        path.write_text("no archive")
-    vocabulary = Vocabulary(30 + (change == "source"), 26 + (change == "target"), joint=False)
-    with pytest.raises(UserError, match=r"shortlist\.npz: damaged \(.*\); make it again: seq2seq shortlist run=NAME"):
-        Shortlist.load(tmp_path, vocabulary)
+def test_coverage_counts_what_the_lists_hold() -> None:
+    """Of subwords and of whole sentences; the size is the mean of the lists'."""
+    likeliest_SK = np.zeros((8, 1), np.int32)
+    likeliest_SK[4:, 0] = [4, 5, 6, 7]
+    learned = Shortlist(likeliest_SK, np.arange(9) < 4)
+    corpus = encoded([([4, 5], [4, 5, 3]), ([6], [6, 7])])
+    assert coverage(learned, corpus, 1) == pytest.approx((5.5, 4 / 5, 1 / 2))

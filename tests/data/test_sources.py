@@ -394,6 +394,21 @@ def _build_slowly(folder: Path) -> bool:
     return build_once(folder, build)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A file in its place, or a full disk, which numpy reports without a reason of the system; nothing is left."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^data\.cache: .*/file cannot be written \(File exists\); set another folder"):
+        build_once(tmp_path / "file" / "x", lambda tmp: None)
+
+    def full(tmp: Path) -> None:
+        (tmp / "half").touch()
+        raise OSError("8 requested and 0 written")
+
+    with pytest.raises(UserError, match=r"^data\.cache: .*/full cannot be written \(.+\); set another folder"):
+        build_once(tmp_path / "full" / "x", full)
+    assert not [path for path in (tmp_path / "full").iterdir() if path.suffix != ".lock"]
+
+
 def test_a_killed_build_leaves_nothing_half_made(tmp_path: Path) -> None:
     def killed(tmp: Path) -> None:
         (tmp / "half").touch()

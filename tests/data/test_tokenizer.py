@@ -268,16 +268,17 @@ def test_sampled_segmentations_are_those_of_the_library(kind: str) -> None:
 
 
 def test_a_saved_tokenizer_keeps_its_sides_separate(tmp_path: Path) -> None:
-    """Each side in its own file; what cannot be read is named with its folder."""
+    """Each side in its own file; what cannot be read is named, with the remedy."""
     tokenizer = made(joint=False)
     tokenizer.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         f"tokenizer.{side}.model": model for side, model in tokenizer.models.items()
     }
     assert Tokenizer.load(tmp_path).models == tokenizer.models
-    (tmp_path / "tokenizer.target.model").unlink()
-    with pytest.raises(UserError, match="its tokenizer cannot be read"):
-        Tokenizer.load(tmp_path)
+    for damage in (lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * 9), Path.unlink):
+        damage(tmp_path / "tokenizer.target.model")
+        with pytest.raises(UserError, match=r"and tokenizer\.target\.model are missing or damaged \(.*; restore them"):
+            Tokenizer.load(tmp_path)
 
 
 def test_tokens_named_otherwise_are_refused(tmp_path: Path) -> None:

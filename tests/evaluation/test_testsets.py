@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,8 +186,12 @@ class FakeTranslator:
         assert count == "auto"
         return self
 
-    def translate(self, sources: Sequence[str], search: SearchConfig, **_: bool) -> list[list[Translation]]:
+    def translate(
+        self, sources: Sequence[str], search: SearchConfig, *, on_done: Callable[[int], None], probabilities: bool
+    ) -> list[list[Translation]]:
+        assert not probabilities
         rest = list(vars(EMPTY).values())[1:]
+        on_done(1)
         number = len(self.calls)
         return [[Translation(f"{number} {s}\nx\u2028y\r", *rest), Translation("worse", *rest)] for s in sources]
 
@@ -215,6 +219,16 @@ CHANGED = {
     field.name: changed(getattr(search_preset("beam"), field.name), field.name)
     for field in dataclasses.fields(SearchConfig)
 }
+
+
+def test_a_terminal_shows_how_many_sentences_are_translated(
+    fake: FakeTranslator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From none on; the line is gone when others follow."""
+    shown: list[str] = []
+    monkeypatch.setattr(testsets, "status", shown.append)
+    testsets.translate(fake, EvaluationSet("t.test", ["a", "b"], [["x", "y"]]), search_preset("beam"))  # type: ignore[arg-type]
+    assert shown == [f"translating t.test: {n} of 2 sentences …" for n in (0, 1)] + [""]
 
 
 def test_translations_are_made_again_for_every_setting_they_depend_on(tmp_path: Path, fake: FakeTranslator) -> None:

@@ -93,6 +93,7 @@ class FakeService(Service):
         prefixes: Sequence[str] | None = None,
         attention: bool = False,
         split: bool = True,
+        probabilities: bool = True,
     ) -> list[TextResult]:
         info = await self._begin(
             [*texts, *(prefixes or ())],
@@ -102,6 +103,7 @@ class FakeService(Service):
             prefixes=prefixes,
             attention=attention,
             split=split,
+            probabilities=probabilities,
         )
         n_best = (search or self.search).n_best
         return [self._text(text, n_best, attention, split, info) for text in texts]

@@ -159,6 +159,67 @@ def test_without_a_shortlist_one_line_says_how_to_make_it(checkpoint: Path) -> N
         translator.translate(SENTENCES, replace(SHORT, shortlist=3))
 
 
+def test_a_damaged_file_stops_only_those_who_ask_for_shortlists(tmp_path: Path) -> None:
+    """Cut off or changed anywhere, it is read as it was written, or named with its remedy."""
+    checkpoint = saved_run(tmp_path / "any", "transformer").checkpoint("best")
+    vocabulary = Translator.from_checkpoint(checkpoint, "cpu", "float32").tokenizer.vocabulary
+    whole = loaded(checkpoint).require_shortlist()
+    content, random = whole.save(checkpoint).read_bytes(), np.random.default_rng(5)
+    damaged = [content[:n] for n in (0, 1, 30, len(content) // 2, len(content) - 1)]
+    for _ in range(60):
+        i, bit = int(random.integers(len(content))), 1 << int(random.integers(8))
+        damaged.append(content[:i] + bytes([content[i] ^ bit]) + content[i + 1 :])
+    refused = 0
+    for data in damaged:
+        (checkpoint / FILE).write_bytes(data)
+        try:
+            found = Shortlist.load(checkpoint, vocabulary)
+            assert found and (found.always_T == whole.always_T).all()
+            assert (found.likeliest_SK == whole.likeliest_SK).all()
+        except UserError as error:
+            refused += 1
+            assert f"{checkpoint / FILE}: damaged (" in str(error) and "make it again: seq2seq shortlist" in str(error)
+    assert refused > 30
+    (checkpoint / FILE).write_bytes(content[:-1])
+    translator = Translator.from_checkpoint(checkpoint, "cpu", "float32")
+    assert translator.translate(SENTENCES[:1], SHORT)[0][0].score < 0
+    with pytest.raises(UserError, match=r"shortlist\.npz: damaged .*make it again: seq2seq shortlist run=NAME"):
+        translator.translate(SENTENCES[:1], replace(SHORT, shortlist=3))
+
+
+def test_shortlists_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former file stays."""
+    learned = Shortlist(np.zeros((3, 1), np.int32), np.ones(3, np.bool_))
+    before = learned.save(tmp_path).read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="no space"):
+        learned.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE] and (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_file_of_another_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """One with other sizes, or with ids beyond the vocabulary."""
+    translator = loaded(checkpoint)
+    vocabulary, fitting = translator.tokenizer.vocabulary, random_shortlist(translator)
+    beyond = fitting.likeliest_SK.copy()
+    beyond[5, 0] = vocabulary.target
+    others = {
+        "source": replace(fitting, likeliest_SK=fitting.likeliest_SK[1:]),
+        "target": replace(fitting, always_T=fitting.always_T[1:]),
+        "ids": replace(fitting, likeliest_SK=beyond),
+    }
+    fitting.save(tmp_path)
+    assert Shortlist.load(tmp_path, vocabulary) is not None
+    for other in others.values():
+        other.save(tmp_path)
+        with pytest.raises(UserError, match="of another vocabulary"):
+            Shortlist.load(tmp_path, vocabulary)
+
+
 def test_ctranslate2_refuses_it_by_name() -> None:
     assert not unsupported_search(replace(SHORT, shortlist=0))
     (problem,) = unsupported_search(replace(SHORT, shortlist=3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from seq2seq.inference.translator import (
     seed,
     token_budget,
 )
+from seq2seq.inference.workers import Workers
 from seq2seq.utils.errors import UserError
 from tests.helpers.runs import saved_run
 from tests.helpers.tables import BANNED, END, Table, hashed, mean_of
@@ -455,9 +456,12 @@ class FakeWorkers:
     def __init__(self, model: Translator) -> None:
         self.model, self.given = model, []  # type: ignore[var-annotated]
 
-    def map(self, requests: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def map(self, requests: Sequence[tuple[Any, ...]], on_result: Callable[[int], Any] = str) -> list[Any]:
         self.given.append([given for _, *given in requests])
-        return [method(self.model, *given) for method, *given in requests]
+        results = [method(self.model, *given) for method, *given in requests]
+        for i in reversed(range(len(requests))):
+            on_result(i)
+        return results
 
 
 @pytest.fixture
@@ -511,6 +515,23 @@ def test_a_search_with_attention_or_steps_is_cut_as_without() -> None:
     assert [shown.get(i, "") for i in range(len(texts))] == [best.text for best, *_ in found]
     attended = model.translate(texts, search, attention=True)
     assert attended == found and all(best.weights_LNTS is not None for best, *_ in attended)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("attention", [False, True])
+def test_every_number_of_processes_shows_how_much_is_done(attention: bool) -> None:
+    """After each part, in whatever order they end: the number of sentences in all that are done."""
+    texts = ["ab", "c", "abc" * 4] * 13
+    model, search = translator([Table(7, len(TARGET), 64)]), options(beam=2, n_best=1)
+    several = FakeWorkers(model)
+    for workers in (Workers(model._call, 1), several):
+        model.workers, done = workers, list[int]()  # type: ignore[assignment]
+        model.translate(texts, search, attention=attention, on_done=done.append)
+        assert len(done) == parts_of(2 * len(texts)) > 2 and done[-1] == len(texts)
+        assert all(0 < after - before < len(texts) for before, after in pairwise([0, *done]))
+    if not attention:
+        sizes = [len(chunk[0]) for chunk in several.given[0]]
+        assert [after - before for before, after in pairwise([0, *done])] == sizes[::-1]
 
 
 @pytest.mark.usefixtures("small_parts")

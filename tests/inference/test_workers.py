@@ -49,6 +49,20 @@ def test_results_are_in_the_order_of_the_work(workers: Workers) -> None:
 
 
 @forks
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_result_is_announced_when_it_arrives(count: int) -> None:
+    """Once, by its index, whether or not other processes work; one that failed is not."""
+    workers, done = Workers(work, count), list[int]()
+    assert [value for value, *_ in workers.map([(i,) for i in range(4)], done.append)] == [0, 1, 2, 3]
+    assert sorted(done) == [0, 1, 2, 3]
+    done.clear()
+    with pytest.raises(UserError):
+        workers.map([(1,), (-1,)], done.append)
+    assert done in ([0], [])
+    workers.close()
+
+
+@forks
 def test_no_more_processes_are_made_than_there_are_chunks(workers: Workers) -> None:
     """Few chunks start few processes; more are started when needed, and the old ones are kept."""
     few = workers.map([(1,), (2,)])

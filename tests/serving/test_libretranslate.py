@@ -53,6 +53,15 @@ def test_alternatives_and_detection_are_on_request_only() -> None:
     assert service.calls[0]["search"].n_best == 1
 
 
+@pytest.mark.parametrize("format", ["text", "html"])
+def test_an_engine_need_not_compute_probabilities_that_no_answer_has(format: str) -> None:
+    service = FakeService()
+    Web(service).post("/translate", {"q": "A b.", **PAIR, "format": format})
+    assert [call["probabilities"] for call in service.calls] == [False]
+    Web(service).post("/v1/translate", {"text": "A b."})
+    assert service.calls[-1]["probabilities"]
+
+
 def test_alternatives_of_several_sentences_join_theirs() -> None:
     answer = Web().post("/translate", {"q": "A b.\nC d.", **PAIR, "alternatives": 1}).json()
     assert answer["alternatives"] == ["b. A!\nd. C!"]

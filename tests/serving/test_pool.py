@@ -7,16 +7,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.serving import service as service_module
 from seq2seq.serving.interface import Closing, Partial, WorkerLost
-from seq2seq.serving.pool import Pending, Pool
-from seq2seq.serving.scheduler import Scheduler
+from seq2seq.serving.pool import Counters, Pending, Pool
+from seq2seq.serving.scheduler import Part, Scheduler
 from seq2seq.serving.service import Service
-from seq2seq.serving.workers import Loaded, ModelSpec, Task, Version, WorkerDiedError
+from seq2seq.serving.workers import Loaded, Models, ModelSpec, Task, Version, WorkerDiedError
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import model_info, serve_config
 
@@ -105,6 +107,55 @@ def requests(pool: Pool, texts: Sequence[Sequence[str]]) -> list[Pending]:
     for request in submitted:
         pool.submit(request)
     return submitted
+
+
+def test_tokens_are_counted_with_and_without_their_probabilities() -> None:
+    """Of the source and of the target, each with its end mark; an empty sentence has none."""
+
+    async def counted(probabilities: bool) -> tuple[int, int]:
+        logs = (-0.5, -0.25, -0.125) if probabilities else ()
+        pieces: list[tuple[str, ...]] = [("▁a", "▁b"), ()]
+        found = [Translation("", p, 0, 0, False, ("▁x", "</s>"), logs[: len(p) + 1], None) for p in pieces]
+        request = Pending("key", ["x", "y", ""], ["x", "y", ""])
+        for i, answer in enumerate(([found[0]], [found[1]], [EMPTY])):
+            request.deliver(i, answer, 1)
+        counters = Counters()
+        counters.add([Part(request, i) for i in range(3)], 1.0)
+        return counters.source_tokens, counters.target_tokens
+
+    assert asyncio.run(counted(True)) == asyncio.run(counted(False)) == (4, 4)
+
+
+@pytest.mark.parametrize(("engine", "needed"), [("torch float32", True), ("ctranslate2 4.6.0 int8", False)])
+def test_only_an_engine_that_saves_a_pass_leaves_probabilities_out(engine: str, needed: bool) -> None:
+    """With torch, requests that read them and those that do not share batches."""
+
+    async def tasks() -> list[Task]:
+        pool, _ = await pool_of(1, {})
+        service = LightService(pool)
+        service.models = {"a": model_info("a", engine=engine)}
+        return [service._task("translate", "a", None, False, given) for given in (False, True)]
+
+    without, with_them = asyncio.run(tasks())
+    assert (without.probabilities, with_them.probabilities) == (needed, True)
+    assert (without == with_them) == needed
+
+
+def test_a_worker_asks_its_translator_for_what_the_task_says() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class FakeTranslator:
+        def translate(self, sources: list[str], search: Any, **options: Any) -> list[Any]:
+            asked.append({"sources": sources, **options})
+            return []
+
+    models = Models(serve_config())
+    models.loaded["a"] = SimpleNamespace(translator=FakeTranslator())  # type: ignore[assignment]
+    for attention, probabilities in ((False, False), (False, True), (True, True)):
+        task = Task("translate", "a", models.config.search, attention, probabilities)
+        models._translate(task, [("x", ""), ("y", "p")], lambda *_: None)
+        expected = {"attention": attention, "probabilities": probabilities, "on_step": None}
+        assert asked.pop() == {"sources": ["x", "y"], "prefixes": ["", "p"], **expected}
 
 
 def test_each_result_reaches_its_sentence() -> None:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seq2seq.inference import checkpoint as checkpoint_module
-from seq2seq.inference.checkpoint import damaged_error, load_checkpoint, write_weights
+from seq2seq.inference.checkpoint import damaged_error, load_checkpoint, read_plain_config, write_weights
 from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Checkpoints, Progress, load_initial_weights
 from seq2seq.training.distributed import ProcessGroup
+from seq2seq.training.pipeline import resolve_origin
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.errors import REASON_LENGTH, UserError
 from seq2seq.utils.run import Run
@@ -264,6 +265,20 @@ def test_a_missing_or_renamed_field_of_the_training_state_is_a_damaged_file(tmp_
         assert len(error.value.problems) == 1 and "\n" not in error.value.problems[0]
     torch.save(whole, path)
     made.state.read(last(made))
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "word", "a: [1"])
+def test_a_config_that_is_none_is_damaged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"config\.yaml: missing or damaged \((it contains no keys|while parsing).*restore"
+    ):
+        read_plain_config(tmp_path / "config.yaml")
+
+
+def test_init_from_an_unknown_run_is_named_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^init_from: no run nowhere in "):
+        resolve_origin("nowhere", str(tmp_path))
 
 
 def test_a_damaged_file_has_a_reason_in_one_short_line(tmp_path: Path) -> None:

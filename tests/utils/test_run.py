@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -98,6 +99,28 @@ def test_a_file_that_was_not_written_whole_keeps_its_old_text(
     assert path.read_text() == "old"
     write_atomically(path, "newer ä\n")
     assert path.read_bytes() == "newer ä\n".encode() and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_to_read_may_be_a_pipe_but_no_folder(tmp_path: Path) -> None:
+    for name, reason in (("none", "does not exist"), ("folder", "is a folder; give a file")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=f"^input: .*/{name} {reason}"):
+            io.require_file("input", str(tmp_path / name))
+    os.mkfifo(tmp_path / "pipe")
+    io.require_file("input", str(tmp_path / "pipe"))
+
+
+def test_a_full_disk_leaves_nothing_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the file that was to be written, not by its temporary name."""
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(io, "fsync_file", full)
+    with pytest.raises(OSError) as raised:
+        write_atomically(tmp_path / "a.json", "text")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "a.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,13 @@ NAMES = ("name", "outputs", "overwrite", "device", "data.cache")  # keys that do
 
 def compare(config: CompareConfig) -> None:
     """Compare each run with the first: significance, configs, lengths, and the sentences that differ most."""
-    require_tokenizer(config.tokenize)
     runs = find_runs(config)
     notes = check_languages(runs, config)
     tests = find_test_sets(config, runs[0])
     if len(tests) > 1:
         raise UserError("split, source, public: compare uses one test set; name one", code=2)
     test = tests[0]
+    require_tokenizer(test.tokenize)
     for run in runs:
         print(
             f"{'run' if run is not runs[0] else 'baseline':10} {run.folder}, {run.checkpoint(config.checkpoint).name}"

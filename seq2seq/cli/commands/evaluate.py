@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from seq2seq.config import loading as configs
 from seq2seq.config.schema import EvaluateConfig
@@ -66,6 +67,9 @@ def evaluate(config: EvaluateConfig) -> list[Evaluated]:
     require_tokenizer(config.tokenize)
     runs = [Run.find(name, config.outputs) for name in as_list(config.run)]
     tests = [find_test_sets(config, run) for run in runs]
+    if config.detail or any(name.startswith("bleu") for name in config.metrics):
+        for test in chain(*tests):
+            require_tokenizer(test.tokenize)  # which the corpus of a run may name
     several = sum(map(len, tests)) > 1
     tune_cpu()
     evaluations = [

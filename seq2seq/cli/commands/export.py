@@ -85,6 +85,7 @@ def validation(config: ExportConfig, stored: TrainConfig) -> Corpus:
 def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpus) -> list[str]:
     """Save the converted model, and return what was verified."""
     stored, tokenizer, model = load_checkpoint(checkpoint)
+    shortlist = Shortlist.load(checkpoint, tokenizer.vocabulary)
     assert isinstance(stored.model, TransformerConfig)
     rows = [i for i in range(len(corpus)) if corpus.source[i].strip()][: config.sentences]
     most = stored.model.max_length
@@ -109,7 +110,7 @@ def convert(config: ExportConfig, checkpoint: Path, tmp_dir: Path, corpus: Corpu
         how = f"{config.quantization}, computed in {rounded.compute_type}, beam {BEAMS[-1]}"
         findings.append(f"{how}: {agreement(tokenizer, full, small, references)}")
         print(f"agreement  {findings[-1]}")
-    if shortlist := Shortlist.load(checkpoint, tokenizer.vocabulary):
+    if shortlist:
         save_vocabulary_map(shortlist, tokenizer, tmp_dir)
         findings.append(f"{VOCABULARY_MAP}: shortlists, used by `translate_batch(…, use_vmap=True)`")
     return findings

@@ -48,7 +48,7 @@ def report(config: ReportConfig) -> None:
         raise UserError(f"show: there is no sentence {wrong[0]}; {test.name} has {len(test):,}", code=2)
     print(f"run        {run.folder}, {run.checkpoint(config.checkpoint).name}")
     print(f"test set   {test.name}: {len(test):,} pairs")
-    require_tokenizer(config.tokenize)
+    require_tokenizer(test.tokenize)
     print_tokenizer_warning(test)
     tune_cpu()
     output = Path(config.output) if config.output else run.folder / "report.html"

@@ -13,7 +13,7 @@ from seq2seq.data.sources import from_text
 from seq2seq.inference.translator import Translator
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import output_stream
+from seq2seq.utils.io import output_stream, require_file
 
 CHUNK = 4096  # pairs scored together
 
@@ -21,8 +21,8 @@ CHUNK = 4096  # pairs scored together
 def score(config: ScoreConfig) -> None:
     """Print for each pair log probability, target subwords with the end mark, and perplexity; or one line for all."""
     for key, path in (("source", config.source), ("target", config.target)):
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"{key}: {path} does not exist")
+        if path is not None:
+            require_file(key, path)
     if config.source is None and sys.stdin.isatty():
         raise UserError("source: nothing to score; give source=FILE target=FILE, or pipe lines of source, tab, target")
     tune_cpu()

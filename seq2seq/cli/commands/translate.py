@@ -20,7 +20,7 @@ from seq2seq.inference.streaming import Line, LineReader, decode_lines, sentence
 from seq2seq.inference.translator import EMPTY, Translation, Translator
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import STOPPED, UserError
-from seq2seq.utils.io import output_stream, partial_path
+from seq2seq.utils.io import output_stream, partial_path, require_file
 from seq2seq.utils.text import one_line
 
 FIRST_LINES, MOST_LINES = 256, 4096  # per chunk: 4,096 sorted lines of real text are padded by 2 to 8 %
@@ -30,8 +30,8 @@ def translate(config: TranslateConfig) -> None:
     """Translate line by line: a prompt on a terminal, a filter everywhere else."""
     if config.input and config.output and Path(config.input).resolve() == Path(config.output).resolve():
         raise UserError(f"output: {config.output} is also the input; choose another file", code=2)
-    if config.input and not Path(config.input).is_file():
-        raise UserError(f"input: {config.input} does not exist")
+    if config.input:
+        require_file("input", config.input)
     tune_cpu()
     if config.input is None and config.output is None and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         converse(config)
