@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from seq2seq.utils.device import matmul_flops
 
 BAR_WIDTH = 16  # characters
 TIMED_UPDATES = 10  # before the time of a run is estimated
+RECENT_UPDATES = 200  # of whose time the remaining time is estimated
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Meter:
         self.multiply_adds = multiply_adds(state.model)
         self.epoch = state.batches.batches_per_epoch()
         self.stats = UpdateStats(0.0, 0.0)
-        self.first_updates: list[float] = []  # the time after each of the first updates of this process
+        self.times = deque[float](maxlen=RECENT_UPDATES)  # after each of the last updates of this process
         self.calibrate()
 
     def calibrate(self) -> None:
@@ -74,16 +75,20 @@ class Meter:
             self.positions += batch.source_BS.numel() + batch.target_out_BT.numel()
         # Validations are not counted: the meter is calibrated after each.
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
-        if len(self.first_updates) <= TIMED_UPDATES:
-            self.first_updates.append(self.progress.seconds)
+        self.times.append(self.progress.seconds)
+
+    def seconds_per_update(self) -> float:
+        """Return the mean of the last updates: an earlier part of the run may have had other settings or load."""
+        if len(self.times) < 2:
+            return self.progress.seconds / max(1, self.progress.update)
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
 
     def expected_time(self) -> str | None:
         """Estimate the remaining time, once: after the first few updates, of which the very first is slower."""
         left = settled(self.settings.updates) - self.progress.update
-        if len(self.first_updates) != TIMED_UPDATES or left < TIMED_UPDATES:
+        if len(self.times) != TIMED_UPDATES or left < TIMED_UPDATES:
             return None
-        self.first_updates.append(math.inf)
-        per_update = (self.first_updates[-2] - self.first_updates[0]) / (TIMED_UPDATES - 1)
+        per_update = self.seconds_per_update()
         return f"{per_update:.2g} s per update: about {format_duration(left * per_update)} left, without validations"
 
     def scalars(self, lr: float) -> dict[str, float]:
@@ -108,7 +113,7 @@ class Meter:
     def line(self, v: dict[str, float], bar: bool = False) -> str:
         """Format the numbers of an update as one line."""
         progress, settings, gradient = self.progress, self.settings, v["gradient_norm"]
-        seconds_per_update = progress.seconds / max(1, progress.update)
+        seconds_per_update = self.seconds_per_update()
         interval, updates = settled(settings.validate_every), settled(settings.updates)
         next_validation = min(interval - progress.update % interval, updates - progress.update)
         width = len(f"{updates:,}")

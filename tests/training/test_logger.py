@@ -22,7 +22,7 @@ from seq2seq.data.batching import RankBatches
 from seq2seq.model.factory import build_model
 from seq2seq.training import meter as meter_module
 from seq2seq.training.logger import RunLogger
-from seq2seq.training.meter import Meter, UpdateStats, format_duration, multiply_adds
+from seq2seq.training.meter import RECENT_UPDATES, Meter, UpdateStats, format_duration, multiply_adds
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.run import Run
 from tests.helpers.configs import FAMILIES
@@ -349,12 +349,25 @@ def test_skipped_updates_have_no_loss_but_take_time(tmp_path: Path, monkeypatch:
     assert values["loss"] == 2.0 and values["tokens_per_second"] == pytest.approx(210 / 2)
 
 
+def test_the_remaining_time_follows_the_last_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run may have other settings than before, and other programs begin and end beside a long one."""
+    config = varied("lstm", training__updates=1000, training__validate_every=500)
+    metered, given = Metered(make_trainer(config, tmp_path), monkeypatch), updates_given()[0]
+    progress = metered.made.state.progress
+    progress.update = 100
+    for seconds in (2.0, 3.0):
+        for _ in range(RECENT_UPDATES + 1):
+            metered.update(given, 1.0, seconds, waited=0)
+        line = metered.meter.line(metered.meter.scalars(0.1))
+        assert f"{format_duration((1000 - progress.update) * seconds)} left" in line
+
+
 @pytest.mark.parametrize(("update", "every"), [(7, 10), (10, 10), (25, 10), (30, 7), (29, 10)])
 @pytest.mark.parametrize("bar", [False, True])
 def test_a_line_says_how_long_it_will_take(
     update: int, every: int, bar: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the mean time of an update so far: to the end, and to the next validation, the last one at the end."""
+    """From the mean time of an update: to the end, and to the next validation, the last one at the end."""
     config = varied("lstm", training__updates=30, training__validate_every=every)
     metered = Metered(make_trainer(config, tmp_path), monkeypatch)
     progress = metered.made.state.progress
