@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t BLOCK = 64;       // outputs that a product computes together
 constexpr int64_t TILE_ROWS = 6;    // rows that it computes together: 6 × 4 vectors of sums fit the registers
 constexpr int64_t CHUNK_ROWS = 48;  // rows that pass through all layers together: their activations stay in the cache
+constexpr int64_t LANES = 16;       // numbers that a reduction of maxima keeps, as compilers do not split one
 constexpr float EPSILON = 1e-5f;    // of the norms
 
 }  // namespace
@@ -104,10 +105,29 @@ typedef int16_t Stored;
 constexpr int32_t ADDED = 0;
 #endif
 
+inline float larger(float a, float b) { return a < b ? b : a; }
+
+// The largest of some numbers, each after `change`.
+template <typename Change>
+float maximum(const float* x, int64_t count, const Change& change) {
+  float lane[LANES];
+  std::fill_n(lane, LANES, -INFINITY);
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES)
+    for (int64_t l = 0; l < LANES; ++l) lane[l] = larger(lane[l], change(x[i + l]));
+  for (int64_t l = 0; i < count; ++i, ++l) lane[l] = larger(lane[l], change(x[i]));
+  for (int64_t width = LANES / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lane[l] = larger(lane[l], lane[l + width]);
+  return lane[0];
+}
+
+float maximum(const float* x, int64_t count) {
+  return maximum(x, count, [](float value) { return value; });
+}
+
 // Round a row to −127 … 127, and return the scale that restores it; each row has its own.
 float quantize(const float* x_I, int64_t inputs, Stored* stored_I) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::fabs(x_I[i]));
+  const float largest = maximum(x_I, inputs, [](float x) { return std::fabs(x); });
   const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
   for (int64_t i = 0; i < inputs; ++i) stored_I[i] = static_cast<int32_t>(x_I[i] * factor + 128.5f) - 128 + ADDED;
   for (int64_t i = inputs; i < padded(inputs); ++i) stored_I[i] = ADDED;
@@ -303,8 +323,8 @@ inline uint16_t rounded(float x) {
 }
 
 void softmax(float* x, int64_t count) {
-  float largest = x[0], sum = 0.0f;
-  for (int64_t i = 1; i < count; ++i) largest = std::max(largest, x[i]);
+  const float largest = maximum(x, count);
+  float sum = 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     x[i] = exponential(x[i] - largest);
     sum += x[i];
@@ -565,8 +585,8 @@ namespace {
 // ------------------------------------------------------------------------------------------ the search
 
 float log_sum_exp(const float* x_V, int64_t vocabulary) {
-  float largest = x_V[0], sum = 0.0f;
-  for (int64_t v = 1; v < vocabulary; ++v) largest = std::max(largest, x_V[v]);
+  const float largest = maximum(x_V, vocabulary);
+  float sum = 0.0f;
   for (int64_t v = 0; v < vocabulary; ++v) sum += exponential(x_V[v] - largest);
   return std::log(sum) + largest;
 }
@@ -595,9 +615,7 @@ struct Best {
   void offer_row(const float* x_V, int64_t vocabulary, float shift, int64_t origin) {
     for (int64_t first = 0; first < vocabulary; first += BLOCK) {
       const int64_t last = std::min(vocabulary, first + BLOCK);
-      float largest = x_V[first];
-      for (int64_t v = first + 1; v < last; ++v) largest = std::max(largest, x_V[v]);
-      if (!(largest + shift > value_C[count - 1])) continue;
+      if (!(maximum(x_V + first, last - first) + shift > value_C[count - 1])) continue;
       for (int64_t v = first; v < last; ++v) offer(x_V[v] + shift, v, origin);
     }
   }
