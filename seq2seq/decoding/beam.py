@@ -45,7 +45,7 @@ SIZES_PER_DOUBLING = 4  # allowed batch sizes between a number of sentences and 
 
 # tokens_R1, state, perhaps shortlist_BU → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
 Step = Callable[..., tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
-# tokens_R1, state, banned ids, perhaps the one id of each row that it must choose, or −1 → log_probability_R, ids_R, state
+# tokens_R1, state, banned ids, perhaps the one id that each row must choose, or −1 → log_probability_R, ids_R, state
 BestWords = Callable[[Tensor, State, Sequence[int], "Tensor | None"], tuple[Tensor, Tensor, State]]
 
 

@@ -101,9 +101,7 @@ class Int8Linear(nn.Module):
 class Int8Output(Int8Linear):
     """The output table: for a shortlist, its weights lie in rows as well."""
 
-    def best_words(
-        self, features_RTD: Tensor, banned: Sequence[int], only_R: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def best_words(self, features_RTD: Tensor, banned: Sequence[int], only_R: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the likeliest word of each row and its log probability, without making logits.
 
         `banned` words are never chosen; a row has no choice where `only_R` names a word, and is free where it is −1.
