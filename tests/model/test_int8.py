@@ -214,20 +214,22 @@ def test_greedy_search_without_logits_finds_the_same_translations() -> None:
     """At the longest length, beside other lengths, and where a rule needs the logits."""
     model = quantized()
 
-    def found(minimum: Tensor | None, **options: BestWords) -> list[Hypothesis]:
+    def found(minimum: Tensor | None, best_words: BestWords | None = None) -> list[Hypothesis]:
         task = DecodingTask(torch.tensor([12, 4, 14, 9]), minimum, torch.zeros(4, dtype=torch.int64), [*range(4)])
         batches, specials = [(model.start(*padded(SENTENCES)), task)], Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
-        n_best = beam_search(model.step, batches, search_preset("greedy"), specials, library=compiled(), **options)
+        n_best = beam_search(
+            model.step, batches, search_preset("greedy"), specials, library=compiled(), best_words=best_words
+        )
         return [hypothesis for hypotheses in n_best for hypothesis in hypotheses]
 
-    def best_words(tokens_B1: Tensor, *given: Any) -> tuple[Tensor, Tensor, State]:
+    def counted(tokens_B1: Tensor, *given: Any) -> tuple[Tensor, Tensor, State]:
         calls.append(len(tokens_B1))
         return model.best_words(tokens_B1, *given)
 
     calls: list[int] = []
     for minimum, used in ((None, True), (torch.full((4,), 4), False)):
         calls.clear()
-        fast, plain = found(minimum, best_words=best_words), found(minimum)
+        fast, plain = found(minimum, counted), found(minimum)
         assert bool(calls) == used
         assert [one.ids for one in fast] == [one.ids for one in plain]
         for one, other in zip(fast, plain, strict=True):
