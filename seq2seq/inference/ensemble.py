@@ -50,6 +50,14 @@ class Ensemble:
         results = [model.step(target_RT, part, shortlist_BU) for model, part in self._by_model(state)]
         return self._mean([logits for logits, _ in results]), EnsembleState.of(after for _, after in results)
 
+    def best_words(
+        self, target_RT: Tensor, state: State, banned: Sequence[int], only_R: Tensor | None
+    ) -> tuple[Tensor, Tensor, EnsembleState]:
+        """Return the log probability and id of the likeliest next word of a single model, and its state after it."""
+        ((model, part),) = self._by_model(state)
+        log_probability_R, ids_R, after = model.best_words(target_RT, part, banned, only_R)
+        return log_probability_R, ids_R, EnsembleState.of([after])
+
     def step_with_attention(
         self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None
     ) -> tuple[Tensor, EnsembleState, Tensor]:

@@ -360,7 +360,8 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            return beam_search(step, batches, search, SPECIALS, progress, self.library)
+            best_words = self.models.best_words if self.library and len(self.models.models) == 1 else None
+            return beam_search(step, batches, search, SPECIALS, progress, self.library, best_words)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None

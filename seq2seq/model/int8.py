@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
@@ -99,6 +100,22 @@ class Int8Linear(nn.Module):
 
 class Int8Output(Int8Linear):
     """The output table: for a shortlist, its weights lie in rows as well."""
+
+    def best_words(self, features_RTD: Tensor, banned: Sequence[int], only_R: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the likeliest word of each row and its log probability, without making logits.
+
+        `banned` words are never chosen; a row has no choice where `only_R` names a word, and is free where it is −1.
+        """
+        assert self.library
+        x, R = features_RTD.contiguous(), len(features_RTD)
+        log_probability_R, ids_R = x.new_empty(R), torch.empty(R, dtype=torch.int64)
+        banned_X = (ctypes.c_int64 * len(banned))(*banned)
+        self.library.seq2seq_best_words(
+            *(self.map, x.data_ptr(), R, ctypes.addressof(banned_X), len(banned)),
+            None if only_R is None else only_R.data_ptr(),
+            *(log_probability_R.data_ptr(), ids_R.data_ptr(), threads_for(R)),
+        )
+        return log_probability_R, ids_R
 
     @cached_property
     def rows_OI(self) -> Tensor:

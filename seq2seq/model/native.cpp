@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t BLOCK = 64;       // outputs that a product computes together
 constexpr int64_t TILE_ROWS = 6;    // rows that it computes together: 6 × 4 vectors of sums fit the registers
 constexpr int64_t CHUNK_ROWS = 48;  // rows that pass through all layers together: their activations stay in the cache
+constexpr int64_t LANES = 16;       // numbers of a vector
 constexpr float EPSILON = 1e-5f;    // of the norms
 
 }  // namespace
@@ -104,10 +105,33 @@ typedef int16_t Stored;
 constexpr int32_t ADDED = 0;
 #endif
 
+// Vectors at every level of instructions; functions take them by reference, as their passing by value differs.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+inline float larger(float a, float b) { return a < b ? b : a; }
+
+// The largest of some numbers, or of their absolute values.
+template <bool ABSOLUTE = false>
+float maximum(const float* x, int64_t count) {
+  float best = ABSOLUTE ? 0.0f : -INFINITY;
+  int64_t i = 0;
+  if (count >= LANES) {
+    Floats lane = Floats{} + best, other;
+    for (; i + LANES <= count; i += LANES) {
+      std::memcpy(&other, x + i, sizeof other);
+      if (ABSOLUTE) other = other < 0.0f ? -other : other;
+      lane = lane < other ? other : lane;
+    }
+    for (int64_t l = 0; l < LANES; ++l) best = larger(best, lane[l]);
+  }
+  for (; i < count; ++i) best = larger(best, ABSOLUTE ? std::fabs(x[i]) : x[i]);
+  return best;
+}
+
 // Round a row to −127 … 127, and return the scale that restores it; each row has its own.
 float quantize(const float* x_I, int64_t inputs, Stored* stored_I) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < inputs; ++i) largest = std::max(largest, std::fabs(x_I[i]));
+  const float largest = maximum<true>(x_I, inputs);
   const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
   for (int64_t i = 0; i < inputs; ++i) stored_I[i] = static_cast<int32_t>(x_I[i] * factor + 128.5f) - 128 + ADDED;
   for (int64_t i = inputs; i < padded(inputs); ++i) stored_I[i] = ADDED;
@@ -129,12 +153,12 @@ inline void store(const Linear& map, int64_t o, float scale, float* y, Int32x16 
   const __m512 both_scales = _mm512_mul_ps(_mm512_loadu_ps(map.scale_O + o), _mm512_set1_ps(scale));
   __m512 out = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), both_scales, _mm512_loadu_ps(map.bias_O + o));
   if (map.relu) out = _mm512_max_ps(out, _mm512_setzero_ps());
-  _mm512_mask_storeu_ps(y + o, mask, out);
+  _mm512_mask_storeu_ps(y, mask, out);
 }
 
-// Multiply some rows by one block of weights.
+// Multiply some rows by one block of weights, into rows that lie `stride` numbers apart.
 template <int ROWS>
-void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y, int64_t stride) {
   const int64_t width = padded(map.inputs);
   const int8_t* weight = map.weight + block * width * BLOCK;
   Int32x16 sum[ROWS][4] = {};
@@ -146,15 +170,15 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
         sum[r][v] = multiply_add(sum[r][v], _mm512_set1_epi32(four), _mm512_loadu_si512(weight + 64 * v));
     }
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < 4; ++v) store(map, block * BLOCK + 16 * v, scale[r], y + r * map.outputs, sum[r][v]);
+    for (int v = 0; v < 4; ++v) store(map, block * BLOCK + 16 * v, scale[r], y + r * stride + 16 * v, sum[r][v]);
 }
 
 #else
 
-void store(const Linear& map, int64_t o, int64_t count, float scale, float* y_O, const int32_t* sum) {
+void store(const Linear& map, int64_t o, int64_t count, float scale, float* y, const int32_t* sum) {
   for (int64_t i = o; i < std::min(map.outputs, o + count); ++i) {
     const float out = sum[i - o] * (map.scale_O[i] * scale) + map.bias_O[i];
-    y_O[i] = map.relu ? std::max(out, 0.0f) : out;
+    y[i - o] = map.relu ? std::max(out, 0.0f) : out;
   }
 }
 
@@ -173,7 +197,7 @@ inline __m256i sixteen(const int8_t* weight) {
 
 // Multiply some rows by one block of weights, eight outputs at a time.
 template <int ROWS>
-void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y, int64_t stride) {
   const int64_t width = padded(map.inputs);
   for (int64_t o = block * BLOCK; o < std::min(map.outputs, (block + 1) * BLOCK); o += 8) {
     const int8_t* weight = map.weight + block * width * BLOCK + o % BLOCK * 4;
@@ -190,7 +214,7 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
       int32_t total[8];
       const __m256i in_order = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(total), in_order);
-      store(map, o, 8, scale[r], y + r * map.outputs, total);
+      store(map, o, 8, scale[r], y + r * stride + o % BLOCK, total);
     }
   }
 }
@@ -199,7 +223,7 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
 
 // The same in plain C++.
 template <int ROWS>
-void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y) {
+void multiply_tile(const Linear& map, int64_t block, const Stored* x, const float* scale, float* y, int64_t stride) {
   const int64_t width = padded(map.inputs);
   for (int r = 0; r < ROWS; ++r) {
     int32_t sum[BLOCK] = {};
@@ -209,35 +233,43 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
       for (int o = 0; o < BLOCK; ++o)
         sum[o] += four[0] * w[4 * o] + four[1] * w[4 * o + 1] + four[2] * w[4 * o + 2] + four[3] * w[4 * o + 3];
     }
-    store(map, block * BLOCK, BLOCK, scale[r], y + r * map.outputs, sum);
+    store(map, block * BLOCK, BLOCK, scale[r], y + r * stride, sum);
   }
 }
 
 #endif
 #endif
 
-void multiply(const Linear& map, const float* x_RI, int64_t rows, float* y_RO) {
+// Visit all blocks of outputs, and for each the rows in groups, which `tile` multiplies into memory of its choice.
+template <typename Tile>
+void for_each_tile(const Linear& map, const float* x_RI, int64_t rows, const Tile& tile) {
   static thread_local std::vector<Stored> stored;
   static thread_local std::vector<float> scale_R;
   const int64_t width = padded(map.inputs), blocks = (map.outputs + BLOCK - 1) / BLOCK;
   stored.resize(rows * width);
   scale_R.resize(rows);
   for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * map.inputs, map.inputs, &stored[r * width]);
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (int64_t block = 0; block < blocks; ++block)
     for (int64_t r = 0; r < rows; r += TILE_ROWS) {
-      const auto tile = [&](auto multiply_rows) {
-        multiply_rows(map, block, &stored[r * width], &scale_R[r], y_RO + r * map.outputs);
-      };
-      switch (std::min(rows - r, TILE_ROWS)) {
-        case 1: tile(multiply_tile<1>); break;
-        case 2: tile(multiply_tile<2>); break;
-        case 3: tile(multiply_tile<3>); break;
-        case 4: tile(multiply_tile<4>); break;
-        case 5: tile(multiply_tile<5>); break;
-        default: tile(multiply_tile<6>);
-      }
+      const int64_t count = std::min(rows - r, TILE_ROWS);
+      tile(block, r, count, [&, count](float* y, int64_t stride) {
+        const auto multiply_rows = [&](auto chosen) { chosen(map, block, &stored[r * width], &scale_R[r], y, stride); };
+        switch (count) {
+          case 1: multiply_rows(multiply_tile<1>); break;
+          case 2: multiply_rows(multiply_tile<2>); break;
+          case 3: multiply_rows(multiply_tile<3>); break;
+          case 4: multiply_rows(multiply_tile<4>); break;
+          case 5: multiply_rows(multiply_tile<5>); break;
+          default: multiply_rows(multiply_tile<6>);
+        }
+      });
     }
-  }
+}
+
+void multiply(const Linear& map, const float* x_RI, int64_t rows, float* y_RO) {
+  for_each_tile(map, x_RI, rows, [&](int64_t block, int64_t r, int64_t, const auto& multiply_into) {
+    multiply_into(y_RO + r * map.outputs + block * BLOCK, map.outputs);
+  });
 }
 
 // One output of one row.
@@ -259,6 +291,18 @@ inline float exponential(float x) {
   float power;
   std::memcpy(&power, &bits, 4);
   return y * power;
+}
+
+// The same for numbers up to 80, a vector of them in place: its whole part comes from a conversion, not from a floor.
+inline void exponentiate(Floats& x) {
+  x = (x < -87.0f ? Floats{} - 87.0f : x) * 1.44269504f;
+  const Ints biased = __builtin_convertvector(x + 127.5f, Ints);
+  const Floats f = x - __builtin_convertvector(biased - 127, Floats);
+  Floats y = Floats{} + 1.53968e-4f;
+  for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f}) y = y * f + c;
+  const Ints bits = biased << 23;
+  std::memcpy(&x, &bits, sizeof x);
+  x *= y;
 }
 
 void normalize(const Norm& norm, const float* x_D, int64_t width, float* y_D) {
@@ -303,8 +347,8 @@ inline uint16_t rounded(float x) {
 }
 
 void softmax(float* x, int64_t count) {
-  float largest = x[0], sum = 0.0f;
-  for (int64_t i = 1; i < count; ++i) largest = std::max(largest, x[i]);
+  const float largest = maximum(x, count);
+  float sum = 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     x[i] = exponential(x[i] - largest);
     sum += x[i];
@@ -565,11 +609,84 @@ namespace {
 // ------------------------------------------------------------------------------------------ the search
 
 float log_sum_exp(const float* x_V, int64_t vocabulary) {
-  float largest = x_V[0], sum = 0.0f;
-  for (int64_t v = 1; v < vocabulary; ++v) largest = std::max(largest, x_V[v]);
+  const float largest = maximum(x_V, vocabulary);
+  float sum = 0.0f;
   for (int64_t v = 0; v < vocabulary; ++v) sum += exponential(x_V[v] - largest);
   return std::log(sum) + largest;
 }
+
+// The best word of a row, and the sum of the exponentials of all its logits, from blocks that are then forgotten: each
+// lane of a vector has its own. The exponentials are relative to a reference, so that they stay finite.
+struct BestWord {
+  static constexpr float RISE = 20.0f;  // by which a logit may exceed the reference
+  float reference = -INFINITY;
+  Floats value = Floats{} - INFINITY, sum = {};
+  Ints first = {};  // id of the first word in the vector that holds a lane's best
+
+  void add(const float* x) {
+    const float largest = maximum(x, BLOCK);
+    if (!(largest <= reference + RISE)) {
+      sum *= exponential(reference - largest);
+      reference = largest;
+    }
+    for (int64_t i = 0; i < BLOCK; i += LANES) {
+      Floats power;
+      std::memcpy(&power, x + i, sizeof power);
+      power -= reference;
+      exponentiate(power);
+      sum += power;
+    }
+  }
+
+  void compete(const float* x, int32_t id) {
+    for (int32_t i = 0; i < BLOCK; i += LANES) {
+      Floats other;
+      std::memcpy(&other, x + i, sizeof other);
+      const Ints better = other > value;
+      value = better ? other : value;
+      first = better ? Ints{} + (id + i) : first;
+    }
+  }
+
+  // Of equal words the first is the best.
+  int64_t id() const {
+    const float best = largest_value();
+    int64_t found = INT32_MAX;
+    for (int64_t l = 0; l < LANES; ++l)
+      if (value[l] == best) found = std::min(found, first[l] + l);
+    return found;
+  }
+
+  float log_probability() const {
+    float total = 0.0f;
+    for (int64_t l = 0; l < LANES; ++l) total += sum[l];
+    return largest_value() - (std::log(total) + reference);
+  }
+
+ private:
+  float largest_value() const {
+    float best = value[0];
+    for (int64_t l = 1; l < LANES; ++l) best = larger(best, value[l]);
+    return best;
+  }
+};
+
+// Banned words take part in the sum only; `only_R` holds the one word that a row may have, or −1.
+struct Choice {
+  const int64_t* banned_X;
+  int64_t bans;
+  const int64_t* only_R;  // null: none
+
+  void consider(BestWord& best, float* x, int64_t first, int64_t row) const {
+    best.add(x);
+    const int64_t only = only_R ? only_R[row] : -1;
+    for (int64_t i = 0; i < BLOCK && only >= 0; ++i)
+      if (first + i != only) x[i] = -INFINITY;
+    for (int64_t i = 0; i < bans && only < 0; ++i)
+      if (banned_X[i] >= first && banned_X[i] < first + BLOCK) x[banned_X[i] - first] = -INFINITY;
+    best.compete(x, first);
+  }
+};
 
 // The best continuations of one sentence so far, best first; of equal ones the first stays.
 struct Best {
@@ -595,9 +712,7 @@ struct Best {
   void offer_row(const float* x_V, int64_t vocabulary, float shift, int64_t origin) {
     for (int64_t first = 0; first < vocabulary; first += BLOCK) {
       const int64_t last = std::min(vocabulary, first + BLOCK);
-      float largest = x_V[first];
-      for (int64_t v = first + 1; v < last; ++v) largest = std::max(largest, x_V[v]);
-      if (!(largest + shift > value_C[count - 1])) continue;
+      if (!(maximum(x_V + first, last - first) + shift > value_C[count - 1])) continue;
       for (int64_t v = first; v < last; ++v) offer(x_V[v] + shift, v, origin);
     }
   }
@@ -625,6 +740,28 @@ void seq2seq_top(const float* x_RV, const float* normalizer_R, const float* befo
       Best best{value_BC + b * count, id_BC + b * count, origin_BC + b * count, count};
       for (int64_t k = 0, r = b * hypotheses; k < hypotheses; ++k, ++r)
         best.offer_row(x_RV + r * vocabulary, vocabulary, before_R[r] - normalizer_R[r], k);
+    }
+  });
+}
+
+// The best word of each row and its log probability, without logits in memory.
+void seq2seq_best_words(const Linear* map, const float* x_RI, int64_t rows, const int64_t* banned_X, int64_t bans,
+                        const int64_t* only_R, float* log_probability_R, int64_t* id_R, int64_t threads) {
+  const Choice choice{banned_X, bans, only_R};
+  in_parallel(rows, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += CHUNK_ROWS) {
+      const int64_t count = std::min(CHUNK_ROWS, end - first);
+      std::vector<BestWord> best_R(count);
+      for_each_tile(*map, x_RI + first * map->inputs, count, [&](int64_t block, int64_t r, int64_t some, const auto& multiply_into) {
+        float x[TILE_ROWS * BLOCK];
+        if ((block + 1) * BLOCK > map->outputs) std::fill_n(x, TILE_ROWS * BLOCK, -INFINITY);  // beyond the vocabulary
+        multiply_into(x, BLOCK);
+        for (int64_t i = 0; i < some; ++i) choice.consider(best_R[r + i], x + i * BLOCK, block * BLOCK, first + r + i);
+      });
+      for (int64_t r = 0; r < count; ++r) {
+        log_probability_R[first + r] = best_R[r].log_probability();
+        id_R[first + r] = best_R[r].id();
+      }
     }
   });
 }

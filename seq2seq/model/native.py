@@ -96,6 +96,7 @@ SIGNATURES: dict[str, list[type]] = {
     "decoder_step": [ctypes.POINTER(Stack), ctypes.POINTER(Step)],
     "encode": [ctypes.POINTER(Stack), ctypes.POINTER(Source)],
     "log_sum_exp": [POINTER, COUNT, COUNT, POINTER, COUNT],
+    "best_words": [ctypes.POINTER(Linear), POINTER, COUNT, POINTER, COUNT, *[POINTER] * 3, COUNT],
     "top": [*[POINTER] * 3, *[COUNT] * 4, *[POINTER] * 3, COUNT],
 }
 

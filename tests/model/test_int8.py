@@ -6,6 +6,7 @@ import copy
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from seq2seq.config.loading import search_preset
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
-from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.beam import BestWords, beam_search
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model import native
+from seq2seq.model.decoder_state import State
 from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, Int8Output, quantize
 from seq2seq.model.interface import Seq2Seq
 from tests.helpers.corpora import padded, random_sentences
@@ -105,6 +107,28 @@ def test_a_row_of_a_product_depends_on_no_other(level: str, threads: int) -> Non
         assert torch.equal(product(x_RI.T.contiguous().T), alone), "also from rows that do not lie together"
 
 
+@every_level
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("outputs", [5, 64, 130, 200])
+def test_the_best_word_is_that_of_the_logits(level: str, threads: int, outputs: int) -> None:
+    """With its log probability among all words, banned ones included; the first of equal words; alone or together."""
+    torch.manual_seed(outputs)
+    output, x_R1D = Int8Output(compiled(level), torch.randn(outputs, 33), None), torch.randn(110, 1, 33)
+    x_R1D *= 10.0 ** torch.randint(-2, 3, (110, 1, 1))
+    x_R1D[7], banned = 0.0, (0, outputs - 1)
+    only_R = torch.where(torch.arange(110) % 3 == 0, 3, -1)
+    log_RV = output(x_R1D)[:, 0].log_softmax(-1)
+    allowed_RV = log_RV.index_fill(1, torch.tensor(banned), float("-inf"))
+    chosen_R = torch.where(only_R >= 0, only_R, allowed_RV.argmax(1))
+    with threads_used(threads):
+        found_R, ids_R = output.best_words(x_R1D, banned, only_R)
+        free_R = output.best_words(x_R1D, banned, None)[1]
+    assert torch.equal(ids_R, chosen_R) and torch.equal(free_R, allowed_RV.argmax(1))
+    torch.testing.assert_close(found_R, log_RV.gather(1, chosen_R[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    alone = [output.best_words(x_R1D[i : i + 1], banned, only_R[i : i + 1])[0] for i in range(110)]
+    assert torch.equal(torch.cat(alone), found_R)
+
+
 def test_a_product_loses_at_most_half_a_unit_of_each_number() -> None:
     """The bound that rounding to one of 255 numbers implies, for rows and outputs of any size."""
     torch.manual_seed(0)
@@ -184,6 +208,33 @@ def test_attention_weights_are_those_of_the_model() -> None:
 
 
 # ------------------------------------------------------------------------------------------- search
+
+
+def test_greedy_search_without_logits_finds_the_same_translations() -> None:
+    """At the longest length, beside other lengths, and where a rule needs the logits."""
+    model = quantized()
+
+    def found(minimum: Tensor | None, best_words: BestWords | None = None) -> list[Hypothesis]:
+        task = DecodingTask(torch.tensor([12, 4, 14, 9]), minimum, torch.zeros(4, dtype=torch.int64), [*range(4)])
+        batches, specials = [(model.start(*padded(SENTENCES)), task)], Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
+        n_best = beam_search(
+            model.step, batches, search_preset("greedy"), specials, library=compiled(), best_words=best_words
+        )
+        return [hypothesis for hypotheses in n_best for hypothesis in hypotheses]
+
+    def counted(tokens_B1: Tensor, *given: Any) -> tuple[Tensor, Tensor, State]:
+        calls.append(len(tokens_B1))
+        return model.best_words(tokens_B1, *given)
+
+    calls: list[int] = []
+    for minimum, used in ((None, True), (torch.full((4,), 4), False)):
+        calls.clear()
+        fast, plain = found(minimum, counted), found(minimum)
+        assert bool(calls) == used
+        assert [one.ids for one in fast] == [one.ids for one in plain]
+        for one, other in zip(fast, plain, strict=True):
+            assert one.score == pytest.approx(other.score, rel=1e-5)
+            assert one.token_log_probabilities == pytest.approx(other.token_log_probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("search", ["greedy", "beam"])
