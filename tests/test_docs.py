@@ -135,9 +135,9 @@ def test_the_kubernetes_file_agrees_with_itself() -> None:
 def test_the_slurm_script_saves_and_queues_itself_again(tmp_path: Path) -> None:
     """Slurm's commands are stand-ins; the signal reaches the training, and the job waits until it has saved."""
     [script] = [text for text in blocks(pages()["docs/howto/scaling.md"], "bash") if text.startswith("#!")]
-    step = 'echo "$@" > srun; trap "sleep 0.2; touch saved; exit 1" TERM; echo $$ > id; mv id step; while :; do sleep 0.05; done'
+    until_signal = 'trap "sleep 0.2; touch saved; exit 1" TERM; echo $$ > id; mv id step; while :; do sleep 0.05; done'
     stand_ins = {
-        "srun": step,
+        "srun": f'echo "$@" > srun; {until_signal}',
         "scancel": 'kill -TERM "$(cat step)"',
         "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else ls saved > "$1.$2"; fi',
     }
