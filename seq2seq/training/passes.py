@@ -57,9 +57,7 @@ class ReducedPasses(Passes):
         # Looking for absent ones also keeps torch from reordering its buckets after the first update of a process, so
         # that a resumed run sums in the order of an uninterrupted one.
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        reducer = DistributedDataParallel(
-            self.objective, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        reducer = DistributedDataParallel(self.objective, find_unused_parameters=True, gradient_as_bucket_view=True)
         # A lambda, as torch refuses annotations that are strings.
         reducer.register_comm_hook(self.working, lambda working, bucket: sum_over_processes(working, bucket))
         return reducer

@@ -5,6 +5,7 @@ torch gathers the weights of a layer for its passes only, and sums the gradients
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ def shard_weights(model: Seq2Seq, precision: torch.dtype) -> None:
         raise UserError(
             f"training.parallel: fsdp on a CPU needs a newer torch than {torch.__version__}; set training.parallel=ddp"
         )
+    # Keys and values are views, and nothing writes to them.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
     for name, layer in [*model.named_modules()]:
         if name.rpartition(".")[0] in ("encoder.layers", "decoder.layers"):

@@ -29,12 +29,12 @@ def joined(parallel: str, size: int, work: Callable[[ProcessGroup], Any]) -> lis
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         children = [
-            context.Process(target=_join, args=(GROUPS[parallel](rank, size), folder, work, sender))
+            context.Process(target=_join, args=(GROUPS[parallel](rank, size), folder, work, sender), daemon=True)
             for rank, (_, sender) in enumerate(pipes)
         ]
         for child in children:
             child.start()
-        found: list[Any] = [receiver.recv() if receiver.poll(60) else "no answer" for receiver, _ in pipes]
+        found: list[Any] = [receiver.recv() if receiver.poll(120) else "no answer" for receiver, _ in pipes]
         for child in children:
             child.kill()
             child.join()
@@ -51,9 +51,9 @@ def _join(group: ProcessGroup, folder: str, work: Callable[[ProcessGroup], Any],
             init_method=f"file://{Path(folder) / 'store'}",
             rank=group.rank,
             world_size=group.world_size,
-            timeout=timedelta(seconds=30),
+            timeout=timedelta(seconds=60),
         )
         sender.send(pickle.dumps(work(group)))
     except BaseException:
         sender.send(traceback.format_exc())
-    os._exit(0)
+    os._exit(0)  # a fork must not run what pytest registered for its end
