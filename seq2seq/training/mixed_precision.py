@@ -22,7 +22,7 @@ class WorkingCopy:
         is_master = precision == torch.float32
         self.model = master if is_master else copy.deepcopy(master).to(precision)
         self._pairs = [] if is_master else list(zip(master.parameters(), self.model.parameters(), strict=True))
-        self._masters: dict[Tensor, nn.Parameter] = {working: master for master, working in self._pairs}
+        self._masters: dict[Tensor, Tensor] = {working: master for master, working in self._pairs}
         self._updated = self._pairs  # those that this process updates
         self._buffers: dict[nn.Parameter, Tensor] = {}
 
@@ -60,7 +60,7 @@ class WorkingCopy:
         """
         if not self._pairs:
             return flat
-        masters = [self._masters[working] for working in workings]
+        masters = [self._masters.get(working, working) for working in workings]  # others are in float32 themselves
         sums = flat.float()
         parts = [part.view_as(p) for part, p in zip(sums.split([p.numel() for p in masters]), masters, strict=True)]
         for master, part in zip(masters, parts, strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 from functools import cached_property
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
@@ -56,7 +56,6 @@ class ReducedPasses(Passes):
         # The loss reads the output table outside the model: torch must see the loss to know which gradients will come.
         # Looking for absent ones also keeps torch from reordering its buckets after the first update of a process, so
         # that a resumed run sums in the order of an uninterrupted one.
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         reducer = DistributedDataParallel(self.objective, find_unused_parameters=True, gradient_as_bucket_view=True)
         # A lambda, as torch refuses annotations that are strings.
         reducer.register_comm_hook(self.working, lambda working, bucket: sum_over_processes(working, bucket))
@@ -69,6 +68,8 @@ class Objective(nn.Module):
     def __init__(self, model: Seq2Seq) -> None:
         super().__init__()
         self.model = model
+        device = next(model.parameters()).device
+        self.absent = nn.Parameter(torch.zeros(1, device=device))  # torch warns where it looks for none in vain
 
     def forward(self, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
         return training_loss(self.model, batch, settings)

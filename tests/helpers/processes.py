@@ -26,6 +26,7 @@ GROUPS = {"ddp": ProcessGroup, "fsdp": ShardedProcesses}
 def joined(parallel: str, size: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
     """What `work` returns in each process, in the order of ranks."""
     context = multiprocessing.get_context("fork")
+    assert GROUPS[parallel](0, size).shards_weights == (parallel == "fsdp")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         children = [
