@@ -223,12 +223,13 @@ def _(program: Program, _: str) -> str:
     raise AssertionError("a batch of 268 million tokens was accepted")
 
 
-@check("two processes with torchrun", ("one GPU each",))
-def _(program: Program, _: str) -> str:
+@check("one process for each GPU, with torchrun", ("ddp", "fsdp"))
+def _(program: Program, parallel: str) -> str:
     count = max(1, torch.cuda.device_count()) if program.device != "cpu" else 2
     words = [
-        "train", "name=torchrun", *program.corpus(), "model=transformer", *SMALL["transformer"], "training.updates=4",
-        "training.validate_every=4", f"device={program.device.split(':')[0]}", f"outputs={program.folder}",
+        "train", f"name={parallel}", f"training.parallel={parallel}", *program.corpus(), "model=transformer",
+        *SMALL["transformer"], "training.updates=4", "training.validate_every=4",
+        f"device={program.device.split(':')[0]}", f"outputs={program.folder}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "-m", "seq2seq", *words]
     environ = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}

@@ -7,8 +7,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -16,6 +18,7 @@ from xml.etree import ElementTree
 
 import docs_hooks
 import pytest
+import yaml
 from fontTools.ttLib import TTFont
 
 from seq2seq.cli.commands import COMMANDS
@@ -106,6 +109,51 @@ def run_shortened(program: Program, words: list[str]) -> None:
 def test_every_python_block_of_a_page_compiles(page: str) -> None:
     for code in blocks(pages()[page], "python"):
         compile(code, page, "exec")
+
+
+def test_the_kubernetes_file_agrees_with_itself() -> None:
+    """Pods find the first one by the name of the Service, as many as torchrun waits for, with as many GPUs."""
+    [text] = blocks(pages()["docs/howto/scaling.md"], "yaml")
+    service, job = yaml.safe_load_all(text)
+    name, spec = service["metadata"]["name"], job["spec"]
+    pod = spec["template"]["spec"]
+    [container] = pod["containers"]
+    options = dict(word[2:].split("=", 1) for word in container["command"] if word.startswith("--"))
+    assert [(part["apiVersion"], part["kind"]) for part in (service, job)] == [("v1", "Service"), ("batch/v1", "Job")]
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]} and pod["subdomain"] == name
+    assert options["rdzv-endpoint"].split(":")[0] == f"{job['metadata']['name']}-0.{name}"
+    assert spec["completionMode"] == "Indexed" and pod["restartPolicy"] == "OnFailure"
+    assert spec["completions"] == spec["parallelism"] == int(options["nnodes"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options["nproc-per-node"])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    command, *overrides = container["command"][container["command"].index("seq2seq") + 1 :]
+    with hydra_session():
+        assert check_job(command, parse_overrides(command, overrides, False))[1] == []
+
+
+def test_the_slurm_script_saves_and_queues_itself_again(tmp_path: Path) -> None:
+    """Slurm's commands are stand-ins; the signal reaches the training, and the job waits until it has saved."""
+    [script] = [text for text in blocks(pages()["docs/howto/scaling.md"], "bash") if text.startswith("#!")]
+    until_signal = 'trap "sleep 0.2; touch saved; exit 1" TERM; echo $$ > id; mv id step; while :; do sleep 0.05; done'
+    stand_ins = {
+        "srun": f'echo "$@" > srun; {until_signal}',
+        "scancel": 'kill -TERM "$(cat step)"',
+        "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else ls saved > "$1.$2"; fi',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(script, encoding="utf-8")
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with subprocess.Popen(["bash", "job"], cwd=tmp_path, env={**slurm, "PATH": path}) as job:
+        while not (tmp_path / "step").exists():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(20)
+    assert "--rdzv-id 7 --rdzv-backend c10d --rdzv-endpoint n1:29500" in (tmp_path / "srun").read_text(encoding="utf-8")
+    assert (tmp_path / "requeue.7").read_text(encoding="utf-8") == "saved\n", "saved before the job is queued again"
 
 
 def test_every_documented_request_is_answered() -> None:

@@ -254,6 +254,7 @@ class TrainingConfig:
     patience: Natural | Literal["auto"]
     tokens: Count | Literal["auto"]
     update_tokens: Natural
+    parallel: Literal["ddp", "fsdp"]
     packing: bool
     recompute: bool
     label_smoothing: Fraction
@@ -403,6 +404,8 @@ class TrainConfig:
                 "training.packing",
                 "packing and model.layer_dropout are mutually exclusive; set one of them to its default",
             )
+        if self.training.parallel == "fsdp":
+            yield from _problems_of_sharding(self)
         if self.training.recompute and not isinstance(self.model, TransformerConfig):
             yield (
                 "training.recompute",
@@ -515,6 +518,17 @@ class ReproduceConfig:
 def _needs_metrics(metrics: list[MetricName]) -> Problems:
     if not metrics:
         yield "metrics", "the list is empty; name metrics, such as [bleu,chrf]"
+
+
+def _problems_of_sharding(config: TrainConfig) -> Problems:
+    name = config.optimizer.name
+    reasons = {
+        f"optimizer={name} needs whole matrices; set optimizer=adamw": name in ("muon", "adafactor"),
+        "compile=true needs whole weights; set compile=false": config.compile,
+        "tokens=auto tries other batches in each process; set training.tokens=8192": config.training.tokens == "auto",
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        yield "training.parallel", f"fsdp: {reason}, or training.parallel=ddp"
 
 
 def _needs_training_pairs(data: DataConfig) -> Problems:

@@ -6,7 +6,7 @@ Weights are safetensors; the training state goes through torch's restricted unpi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,14 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 @torch.no_grad()
-def read_weights(model: nn.Module, path: Path) -> None:
+def read_weights(model: nn.Module, path: Path, part_like: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+    """Read a model's weights; `part_like` returns what a sharded parameter needs of a whole one."""
     try:
         stored, parameters = load_file(path), dict(model.named_parameters())
         if stored.keys() != parameters.keys():
             raise RuntimeError(f"parameters differ from the config's model: {min(stored.keys() ^ parameters.keys())}")
         for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(part_like(stored[name], parameter) if part_like else stored[name])
     except (OSError, SafetensorError, RuntimeError) as error:
         raise damaged_error(path, error) from None
 

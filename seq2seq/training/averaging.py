@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seq2seq.config.schema import TrainConfig
 from seq2seq.model.interface import Seq2Seq
+from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
 from seq2seq.training.optimizers import Optimizers, ScheduleFree
 
 Weights = dict[str, Tensor]
@@ -64,8 +65,11 @@ class ExponentialMovingAverage(Average):
 class CheckpointAverage(Average):
     """The mean of the live weights and the checkpoints of earlier validations (Vaswani et al. 2017, §6.1)."""
 
-    def __init__(self, model: Seq2Seq, recent_weights: Callable[[], list[Path]]) -> None:
+    def __init__(
+        self, model: Seq2Seq, recent_weights: Callable[[], list[Path]], processes: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         self.live, self.recent_weights = dict(model.named_parameters()), recent_weights
+        self.processes = processes
 
     def update(self, update: int) -> None: ...
 
@@ -76,7 +80,7 @@ class CheckpointAverage(Average):
         for file in files:
             weights = load_file(file)
             for name in mean:
-                mean[name] += weights[name].to(mean[name].device)
+                mean[name] += self.processes.part_like(weights[name].to(mean[name].device), mean[name])
         return {name: weight / (1 + len(files)) for name, weight in mean.items()}
 
     def load(self, weights: Weights) -> None: ...
@@ -97,7 +101,11 @@ class ScheduleFreeAverage(Average):
 
 
 def build_average(
-    config: TrainConfig, model: Seq2Seq, optimizers: Optimizers, recent_weights: Callable[[], list[Path]]
+    config: TrainConfig,
+    model: Seq2Seq,
+    optimizers: Optimizers,
+    recent_weights: Callable[[], list[Path]],
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Average | None:
     """Build the average that a config selects; `recent_weights` lists the weight files of the last validations."""
     if isinstance(optimizers.optimizers[0], ScheduleFree):
@@ -105,5 +113,5 @@ def build_average(
     if config.training.average == "ema":
         return ExponentialMovingAverage(model, config.training.ema_decay)
     if config.training.average == "last":
-        return CheckpointAverage(model, recent_weights)
+        return CheckpointAverage(model, recent_weights, processes)
     return None

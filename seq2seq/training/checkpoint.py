@@ -87,12 +87,21 @@ class RunState:
         self.batches.tokens = tokens
 
     def part(self) -> dict[str, Any]:
-        """Return what only this process knows: its random generators, moments and averages."""
-        part: dict[str, Any] = {"random": self.rng_states()}
-        if self.process_group.is_main or self.process_group.shares_weights:
-            part["optimizer"] = self.optimizer.state_dict()
-            part["average"] = self.average.weights() if self.average else {}
-        return part
+        """Return what only this process knows: its random generators, moments and averages.
+
+        Sharded weights, moments and averages are gathered from all processes.
+        """
+        group, part = self.process_group, {"random": self.rng_states()}
+        if not (group.is_main or group.shares_weights or group.shards_weights):
+            return part
+        averages = self.average.weights() if self.average else {}
+        tensors: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(group.whole),
+            "average": {name: group.whole(mean) for name, mean in averages.items()},
+        }
+        if group.shards_weights:
+            tensors["weights"] = {name: group.whole(p) for name, p in self.model.named_parameters()}
+        return {**part, **tensors} if group.is_main or group.shares_weights else part
 
     def write(self, folder: Path, parts: list[dict[str, Any]]) -> None:
         """Write everything into a folder, with the parts of all processes."""
@@ -100,7 +109,7 @@ class RunState:
         write_config(self.config, folder / CONFIG)
         self.tokenizer.save(folder)
         # By parameter, so that tied tables are stored once, and cuDNN's packed LSTM weights separately.
-        write_weights(dict(self.model.named_parameters()), folder / WEIGHTS)
+        write_weights(parts[0].get("weights") or dict(self.model.named_parameters()), folder / WEIGHTS)
         if self.average:
             write_weights(average, folder / AVERAGED)
         training = {
@@ -113,10 +122,11 @@ class RunState:
 
     def read(self, folder: Path) -> None:
         """Restore the state of a checkpoint."""
-        read_weights(self.model, folder / WEIGHTS)
+        part_like = self.process_group.part_like
+        read_weights(self.model, folder / WEIGHTS, part_like)
         try:
             training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(training["optimizer"])
+            self.optimizer.load_state_dict(training["optimizer"], part_like)
             self.batches.load_state_dict(training["batches"])
             if missing := asdict(self.progress).keys() - training["progress"].keys():
                 raise ValueError(f"progress.{min(missing)} is missing")
@@ -128,7 +138,8 @@ class RunState:
         if self.average:
             path = inference_weights(folder)  # the live ones if the run had no average so far
             try:
-                self.average.load(load_file(path))
+                averages, live = load_file(path), self.average.live
+                self.average.load({name: part_like(averages[name], p) for name, p in live.items()})
             except (OSError, SafetensorError) as error:
                 raise damaged_error(path, error) from None
 
@@ -217,7 +228,7 @@ def _name(state: RunState) -> str:
     return f"update-{state.progress.update:07d}"
 
 
-def load_initial_weights(model: nn.Module, folder: Path) -> None:
+def load_initial_weights(model: nn.Module, folder: Path, processes: ProcessGroup = SINGLE_PROCESS) -> None:
     """Load another run's weights into a new model; every parameter must exist, in the same shape."""
     path, parameters = inference_weights(folder), dict(model.named_parameters())
     try:
@@ -233,4 +244,4 @@ def load_initial_weights(model: nn.Module, folder: Path) -> None:
         ]
         more = [f"… and {len(different) - 4} more"] if len(different) > 4 else []
         raise UserError(*problems, *more, f"use the model settings of {folder / CONFIG}", code=2)
-    read_weights(model, path)
+    read_weights(model, path, processes.part_like)

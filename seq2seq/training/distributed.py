@@ -49,11 +49,15 @@ class ProcessGroup:
         """Return the parameters that this process updates."""
         return list(model.parameters())
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return False
+
     def reduce(self, parameters: list[nn.Parameter], totals: Tensor) -> list[Tensor]:
-        """Sum gradients and `totals` over the processes; return the gradients that this process steps with."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.all_reduce([*gradients, totals])
-        return gradients
+        """Sum `totals` over the processes; return the gradients that this process steps with, summed already."""
+        self.all_reduce(totals)
+        return [p.grad for p in parameters if p.grad is not None]
 
     def all_norms(self, norms: Sequence[Tensor]) -> Tensor:
         """Return the norm of every gradient, given those of the gradients that `reduce` returned."""
@@ -65,13 +69,26 @@ class ProcessGroup:
     def wait_for_weights(self) -> None:
         """Wait until every process has written its part of shared weights, or has read them."""
 
-    def all_reduce(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor by its sum over the processes, in one message."""
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes."""
         if self.world_size > 1:
-            flat = torch.cat([x.flatten() for x in tensors])
-            dist.all_reduce(flat)
-            sums = flat.split([x.numel() for x in tensors])
-            torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(sums, tensors, strict=True)])
+            dist.all_reduce(tensor)
+
+    def own_part(self, tensor: Tensor) -> Tensor:
+        """Return the numbers of a weight or gradient that this process holds."""
+        return tensor
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return all numbers of a weight or moment to the main process."""
+        return tensor
+
+    def part_like(self, whole: Tensor, like: Tensor) -> Tensor:
+        """Return the part of a whole weight or moment that this process holds of `like`."""
+        return whole
+
+    def sum_of_parts(self, values: Tensor) -> Tensor:
+        """Sum values that each process has computed from the numbers that it holds."""
+        return values
 
     def all_gather(self, value: Any) -> list[Any]:
         """Collect the value of each process, in the order of ranks."""
@@ -82,8 +99,9 @@ class ProcessGroup:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Collect the values for the main process; the others may get nothing."""
-        return self.all_gather(value)
+        """Collect the values for the main process, whose own is not sent; the others get nothing."""
+        values = self.all_gather(None if self.is_main else value)
+        return [value, *values[1:]] if self.is_main else []
 
     def barrier(self) -> None:
         if self.world_size > 1:

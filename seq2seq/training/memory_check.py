@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from seq2seq.config.schema import settled
 from seq2seq.data.batching import largest_batch
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import Batch
@@ -34,7 +35,9 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
     """Try the worst batch and the widest beam; find the budget for `tokens=auto`."""
     state, tokens = trainer.state, trainer.state.config.training.tokens
     summary = "the longest batch fits"
-    if tokens == "auto" or not all(state.process_group.all_gather(fits_in_memory(trainer, tokens))):
+    if state.process_group.shards_weights:
+        try_sharded(trainer)
+    elif tokens == "auto" or not all(state.process_group.all_gather(fits_in_memory(trainer, tokens))):
         limit = tokens if tokens != "auto" else MAX_USEFUL_TOKENS.get(trainer.device.type, MAX_USEFUL_TOKENS_ON_GPU) + 1
         fitting = min(state.process_group.all_gather(largest_budget(trainer, limit)))
         if not fitting:
@@ -56,7 +59,17 @@ def check_memory(trainer: Trainer, corpus: Corpus) -> MemoryCheck:
             f"search.tokens: {budget:,} tokens with a beam of {search.beam} do not fit into memory; "
             f"try search.tokens={budget // 2}"
         ) from None
-    return MemoryCheck(tokens, summary)
+    return MemoryCheck(settled(tokens), summary)
+
+
+def try_sharded(trainer: Trainer) -> None:
+    """Try the worst batch once: a process that runs out of memory leaves the others waiting for its weights."""
+    tokens = trainer.state.config.training.budget
+    if not fits_in_memory(trainer, tokens):
+        raise UserError(
+            f"training.tokens: the longest batch of {tokens:,} does not fit into memory; "
+            f"{advise_budget(trainer.state, max(1, tokens // 2))}"
+        )
 
 
 def largest_budget(trainer: Trainer, below: int) -> int:
@@ -101,8 +114,9 @@ def try_search(trainer: Trainer, corpus: Corpus) -> None:
     longest = max(corpus.source, key=len)
     width = len(state.tokenizer.encode_source([longest])[0])
     copies = max(1, token_budget(config.search, trainer.device) // (width * config.search.beam))
-    translator = Translator(trainer.working.model.eval(), state.tokenizer, trainer.device, config.model.max_length)
-    translator.translate([longest] * copies, config.search)
+    with trainer.working.with_weights(None) as model:
+        translator = Translator(model.eval(), state.tokenizer, trainer.device, config.model.max_length)
+        translator.translate([longest] * copies, config.search)
 
 
 @contextmanager

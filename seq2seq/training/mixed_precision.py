@@ -22,6 +22,7 @@ class WorkingCopy:
         is_master = precision == torch.float32
         self.model = master if is_master else copy.deepcopy(master).to(precision)
         self._pairs = [] if is_master else list(zip(master.parameters(), self.model.parameters(), strict=True))
+        self._masters: dict[Tensor, Tensor] = {working: master for master, working in self._pairs}
         self._updated = self._pairs  # those that this process updates
         self._buffers: dict[nn.Parameter, Tensor] = {}
 
@@ -50,6 +51,30 @@ class WorkingCopy:
                 summands.append(gradient)
         if sums:
             torch._foreach_add_(sums, summands)
+
+    @torch.no_grad()
+    def accumulate(self, workings: list[Tensor], flat: Tensor) -> Tensor:
+        """Make these gradients of the copy, which lie one after the other, the master's → all of them in float32.
+
+        Those of the update's earlier batches are added.
+        """
+        if not self._pairs:
+            return flat
+        masters = [self._masters.get(working, working) for working in workings]  # others are in float32 themselves
+        sums = flat.float()
+        parts = [part.view_as(p) for part, p in zip(sums.split([p.numel() for p in masters]), masters, strict=True)]
+        for master, part in zip(masters, parts, strict=True):
+            if master.grad is not None:
+                part += master.grad
+            master.grad = part
+        return sums
+
+    def drop_gradients(self) -> None:
+        """Forget the copy's gradients, which the master has; where the copy has none, no process has one."""
+        for master, working in self._pairs:
+            if working.grad is None:
+                master.grad = None
+            working.grad = None
 
     def _buffer(self, master: nn.Parameter) -> Tensor:
         """Return memory for a gradient; the buffer holds the sum of an update's earlier batches, if any."""

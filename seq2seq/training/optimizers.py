@@ -33,14 +33,28 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+    def state_dict(self, whole: Callable[[Tensor], Tensor] = SINGLE_PROCESS.whole) -> list[dict[str, Any]]:
+        """Return the state of each optimizer, with whole moments."""
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        for state in states:
+            state["state"] = {
+                i: {name: whole(x) if isinstance(x, Tensor) else x for name, x in moments.items()}
+                for i, moments in state["state"].items()
+            }
+        return states
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+    def load_state_dict(
+        self, states: list[dict[str, Any]], part_like: Callable[[Tensor, Tensor], Tensor] = SINGLE_PROCESS.part_like
+    ) -> None:
         """Restore moments; learning rates, decay and the like follow the current config."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            own = {
+                i: {name: part_like(x, parameters[i]) if isinstance(x, Tensor) else x for name, x in moments.items()}
+                for i, moments in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": own})
             for group, values in zip(optimizer.param_groups, configured, strict=True):
                 group.update(values)
 

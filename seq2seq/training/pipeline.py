@@ -42,6 +42,7 @@ from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
 from seq2seq.training.optimizers import build_optimizer, optimizer_table
 from seq2seq.training.schedule import settle_rate
+from seq2seq.training.sharding import ShardedProcesses, shard_weights
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation, select_examples, validate
 from seq2seq.utils.console import hint
@@ -75,6 +76,8 @@ def train(config: TrainConfig) -> Run:
         RunLogger(silent=not process_group.is_main) as logger,
         lock_run(run, process_group),
     ):
+        if config.training.parallel == "fsdp" and process_group.world_size > 1:
+            process_group = ShardedProcesses(process_group.rank, process_group.world_size)
         logger.field("run", str(run.folder))
         logger.field("device", f"{device} ({device_reason}), {str(precision)[6:]} ({precision_reason})")
         count = choose_count(config, device, process_group)
@@ -113,7 +116,8 @@ def choose_count(config: TrainConfig, device: torch.device, process_group: Proce
 def log_processes(count: int, device: torch.device, process_group: ProcessGroup, logger: RunLogger) -> None:
     """Log how the processors of this machine, or several machines, divide the work."""
     if process_group.world_size > 1:
-        logger.field("processes", f"{process_group.world_size}; each update is divided among them")
+        weights = "sharded" if process_group.shards_weights else "whole in each"
+        logger.field("processes", f"{process_group.world_size}; each update is divided among them, weights {weights}")
     elif device.type == "cpu":
         threads = torch.get_num_threads() if count == 1 else 1
         logger.field("processes", f"{count}, {'one thread' if threads == 1 else f'{threads} threads'} each")
@@ -220,13 +224,16 @@ def build_state(
     model = build_model(config.model, tokenizer.vocabulary).to(device)
     torch.manual_seed(config.seed + process_group.rank)  # equal weights, but different dropout in every process
     log_model(config, model, tokenizer, logger)
+    if process_group.shards_weights:
+        shard_weights(model, choose_precision(config.precision, device)[0])
     optimizer = build_optimizer(model, config.optimizer)
-    average = build_average(config, model, optimizer, Checkpoints(run, config.training.recent).recent_weights)
+    recent_weights = Checkpoints(run, config.training.recent).recent_weights
+    average = build_average(config, model, optimizer, recent_weights, process_group)
     state = RunState(config, tokenizer, model, optimizer, batches, Progress(), average, process_group)
     if last:
         state.read(last)
     elif origin:
-        load_initial_weights(model, origin)
+        load_initial_weights(model, origin, process_group)
         logger.field("initialised", f"from {origin}: weights and tokenizer")
     return state
 

@@ -17,17 +17,19 @@ from seq2seq.config.schema import settled
 from seq2seq.data.batching import RankBatches, example_batches
 from seq2seq.data.encoding import Batch
 from seq2seq.data.tokenizer import Tokenizer
+from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.checkpoint import Checkpoints, RunState
 from seq2seq.training.forked import ForkedProcesses
 from seq2seq.training.logger import RunLogger
-from seq2seq.training.loss import training_loss
 from seq2seq.training.meter import Meter, UpdateStats
 from seq2seq.training.mixed_precision import WorkingCopy
 from seq2seq.training.optimizers import clip_gradients
+from seq2seq.training.passes import Passes, ReducedPasses
 from seq2seq.training.prefetch import iterate
 from seq2seq.training.recompute import recompute_layers
 from seq2seq.training.schedule import lr_at
+from seq2seq.training.sharding import ShardedPasses, ShardedWeights
 from seq2seq.training.validation import Validation
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError, reason_of
@@ -49,7 +51,8 @@ class Trainer:
     ) -> None:
         self.state, self.validate_model = state, validate
         self.checkpoints, self.logger = checkpoints, logger
-        self.working = WorkingCopy(state.model, precision)
+        self.passes = build_passes(state, precision)
+        self.working = self.passes.working
         if state.config.training.recompute:
             recompute_layers(self.working.model)
         self.forward_model = self.working.model  # runs forward; possibly compiled
@@ -107,11 +110,10 @@ class Trainer:
         state.model.zero_grad()
         model.train()
         totals = torch.zeros(2, device=self.device)  # summed loss; processes that were asked to stop
-        for batch in rank_batches.micro_batches:
-            objective, plain = training_loss(self.forward_model, batch.to(self.device), settings)
-            objective.backward()
-            self.working.transfer_gradients()
-            totals[0] += plain
+        batches = rank_batches.micro_batches
+        for batch in batches:
+            last = batch is batches[-1]
+            totals[0] += self.passes.run(self.forward_model, batch.to(self.device), settings, last)
         totals[1] = float(bool(self.stop_reason))
         gradients = state.process_group.reduce(list(state.model.parameters()), totals)
         if gradients:
@@ -175,7 +177,7 @@ class Trainer:
 
     def first_non_finite(self, rank_batches: RankBatches) -> str:
         """Name the first non-finite weight or module output, found by rerunning the update's batches."""
-        non_finite: list[str] = []
+        non_finite, own_part = list[str](), self.state.process_group.own_part
 
         def watch(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -190,7 +192,7 @@ class Trainer:
                 self.working.model(batch.to(self.device))
         for hook in hooks:
             hook.remove()
-        weights = [name for name, p in self.working.model.named_parameters() if not p.isfinite().all()]
+        weights = [name for name, p in self.working.model.named_parameters() if not own_part(p).isfinite().all()]
         if weights:
             return f"the weight {weights[0]}"
         return non_finite[0] if non_finite else ONLY_GRADIENT
@@ -241,15 +243,16 @@ class Trainer:
 
     def norms(self) -> dict[str, float]:
         """Return the norms of weights and gradients, by part of the model."""
-        names, squares = [], []
+        names, squares, process_group = [], [], self.state.process_group
         for name, p in self.state.model.named_parameters():
             part = ".".join(name.split(".")[:-1][:3])
             for kind, x in (("norms", p.detach()), ("gradients", p.grad)):
                 if x is not None:
                     names.append(f"{kind}/{part}")
-                    squares.append(x.square().sum())
+                    squares.append(process_group.own_part(x).square().sum())
         totals = dict.fromkeys(names, 0.0)
-        for name, square in zip(names, torch.stack(squares).tolist(), strict=True):  # fetched in one transfer
+        sums = process_group.sum_of_parts(torch.stack(squares)).tolist()  # fetched in one transfer
+        for name, square in zip(names, sums, strict=True):
             totals[name] += square
         return {name: math.sqrt(total) for name, total in totals.items()}
 
@@ -274,6 +277,16 @@ class Trainer:
             self.forward_model = model
             return f"failed ({reason_of(error)}); training continues without it"
         return f"{graphs()} graphs so far, for all batch shapes" + ("; recurrences stay uncompiled" if eager else "")
+
+
+def build_passes(state: RunState, precision: torch.dtype) -> Passes:
+    """Build the passes, and the model that they run, for the processes of a run."""
+    if state.process_group.shards_weights:
+        with torch.random.fork_rng(devices=[]):
+            replica = build_model(state.config.model, state.tokenizer.vocabulary)
+        return ShardedPasses(ShardedWeights(state.model, replica, precision))
+    working = WorkingCopy(state.model, precision)
+    return ReducedPasses(working) if state.process_group.world_size > 1 else Passes(working)
 
 
 def graphs() -> int:

@@ -304,6 +304,28 @@ def test_what_is_allowed_at_its_limits_is_no_contradiction(cls: str, changes: di
     assert not list(dataclasses.replace(config, **changes).problems())
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("optimizer=muon", "optimizer=muon needs whole matrices; set optimizer=adamw, or training.parallel=ddp"),
+        ("optimizer=adafactor", "optimizer=adafactor needs whole matrices; set optimizer=adamw, or "),
+        ("compile=true", "compile=true needs whole weights; set compile=false, or "),
+        ("training.tokens=auto", "tokens=auto tries other batches in each process; set training.tokens=8192, or "),
+        ("optimizer=schedule_free", ""),
+    ],
+)
+def test_what_sharded_weights_do_not_support_is_refused(setting: str, named: str) -> None:
+    """With the key, and both ways out; whole weights support all of it."""
+    load_config("train", setting)
+    if not named:
+        load_config("train", setting, "training.parallel=fsdp")
+        return
+    with pytest.raises(UserError) as raised:
+        load_config("train", setting, "training.parallel=fsdp")
+    [problem] = raised.value.problems
+    assert f"training.parallel: fsdp: {named}" in problem
+
+
 @pytest.mark.parametrize("family", ["transformer", "lstm"])
 def test_only_transformer_layers_can_be_recomputed(family: str) -> None:
     """The setting has no layers to act on in the LSTM, and the problem names it."""

@@ -404,6 +404,22 @@ def test_each_rank_has_its_batches_of_each_update_and_all_know_its_tokens(
         assert found == [([alone[i] for i in own], total) for own, total in expected]
 
 
+@pytest.mark.parametrize("world", [2, 8])
+def test_no_rank_has_much_more_to_compute_than_the_others(world: int) -> None:
+    """Of lengths as of text, the largest part of an update exceeds the mean by little: padded, and in target tokens."""
+    random = np.random.default_rng(0)
+    source = np.clip(random.lognormal(3.1, 0.55, 8000).astype(int) + 1, 1, 120)
+    target = np.clip(source + random.integers(-4, 5, len(source)), 1, 120)
+    corpus = encoded([[5] * n for n in source], [[5] * n for n in target], range(len(source)))
+    ranks = [Batches(corpus, 2048, 1, rank=rank, world_size=world) for rank in range(world)]
+    count = int(ranks[0].batches_per_epoch()) // world
+    parts = [[update.micro_batches for update in islice(rank, count)] for rank in ranks]
+    padded = [[sum(max(b.source_BS.numel(), b.target_out_BT.numel()) for b in batches) for batches in p] for p in parts]
+    tokens = [[sum(b.target_tokens for b in batches) for batches in p] for p in parts]
+    for numbers, most in ((padded, 0.02), (tokens, 0.05)):
+        assert (np.max(numbers, 0) / np.mean(numbers, 0) - 1).mean() < most
+
+
 def test_an_update_that_reaches_its_tokens_exactly_is_complete() -> None:
     """An exact fit needs no further batch."""
     batches = Batches(encoded([[5, END]] * 8, [[5, 6, END]] * 8, range(8)), 3, 1, update_tokens=6)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from seq2seq.cli.main import main
 from tests.helpers.configs import TINY
@@ -22,6 +23,9 @@ from tests.helpers.corpora import write_corpus
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 forks = pytest.mark.skipif(sys.platform != "linux", reason="processes that share their weights exist on Linux only")
+shards = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch shards weights on GPUs only"
+)
 QUICK = [
     "precision=float32",
     "tokenizer.vocabulary=60",

@@ -26,6 +26,7 @@ from seq2seq.training.checkpoint import Checkpoints, Progress, RunState
 from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
 from seq2seq.training.logger import RunLogger
 from seq2seq.training.optimizers import build_optimizer
+from seq2seq.training.sharding import shard_weights
 from seq2seq.training.trainer import Trainer
 from seq2seq.training.validation import Validation
 from seq2seq.utils.run import Run
@@ -108,10 +109,14 @@ def make_state(
     process_group: ProcessGroup = SINGLE_PROCESS,
     tokenizer: Tokenizer | None = None,
     encoded: EncodedCorpus | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> RunState:
     tokenizer = tokenizer or small_tokenizer()
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizer.vocabulary)
+    if process_group.shards_weights:
+        shard_weights(model, precision)
+    torch.manual_seed(config.seed + process_group.rank)
     encoded = encoded or random_corpus(LENGTHS * 2)
     batches = Batches(
         encoded,
@@ -122,7 +127,7 @@ def make_state(
         world_size=process_group.world_size,
     )
     optimizer = build_optimizer(model, config.optimizer)
-    average = build_average(config, model, optimizer, checkpoints.recent_weights)
+    average = build_average(config, model, optimizer, checkpoints.recent_weights, process_group)
     return RunState(config, tokenizer, model, optimizer, batches, Progress(), average, process_group)
 
 
@@ -139,7 +144,7 @@ def make_trainer(
     """A trainer whose validations find the given scores; `resume` continues from the folder's last checkpoint."""
     config = base_config(config) if isinstance(config, str) else config
     checkpoints = Checkpoints(Run(folder), config.training.recent)
-    state = make_state(config, checkpoints, **rest)
+    state = make_state(config, checkpoints, precision=precision, **rest)
     if resume:
         state.read(checkpoints.run.checkpoint("last"))
     return Trainer(state, precision, given(scores, config.training.monitor), checkpoints, logger or Quiet())

@@ -21,7 +21,7 @@ from seq2seq.utils.run import Run
 from tests.helpers import REPOSITORY
 from tests.helpers.configs import FAMILIES, TINY
 from tests.helpers.corpora import small_grammar
-from tests.helpers.program import QUICK, Program, files, train
+from tests.helpers.program import QUICK, Program, files, shards, train
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,7 +149,8 @@ def test_a_killed_run_ends_with_the_same_bits() -> None:
     assert script.returncode == 0 and script.stdout.count("the same bits") == 5, script.stdout + script.stderr
 
 
-def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=[shards, pytest.mark.slow])])
+def test_two_processes_learn_like_one_and_survive_a_death(parallel: str, program: Program, tmp_path: Path) -> None:
     """The same losses as one process; torchrun's restart after a kill ends with the same bits."""
     settings = [*QUICK, "model.width=16", "model.feed_forward=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     settings += ["model.dropout=0", "model.attention.dropout=0", "precision=float32", "training.update_tokens=500"]
@@ -167,6 +168,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     together += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "seq2seq", "train", *settings]
     assert program("train", "name=one", *settings).returncode == 0
+    together += [f"training.parallel={parallel}"]
     two = subprocess.run([*together, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert two.returncode == 0, two.stderr
     losses = [
@@ -183,6 +185,7 @@ def test_two_processes_learn_like_one_and_survive_a_death(program: Program, tmp_
         os.kill(int(workers[-1]), signal.SIGKILL)
         _, errors = killed.communicate(timeout=300)
     assert killed.returncode == 0, errors
+    assert "lost the connection to another process" in errors and "the last checkpoint is intact" in errors
     runs = [Run(tmp_path / "outputs" / name) for name in ("two", "killed")]
     ends = [load_file(run.checkpoint("last") / "model.safetensors") for run in runs]
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
