@@ -395,7 +395,7 @@ def _build_slowly(folder: Path) -> bool:
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """A file in its place, or a full disk, which numpy reports without a reason of the system; nothing is left."""
+    """A file of the same name, or a full disk, which numpy reports without a reason of the system; nothing is left."""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^data\.cache: .*/file cannot be written \(File exists\); set another folder"):
         build_once(tmp_path / "file" / "x", lambda tmp: None)
