@@ -293,7 +293,8 @@ inline float exponential(float x) {
   return y * power;
 }
 
-// The same for numbers up to 80, a vector of them, which it overwrites: its whole part comes from a conversion, not from a floor.
+// The same for numbers up to 80, a vector of them, which it overwrites; the whole part comes from a conversion, not
+// from a floor.
 inline void exponentiate(Floats& x) {
   x = (x < -87.0f ? Floats{} - 87.0f : x) * 1.44269504f;
   const Ints biased = __builtin_convertvector(x + 127.5f, Ints);
