@@ -6,6 +6,7 @@ the subwords of a pair's two sides, P distinct pairs of subwords.
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.store import Integers
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.utils.errors import UserError
+from seq2seq.utils.io import write_atomically
 
 FILE = "shortlist.npz"
 MOST = 200  # likeliest target subwords kept of each source subword
@@ -44,13 +46,10 @@ class Shortlist:
 
     def save(self, folder: Path) -> Path:
         """Write the file of a checkpoint atomically."""
-        path, tmp_path = folder / FILE, folder / f".{FILE}"
-        try:
-            with open(tmp_path, "wb") as file:
-                np.savez_compressed(file, **asdict(self))
-            return tmp_path.replace(path)
-        finally:
-            tmp_path.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez_compressed(content, **asdict(self))
+        write_atomically(folder / FILE, content.getvalue())
+        return folder / FILE
 
     @classmethod
     def load(cls, folder: Path, vocabulary: Vocabulary) -> Shortlist | None:

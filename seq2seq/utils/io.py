@@ -15,17 +15,18 @@ from filelock import FileLock
 from seq2seq.utils.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically; an error names it, and leaves nothing."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically; an error names it, and leaves nothing."""
     tmp_path = path.with_name(f".{path.name}")
     try:
-        tmp_path.write_text(text, encoding="utf-8")
+        tmp_path.write_bytes(content.encode() if isinstance(content, str) else content)
         fsync_file(tmp_path)
         tmp_path.replace(path)
     except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
         with suppress(OSError):
             tmp_path.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def require_file(key: str, path: str) -> None:

@@ -47,6 +47,11 @@ def base_config(family: str) -> TrainConfig:
     )
 
 
+def cut_words(x_RTD: Tensor, p: float, training: bool, *, words: bool) -> Tensor:
+    """Words chosen by their embeddings, not at random: the same ones, however rows are divided."""
+    return x_RTD * (x_RTD[..., :1] > 0) if training and p else x_RTD
+
+
 def varied(config: TrainConfig | str, **changes: Any) -> TrainConfig:
     """A config, or a family's small one, with other values: `training__patience=2` changes training.patience."""
     made = base_config(config) if isinstance(config, str) else config

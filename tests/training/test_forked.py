@@ -29,7 +29,7 @@ from seq2seq.utils.errors import UserError
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import random_corpus
 from tests.helpers.program import forks
-from tests.helpers.trainers import make_trainer, updates_of, varied, weights
+from tests.helpers.trainers import cut_words, make_trainer, updates_of, varied, weights
 
 pytestmark = [pytest.mark.usefixtures("fast"), forks]
 Found = tuple[list[UpdateStats], dict[str, Tensor]]
@@ -59,11 +59,6 @@ def trained(count: int) -> Callable[[Trainer], Found]:
         return stats, weights(made.state.model)
 
     return work
-
-
-def cut_words(x_RTD: Tensor, p: float, training: bool, *, words: bool) -> Tensor:
-    """Words chosen by their embeddings, not at random: the same ones, however rows are divided."""
-    return x_RTD * (x_RTD[..., :1] > 0) if training and p else x_RTD
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

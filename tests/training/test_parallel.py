@@ -24,17 +24,12 @@ from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import random_corpus
 from tests.helpers.processes import joined
 from tests.helpers.program import forks, shards
-from tests.helpers.trainers import make_trainer, updates_of, varied, weights
+from tests.helpers.trainers import cut_words, make_trainer, updates_of, varied, weights
 
 pytestmark = [pytest.mark.usefixtures("fast"), forks]
 KINDS = ["ddp", pytest.param("fsdp", marks=shards)]
 LENGTHS = list(range(1, 12)) * 4
 Found = tuple[list[UpdateStats], dict[str, Tensor]]
-
-
-def cut_words(x_RTD: Tensor, p: float, training: bool, *, words: bool) -> Tensor:
-    """Words chosen by their embeddings, not at random: the same ones, however rows are divided."""
-    return x_RTD * (x_RTD[..., :1] > 0) if training and p else x_RTD
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -81,7 +81,7 @@ def test_metrics_of_later_updates_and_half_a_line_are_forgotten(update: int, tmp
 # ------------------------------------------------------------------------------------------- writing
 
 
-@pytest.mark.parametrize("fails", ["write_text", "fsync_file", "replace"])
+@pytest.mark.parametrize("fails", ["write_bytes", "fsync_file", "replace"])
 def test_a_file_that_was_not_written_whole_keeps_its_old_text(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
