@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.data import toy
 from seq2seq.data.toy.corpus import Pair
 from seq2seq.decoding.backtrack import Trellis
-from seq2seq.decoding.beam import advance, expand_by_logits, start
+from seq2seq.decoding.beam import advance, start
 from seq2seq.evaluation.alignment import AlignmentErrors, alignment_errors, word_attention
 from seq2seq.evaluation.metrics import RESAMPLES, rstrip_lines, sacrebleu_metric
 from seq2seq.inference.checkpoint import load_checkpoint
@@ -324,7 +323,7 @@ def search_tree(translator: Translator, source: str) -> tuple[list[Node], list[F
     trellis = Trellis(BEAM)
     live = start(state, task, search, SPECIALS, 0, None)
     while len(live):
-        live = advance(partial(expand_by_logits, translator.models.step), live, search, SPECIALS, trellis)
+        live = advance(translator.models.step, live, search, SPECIALS, trellis)
     nodes = []
     for step, ((_, last_BK, origin_BK, log_probability_BK),) in enumerate(trellis.steps, 1):
         words = words_of(translator.tokenizer.pieces(last_BK[0].tolist()))

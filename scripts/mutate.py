@@ -51,6 +51,7 @@ UNTARGETED = (
     *("data/toy/", "data/doctor.py", "training/environment.py"),  # a grammar, and two reports
     *("inference/prompt.py", "inference/ctranslate2.py"),  # a dialogue; an export that compares itself with its origin
 )
+CALLERS = {"seq2seq/model/native.cpp": "seq2seq/decoding/native_search.py"}  # of code whose lines are not counted
 TIMEOUT = 60  # seconds for one mutant: an endless loop is a caught bug
 
 
@@ -335,9 +336,9 @@ def measure(root: Path, selection: str, paths: list[str]) -> tuple[Coverage, Cou
 
 def tests_of(mutant: Mutant, coverage: Coverage, seconds: Counter[str]) -> list[str]:
     """The tests that execute a mutant's lines, fastest first."""
-    by_line = coverage.get(mutant.file, {})
+    by_line = coverage.get(CALLERS.get(mutant.file, mutant.file), {})
     covering = {test for line in mutant.lines for test in by_line.get(line, ())} - {""}
-    if not covering:  # it runs at import, or in another process, where coverage counts no test
+    if not covering or mutant.file in CALLERS:  # or it runs at import, or in another process
         covering = {test for tests in by_line.values() for test in tests} - {""}
     return sorted(covering, key=lambda test: seconds[test])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from seq2seq.decoding.processors import (
 )
 from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.scoring import (
-    NO_ID,
     Beams,
     Candidates,
     DecodingTask,
@@ -45,8 +44,6 @@ SIZES_PER_DOUBLING = 4  # allowed batch sizes between a number of sentences and 
 
 # tokens_R1, state, perhaps shortlist_BU → logits_R1V, state; with a coverage penalty, also attention to the source_RS.
 Step = Callable[..., tuple[Tensor, State] | tuple[Tensor, State, Tensor]]
-# tokens_R1, state, banned ids, perhaps the one id that each row must choose, or −1 → log_probability_R, ids_R, state
-BestWords = Callable[[Tensor, State, Sequence[int], "Tensor | None"], tuple[Tensor, Tensor, State]]
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,6 @@ class LiveBatch:
         return replace(self, state=state, beams=beams, task=task, decided_B=decided_B)
 
 
-# What the search does with the model in a step: candidates, hypotheses with their coverage, and the next state.
-Expand = Callable[[LiveBatch, SearchConfig, Specials], tuple[Candidates, Beams, State]]
-
-
 @torch.inference_mode()
 def beam_search(
     step: Step,
@@ -109,7 +102,6 @@ def beam_search(
     specials: Specials,
     progress: Progress | None = None,
     library: CDLL | None = None,
-    best_words: BestWords | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the best finished hypotheses of every sentence, best first; those found after it is decided are ignored.
 
@@ -117,26 +109,28 @@ def beam_search(
     next batch reaches their length, and join it. No result depends on neighbouring sentences.
     """
     trellis = Trellis(config.beam // config.groups, progress)
-    expand = partial(expand_by_logits, step) if best_words is None else partial(expand_by_words, best_words, step)
     waiting: LiveBatch | None = None
     for state, task in batches:
         live = start(state, task, config, specials, trellis.sentences, library)
         trellis.sentences += len(live)
         threshold = len(live) * WAIT_FRACTION
         while len(live) and (waiting or len(live) > threshold):
-            live = advance(expand, live, config, specials, trellis)
+            live = advance(step, live, config, specials, trellis)
             if waiting and waiting.length == live.length:
                 live, waiting = live.join(waiting) if len(live) else waiting, None
         waiting = waiting or live
     while waiting:
-        waiting = advance(expand, waiting, config, specials, trellis)
+        waiting = advance(step, waiting, config, specials, trellis)
     return trellis.hypotheses(config.groups, config.n_best if config.select_by == "score" else config.beam)
 
 
-def advance(expand: Expand, live: LiveBatch, config: SearchConfig, specials: Specials, trellis: Trellis) -> LiveBatch:
+def advance(step: Step, live: LiveBatch, config: SearchConfig, specials: Specials, trellis: Trellis) -> LiveBatch:
     """Extend every hypothesis by one token, and drop the sentences that this decides."""
-    task, length = live.task, live.length + 1
-    candidates, beams, state = expand(live, config, specials)
+    beams, task, length = live.beams, live.task, live.length + 1
+    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), live.state, *task.shortlist)
+    if attention:
+        beams = add_coverage(beams, attention[0], task)
+    candidates = expand(logits_R1V[:, -1], beams, live, config, specials.end)
     beams = finish(beams, candidates, config, specials.end, length)
     beams, origin_BK = extend(beams, candidates, specials.end, task, length)
     trellis.add(length, beams, origin_BK, live.decided_B)
@@ -197,33 +191,7 @@ def add_coverage(beams: Beams, attention_RS: Tensor, task: DecodingTask) -> Beam
     return replace(beams, coverage_BKS=beams.coverage_BKS + attention_BKS)
 
 
-def expand_by_words(
-    best_words: BestWords, step: Step, live: LiveBatch, config: SearchConfig, specials: Specials
-) -> tuple[Candidates, Beams, State]:
-    """Where a sentence needs its one best word and no rule but those of every search, find it without logits."""
-    task, beams, length = live.task, live.beams, live.length + 1
-    optional = (task.rules, task.prefix_BP, task.min_length_B, task.shortlist_BU)
-    if config.beam > 1 or config.stop != "filled" or config.coverage_penalty or any(x is not None for x in optional):
-        return expand_by_logits(step, live, config, specials)
-    at_limit = bool((live.remaining_B == 1).any())
-    only_B = torch.where(task.max_length_B <= length, specials.end, NO_ID) if at_limit else None
-    log_probability_B, ids_B, state = best_words(beams.last_BK, live.state, specials.banned, only_B)
-    score_B1 = beams.log_probability_BK + log_probability_B[:, None]
-    return Candidates(score_B1, score_B1, ids_B[:, None], torch.zeros_like(beams.last_BK)), beams, state
-
-
-def expand_by_logits(
-    step: Step, live: LiveBatch, config: SearchConfig, specials: Specials
-) -> tuple[Candidates, Beams, State]:
-    """Return the best continuations of each sentence, the hypotheses with their coverage, and the state."""
-    beams = live.beams
-    logits_R1V, state, *attention = step(beams.last_BK.view(-1, 1), live.state, *live.task.shortlist)
-    if attention:
-        beams = add_coverage(beams, attention[0], live.task)
-    return best_candidates(logits_R1V[:, -1], beams, live, config, specials.end), beams, state
-
-
-def best_candidates(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfig, end: int) -> Candidates:
+def expand(logits_RV: Tensor, beams: Beams, live: LiveBatch, config: SearchConfig, end: int) -> Candidates:
     """Return the best continuations of each sentence, best first."""
     K, rules, task = beams.last_BK.shape[1], live.task.rules, live.task
     if rules:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from seq2seq.decoding import native_selection
+from seq2seq.decoding import native_search
 from seq2seq.decoding.constraints import NEG_INF, Rules, ban_repeats
 from seq2seq.decoding.scoring import Candidates, DecodingTask, Specials, log_sum_exp, top_candidates
 
@@ -192,9 +192,9 @@ def _native_candidates(
 ) -> Candidates:
     """Do the same by compiled code, which makes no intermediate results; the step's logits may be overwritten."""
     logits_RV = step.raw_RV.contiguous()
-    normalizer_R1 = native_selection.log_sum_exp(library, logits_RV)
+    normalizer_R1 = native_search.log_sum_exp(library, logits_RV)
     if any(isinstance(processor, (EndIfStuck, ForcedPrefix)) for processor in processors):  # they read both
         logits_RV = step.raw_RV.clone()
     for processor in processors:
         processor(logits_RV, step)
-    return native_selection.top_candidates(library, logits_RV, log_probability_BK, count, normalizer_R1)
+    return native_search.top_candidates(library, logits_RV, log_probability_BK, count, normalizer_R1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.constraints import NEG_INF, Rules
 from seq2seq.model.attention import concatenate_padded
@@ -50,6 +51,11 @@ class Beams:
 
 
 Length = TypeVar("Length", float, Tensor)
+# What a plain beam search does without.
+SPECIAL_KEYS = (
+    *("stop", "coverage_penalty", "min_length_factor", "min_length_extra", "groups", "samples"),
+    *("require", "forbid", "no_repeat_ngram", "shortlist"),
+)
 CHUNK_WIDTH = 64  # vocabulary columns per chunk in `top_candidates`
 NO_ID = -1  # padding of prefixes
 
@@ -149,6 +155,12 @@ class Candidates:
     @classmethod
     def combine(cls, parts: Sequence[Candidates], join: Callable[[list[Tensor]], Tensor]) -> Candidates:
         return cls(*(join([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def special_keys(config: SearchConfig) -> list[str]:
+    """Return the keys that make a search more than a plain beam search."""
+    plain = search_preset("greedy")
+    return [key for key in SPECIAL_KEYS if getattr(config, key) != getattr(plain, key)]
 
 
 def length_penalty(length: Length, config: SearchConfig) -> Length:

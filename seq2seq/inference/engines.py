@@ -19,7 +19,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.data.batching import split_by_token_budget
 from seq2seq.data.tokenizer import BEGIN, END, FILES, PAD, Tokenizer
-from seq2seq.decoding.scoring import Hypothesis, length_penalty
+from seq2seq.decoding.scoring import Hypothesis, length_penalty, special_keys
 from seq2seq.inference.checkpoint import CONFIG, inference_weights
 from seq2seq.inference.ctranslate2 import (
     SPECIAL_PIECES,
@@ -40,10 +40,6 @@ from seq2seq.utils.io import folder_written_atomically
 QUANTIZATION = "int8"
 RECORD = "export.json"  # what an export was made from, and the digest of what was written
 BATCH_TOKENS = 1024  # source subwords × beam of a batch: each thread translates one
-UNSUPPORTED_KEYS = (
-    *("stop", "coverage_penalty", "min_length_factor", "min_length_extra", "groups", "samples"),
-    *("require", "forbid", "no_repeat_ngram", "shortlist"),
-)
 PROBES, PROBE_LENGTH = 32, 24  # sentences of random subwords that verify an export
 
 
@@ -145,11 +141,9 @@ def digest(paths: Sequence[Path]) -> str:
 
 def unsupported_search(search: SearchConfig) -> list[str]:
     """List the search keys that CTranslate2 does not follow exactly as this project does."""
-    plain = search_preset("greedy")
     return [
-        f"search.{key}: engine=ctranslate2 does not support {value}; use engine=torch"
-        for key in UNSUPPORTED_KEYS
-        if (value := getattr(search, key)) != getattr(plain, key)
+        f"search.{key}: engine=ctranslate2 does not support {getattr(search, key)}; use engine=torch"
+        for key in special_keys(search)
     ]
 
 

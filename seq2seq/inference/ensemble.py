@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.native_search import is_compiled, plain_search
+from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model.decoder_state import State
+from seq2seq.model.int8 import Int8State
 from seq2seq.model.interface import Seq2Seq
 
 
@@ -50,13 +55,16 @@ class Ensemble:
         results = [model.step(target_RT, part, shortlist_BU) for model, part in self._by_model(state)]
         return self._mean([logits for logits, _ in results]), EnsembleState.of(after for _, after in results)
 
-    def best_words(
-        self, target_RT: Tensor, state: State, banned: Sequence[int], only_R: Tensor | None
-    ) -> tuple[Tensor, Tensor, EnsembleState]:
-        """Return the log probability and id of the likeliest next word of a single model, and its state after it."""
+    @property
+    def has_plain_search(self) -> bool:
+        """Whether a plain beam search is one call of compiled code."""
+        return len(self.models) == 1 and is_compiled(self.models[0])
+
+    def plain_search(
+        self, state: State, task: DecodingTask, config: SearchConfig, specials: Specials
+    ) -> list[list[Hypothesis]]:
         ((model, part),) = self._by_model(state)
-        log_probability_R, ids_R, after = model.best_words(target_RT, part, banned, only_R)
-        return log_probability_R, ids_R, EnsembleState.of([after])
+        return plain_search(model, cast(Int8State, part), task, config, specials)
 
     def step_with_attention(
         self, target_RT: Tensor, state: State, shortlist_BU: Tensor | None = None

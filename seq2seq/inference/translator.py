@@ -35,7 +35,15 @@ from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.progress import Progress
 from seq2seq.decoding.sampling import sample
-from seq2seq.decoding.scoring import CHUNK_WIDTH, NO_ID, DecodingTask, Hypothesis, Specials, length_penalty
+from seq2seq.decoding.scoring import (
+    CHUNK_WIDTH,
+    NO_ID,
+    DecodingTask,
+    Hypothesis,
+    Specials,
+    length_penalty,
+    special_keys,
+)
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
@@ -360,8 +368,10 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            best_words = self.models.best_words if self.library and len(self.models.models) == 1 else None
-            return beam_search(step, batches, search, SPECIALS, progress, self.library, best_words)
+            if self.models.has_plain_search and not (prefixes or texts or special_keys(search)):
+                found = (self.models.plain_search(*batch, search, SPECIALS) for batch in batches)
+                return [*chain(*found)]
+            return beam_search(step, batches, search, SPECIALS, progress, self.library)
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None

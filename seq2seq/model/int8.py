@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
@@ -100,22 +99,6 @@ class Int8Linear(nn.Module):
 
 class Int8Output(Int8Linear):
     """The output table: for a shortlist, its weights lie in rows as well."""
-
-    def best_words(self, features_RTD: Tensor, banned: Sequence[int], only_R: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the likeliest word of each row and its log probability, without making logits.
-
-        `banned` words are never chosen; a row has no choice where `only_R` names a word, and is free where it is −1.
-        """
-        assert self.library
-        x, R = features_RTD.contiguous(), len(features_RTD)
-        log_probability_R, ids_R = x.new_empty(R), torch.empty(R, dtype=torch.int64)
-        banned_X = (ctypes.c_int64 * len(banned))(*banned)
-        self.library.seq2seq_best_words(
-            *(self.map, x.data_ptr(), R, ctypes.addressof(banned_X), len(banned)),
-            None if only_R is None else only_R.data_ptr(),
-            *(log_probability_R.data_ptr(), ids_R.data_ptr(), threads_for(R)),
-        )
-        return log_probability_R, ids_R
 
     @cached_property
     def rows_OI(self) -> Tensor:
@@ -250,7 +233,7 @@ class Int8Decoder(Int8Stack):
         cross = [cast(transformer.DecoderLayer, layer).cross_attention for layer in decoder.layers]
         weights, biases = zip(*(key_value(attention) for attention in cross), strict=True)
         self.memory = Int8Linear(library, torch.cat(weights), torch.cat(biases))  # keys and values of all layers
-        self.positions: tuple[Tensor, ...] = ()  # what the input adds at each position; grows as needed
+        self.positions_TD = torch.empty(0, self.width)  # what the input adds at each position; grows as needed
 
     def start(self, memory: Memory) -> Int8State:
         states_MD, (B, S) = memory.states_BSD[memory.mask_BS], memory.mask_BS.shape
@@ -290,10 +273,16 @@ class Int8Decoder(Int8Stack):
 
     def position(self, start: int) -> Tensor:
         """Return what the input adds at a position: the same for all rows."""
-        while start >= len(self.positions):
-            more = self.input.position(torch.zeros(1, 64, self.width), len(self.positions))[0]
-            self.positions = (*self.positions, *more.unbind(0))
-        return self.positions[start]
+        return self.first_positions(start + 1)[start]
+
+    def first_positions(self, count: int) -> Tensor:
+        """Return what the input adds at each of at least so many positions."""
+        table_TD = self.positions_TD
+        while count > len(table_TD):
+            more_TD = self.input.position(torch.zeros(1, 64, self.width), len(table_TD))[0]
+            table_TD = torch.cat((table_TD, more_TD))
+        self.positions_TD = table_TD
+        return table_TD
 
 
 class Int8Layer(nn.Module):

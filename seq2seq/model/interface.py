@@ -7,8 +7,7 @@ X rows and positions of a sentence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +65,6 @@ class OutputTable(nn.Embedding):
         return shortlisted(self.weight, features_RTD, shortlist_BU)
 
 
-class BestWords(Protocol):
-    """An output table that finds the likeliest word of each row, and its log probability, without logits."""
-
-    def best_words(
-        self, features_RTD: Tensor, banned: Sequence[int], only_R: Tensor | None
-    ) -> tuple[Tensor, Tensor]: ...
-
-
 def shortlisted(weight_VD: Tensor, features_RTD: Tensor, shortlist_BU: Tensor) -> Tensor:
     """Return the logits of each sentence's own words: −∞ where an id is below 0.
 
@@ -117,16 +108,6 @@ class Seq2Seq(nn.Module):
         """Decode more target tokens; return the logits after each, and the new state."""
         features_RTD, state, _ = self.decode(target_RT, state)
         return self.logits(features_RTD, shortlist_BU), state
-
-    def best_words(
-        self, target_RT: Tensor, state: State, banned: Sequence[int], only_R: Tensor | None
-    ) -> tuple[Tensor, Tensor, State]:
-        """Decode one more token; return the log probability and id of the likeliest next word, and the new state.
-
-        Only an output table that finds it without logits has this.
-        """
-        features_RTD, state, _ = self.decode(target_RT, state)
-        return *cast("BestWords", self.output).best_words(features_RTD, banned, only_R), state
 
     def forward(self, batch: Batch, word_dropout: float | None = None, packing: bool = False) -> Tensor:
         """Return features_MD at every real target token of a batch, for `logits` or the loss.

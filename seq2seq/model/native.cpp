@@ -1,4 +1,5 @@
-// Inference on a CPU: products in int8, the Transformer's encoder, a step of its decoder, and the choice of next words.
+// Inference on a CPU: products in int8, the Transformer's encoder, a step of its decoder, the choice of next words, and
+// the whole of a plain beam search.
 //
 // Shapes: R rows, B sentences, M source tokens, P positions before this one, S source positions, D width, N heads,
 // H head width, L layers, I inputs and O outputs of a linear map, V vocabulary, U words of a shortlist, C candidates.
@@ -6,6 +7,7 @@
 // exact, and everything else is computed row by row.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -67,6 +69,24 @@ struct Step {
   float* features_RD;
   float* weights_RLNS;  // of cross-attention, zero at first; null: not wanted
   int64_t rows, position, source, threads;  // source: positions of the longest one
+};
+
+// A beam search with no rules but a longest length and words that are never generated.
+struct Search {
+  const float* embedding_VD;
+  const float* position_TD;   // what the input adds at each position
+  const uint16_t* memory;     // slots of the sources, one after the other
+  const int64_t* first_B;     // where those of a sentence begin
+  const int64_t* length_B;    // how many it has
+  const int64_t* longest_B;   // words of its longest translation, END included
+  const float* penalty_T;     // divides the log probability of a translation of this length
+  const int64_t* banned_X;
+  int64_t* ids_BNT;           // the best translations, best first, with END
+  float* log_probability_BNT;  // of the first words together
+  float* score_BN;
+  int64_t* count_BN;  // words of each translation; 0: there is none
+  int64_t sentences, beam, wanted, columns, bans, begin, end, threads;  // wanted: N, columns: T
+  float scale;  // of the embeddings
 };
 
 struct Source {
@@ -175,7 +195,9 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
 
 #else
 
-void store(const Linear& map, int64_t o, int64_t count, float scale, float* y, const int32_t* sum) {
+// Not inlined: everyone who multiplies gets the same bits, however their loops are vectorised.
+__attribute__((noinline)) void store(const Linear& map, int64_t o, int64_t count, float scale, float* y,
+                                     const int32_t* sum) {
   for (int64_t i = o; i < std::min(map.outputs, o + count); ++i) {
     const float out = sum[i - o] * (map.scale_O[i] * scale) + map.bias_O[i];
     y[i - o] = map.relu ? std::max(out, 0.0f) : out;
@@ -357,16 +379,16 @@ void softmax(float* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] /= sum;
 }
 
-// Average the values of some slots by the softmax of their keys' scores, which weights_NS receives. With ALiBi, a query
-// at `position` scores a slot less the further away it is (Press et al. 2022, §3).
-template <int64_t HEAD>
-void attend(const Stack& model, const float* query_D, const std::vector<const uint16_t*>& slots, const float* slope_N,
-            int64_t position, float* weights_NS, float* context_D) {
-  const int64_t head = HEAD ? HEAD : model.width / model.heads, count = slots.size();
+// Average the values of `count` slots by the softmax of their keys' scores, which weights_NS receives. With ALiBi, a
+// query at `position` scores a slot less the further away it is (Press et al. 2022, §3).
+template <int64_t HEAD, typename Slot>
+void attend_heads(const Stack& model, const float* query_D, int64_t count, const Slot& slot, const float* slope_N,
+                  int64_t position, float* weights_NS, float* context_D) {
+  const int64_t head = HEAD ? HEAD : model.width / model.heads;
   for (int64_t s = 0; s < count; ++s)
     for (int64_t n = 0; n < model.heads; ++n) {
       const float* q = query_D + n * head;
-      const uint16_t* k = slots[s] + n * head;
+      const uint16_t* k = slot(s) + n * head;
       float score = slope_N ? -slope_N[n] * std::abs(position - s) : 0.0f;
       for (int64_t h = 0; h < head; ++h) score += q[h] * restored(k[h]);
       weights_NS[n * count + s] = score;
@@ -376,17 +398,24 @@ void attend(const Stack& model, const float* query_D, const std::vector<const ui
   for (int64_t s = 0; s < count; ++s)
     for (int64_t n = 0; n < model.heads; ++n) {
       const float weight = weights_NS[n * count + s];
-      const uint16_t* v = slots[s] + model.width + n * head;
+      const uint16_t* v = slot(s) + model.width + n * head;
       for (int64_t h = 0; h < head; ++h) context_D[n * head + h] += weight * restored(v[h]);
     }
 }
 
 // The usual head widths are compiled on their own: their loops have no remainder.
-void attend(const Stack& model, const float* query_D, const std::vector<const uint16_t*>& slots, const float* slope_N,
+template <typename Slot>
+void attend(const Stack& model, const float* query_D, int64_t count, const Slot& slot, const float* slope_N,
             int64_t position, float* weights_NS, float* context_D) {
-  const int64_t head = model.width / model.heads;
-  const auto chosen = head == 64 ? attend<64> : head == 32 ? attend<32> : head == 128 ? attend<128> : attend<0>;
-  chosen(model, query_D, slots, slope_N, position, weights_NS, context_D);
+  const auto run = [&](auto chosen) {
+    chosen(model, query_D, count, slot, slope_N, position, weights_NS, context_D);
+  };
+  switch (model.width / model.heads) {
+    case 32: run(attend_heads<32, Slot>); break;
+    case 64: run(attend_heads<64, Slot>); break;
+    case 128: run(attend_heads<128, Slot>); break;
+    default: run(attend_heads<0, Slot>);
+  }
 }
 
 void activate(const Stack& model, float* x, int64_t rows) {
@@ -457,17 +486,29 @@ class Rows {
   std::vector<float> x_RD_, y_RD_;
   std::unique_ptr<float[]> wide_;  // the outputs of a product, which no one has to set to zero
   std::vector<float> weights_NS_;
-  std::vector<const uint16_t*> slots_;
 };
 
-// Rows of the decoder at one position.
+int64_t slot_size(const Stack& decoder) { return decoder.count * 2 * decoder.width; }
+
+// Where a row of the decoder finds keys and values, and where it stores those of its own position.
+struct Place {
+  std::vector<const uint16_t*> prefix;  // a slot for each earlier position
+  uint16_t* own;
+  const uint16_t* source;  // slots one after the other
+  int64_t length;          // and their number
+  float* weights_LNS;      // of cross-attention, zero at first; null: not wanted
+  int64_t stride;          // of their sources
+
+  int64_t position() const { return prefix.size(); }
+};
+
+// Rows of the decoder, each at a position of its own.
 class DecoderRows : Rows {
  public:
-  DecoderRows(const Stack& model, const Step& step, int64_t first, int64_t rows)
-      : Rows(model, step.input_RD + first * model.width, rows, std::max(step.position + 1, step.source)), step_(step),
-        first_(first) {}
+  DecoderRows(const Stack& model, const float* input_RD, const Place* places, int64_t rows)
+      : Rows(model, input_RD, rows, longest(places, rows)), places_(places) {}
 
-  void run() {
+  void run(float* features_RD) {
     for (int64_t i = 0; i < model_.count; ++i) {
       const Layer& layer = model_.layers[i];
       multiply(layer.self_in, prepare(layer.self_norm), rows_, wide_.get());
@@ -478,39 +519,52 @@ class DecoderRows : Rows {
       finish(layer.cross_out, layer.cross_norm, y_RD_.data());
       feed_forward(layer);
     }
-    write(step_.features_RD + first_ * model_.width);
+    write(features_RD);
   }
 
  private:
-  int64_t slot_size() const { return model_.count * 2 * model_.width; }
+  static int64_t longest(const Place* places, int64_t rows) {
+    int64_t slots = 0;
+    for (int64_t r = 0; r < rows; ++r) slots = std::max({slots, places[r].position() + 1, places[r].length});
+    return slots;
+  }
 
   void attend_to_prefix(int64_t i, int64_t r) {
-    const int64_t width = model_.width, row = first_ + r;
+    const Place& place = places_[r];
+    const int64_t width = model_.width, position = place.position(), layer = i * 2 * width;
     float* query_D = &wide_[r * 3 * width];
-    uint16_t* own = step_.levels[step_.position] + row * slot_size() + i * 2 * width;
-    store(query_D, step_.position, own);
-    slots_.clear();
-    for (int64_t p = 0; p < step_.position; ++p)
-      slots_.push_back(step_.levels[p] + step_.ancestor_RP[row * step_.position + p] * slot_size() + i * 2 * width);
-    slots_.push_back(own);
-    attend(model_, query_D, slots_, model_.slope_N, step_.position, weights_NS_.data(), &y_RD_[r * width]);
+    store(query_D, position, place.own + layer);
+    const auto slot = [&](int64_t p) { return (p < position ? place.prefix[p] : place.own) + layer; };
+    attend(model_, query_D, position + 1, slot, model_.slope_N, position, weights_NS_.data(), &y_RD_[r * width]);
   }
 
   void attend_to_source(int64_t i, int64_t r) {
-    const int64_t width = model_.width, sentence = step_.sentence_R[first_ + r], length = step_.length_B[sentence];
-    slots_.clear();
-    for (int64_t s = 0; s < length; ++s)
-      slots_.push_back(step_.memory + (step_.first_B[sentence] + s) * slot_size() + i * 2 * width);
-    attend(model_, &wide_[r * width], slots_, nullptr, 0, weights_NS_.data(), &y_RD_[r * width]);
-    if (step_.weights_RLNS)
+    const Place& place = places_[r];
+    const int64_t width = model_.width, length = place.length, size = slot_size(model_);
+    const auto slot = [&](int64_t s) { return place.source + s * size + i * 2 * width; };
+    attend(model_, &wide_[r * width], length, slot, nullptr, 0, weights_NS_.data(), &y_RD_[r * width]);
+    if (place.weights_LNS)
       for (int64_t n = 0; n < model_.heads; ++n)
-        std::copy_n(&weights_NS_[n * length], length,
-                    step_.weights_RLNS + (((first_ + r) * model_.count + i) * model_.heads + n) * step_.source);
+        std::copy_n(&weights_NS_[n * length], length, place.weights_LNS + (i * model_.heads + n) * place.stride);
   }
 
-  const Step& step_;
-  const int64_t first_;
+  const Place* places_;
 };
+
+// The places of some rows in a step of all.
+std::vector<Place> places_of(const Stack& model, const Step& step, int64_t first, int64_t rows) {
+  const int64_t size = slot_size(model);
+  std::vector<Place> places;
+  for (int64_t r = first; r < first + rows; ++r) {
+    const int64_t sentence = step.sentence_R[r];
+    float* weights = step.weights_RLNS ? step.weights_RLNS + r * model.count * model.heads * step.source : nullptr;
+    places.push_back({{}, step.levels[step.position] + r * size, step.memory + step.first_B[sentence] * size,
+                      step.length_B[sentence], weights, step.source});
+    for (int64_t p = 0; p < step.position; ++p)
+      places.back().prefix.push_back(step.levels[p] + step.ancestor_RP[r * step.position + p] * size);
+  }
+  return places;
+}
 
 // Whole sentences in the encoder.
 class EncoderRows : Rows {
@@ -532,14 +586,10 @@ class EncoderRows : Rows {
  private:
   void attend_within(int64_t first, int64_t length) {
     const int64_t width = model_.width;
-    slots_.clear();
-    for (int64_t s = 0; s < length; ++s) {
-      uint16_t* slot = &kept_[(first + s) * 2 * width];
-      store(&wide_[(first + s) * 3 * width], s, slot);
-      slots_.push_back(slot);
-    }
+    const auto slot = [&](int64_t s) { return &kept_[(first + s) * 2 * width]; };
+    for (int64_t s = 0; s < length; ++s) store(&wide_[(first + s) * 3 * width], s, slot(s));
     for (int64_t s = 0; s < length; ++s)
-      attend(model_, &wide_[(first + s) * 3 * width], slots_, model_.slope_N, s, weights_NS_.data(),
+      attend(model_, &wide_[(first + s) * 3 * width], length, slot, model_.slope_N, s, weights_NS_.data(),
              &y_RD_[(first + s) * width]);
   }
 
@@ -582,8 +632,11 @@ void seq2seq_shortlisted(const Linear* map, const int8_t* rows_OI, const float* 
 
 void seq2seq_decoder_step(const Stack* model, const Step* step) {
   in_parallel(step->rows, step->threads, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; r += CHUNK_ROWS)
-      DecoderRows(*model, *step, r, std::min(CHUNK_ROWS, last - r)).run();
+    for (int64_t r = first; r < last; r += CHUNK_ROWS) {
+      const int64_t rows = std::min(CHUNK_ROWS, last - r), offset = r * model->width;
+      const std::vector<Place> places = places_of(*model, *step, r, rows);
+      DecoderRows(*model, step->input_RD + offset, places.data(), rows).run(step->features_RD + offset);
+    }
   });
 }
 
@@ -676,11 +729,11 @@ struct BestWord {
 struct Choice {
   const int64_t* banned_X;
   int64_t bans;
-  const int64_t* only_R;  // null: none
+  const int64_t* only_R;
 
   void consider(BestWord& best, float* x, int64_t first, int64_t row) const {
     best.add(x);
-    const int64_t only = only_R ? only_R[row] : -1;
+    const int64_t only = only_R[row];
     for (int64_t i = 0; i < BLOCK && only >= 0; ++i)
       if (first + i != only) x[i] = -INFINITY;
     for (int64_t i = 0; i < bans && only < 0; ++i)
@@ -688,6 +741,22 @@ struct Choice {
     best.compete(x, first);
   }
 };
+
+// The best word of each row and its log probability, without logits in memory.
+void find_best_words(const Linear& map, const float* x_RI, int64_t rows, const Choice& choice, float* log_probability_R,
+                     int64_t* id_R) {
+  std::vector<BestWord> best_R(rows);
+  for_each_tile(map, x_RI, rows, [&](int64_t block, int64_t r, int64_t count, const auto& multiply_into) {
+    float x[TILE_ROWS * BLOCK];
+    if ((block + 1) * BLOCK > map.outputs) std::fill_n(x, TILE_ROWS * BLOCK, -INFINITY);  // beyond the vocabulary
+    multiply_into(x, BLOCK);
+    for (int64_t i = 0; i < count; ++i) choice.consider(best_R[r + i], x + i * BLOCK, block * BLOCK, r + i);
+  });
+  for (int64_t r = 0; r < rows; ++r) {
+    log_probability_R[r] = best_R[r].log_probability();
+    id_R[r] = best_R[r].id();
+  }
+}
 
 // The best continuations of one sentence so far, best first; of equal ones the first stays.
 struct Best {
@@ -745,26 +814,193 @@ void seq2seq_top(const float* x_RV, const float* normalizer_R, const float* befo
   });
 }
 
-// The best word of each row and its log probability, without logits in memory.
-void seq2seq_best_words(const Linear* map, const float* x_RI, int64_t rows, const int64_t* banned_X, int64_t bans,
-                        const int64_t* only_R, float* log_probability_R, int64_t* id_R, int64_t threads) {
-  const Choice choice{banned_X, bans, only_R};
-  in_parallel(rows, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += CHUNK_ROWS) {
-      const int64_t count = std::min(CHUNK_ROWS, end - first);
-      std::vector<BestWord> best_R(count);
-      for_each_tile(*map, x_RI + first * map->inputs, count, [&](int64_t block, int64_t r, int64_t some, const auto& multiply_into) {
-        float x[TILE_ROWS * BLOCK];
-        if ((block + 1) * BLOCK > map->outputs) std::fill_n(x, TILE_ROWS * BLOCK, -INFINITY);  // beyond the vocabulary
-        multiply_into(x, BLOCK);
-        for (int64_t i = 0; i < some; ++i) choice.consider(best_R[r + i], x + i * BLOCK, block * BLOCK, first + r + i);
-      });
-      for (int64_t r = 0; r < count; ++r) {
-        log_probability_R[first + r] = best_R[r].log_probability();
-        id_R[first + r] = best_R[r].id();
-      }
+}  // extern "C"
+
+namespace {
+
+// ------------------------------------------------------------------------------------------ the whole search
+
+#ifdef __FMA__
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }  // rounds once, as torch does
+#else
+inline float multiply_add(float a, float b, float c) { return a * b + c; }
+#endif
+
+// The beginning of a translation, or a whole one.
+struct Path {
+  std::vector<int64_t> ids;
+  std::vector<float> log_probability;  // of the first words together
+  std::vector<int32_t> slots;          // which of the slots of each position are its own
+  float score = 0.0f;                  // of a whole one
+
+  float total() const { return ids.empty() ? 0.0f : log_probability.back(); }
+
+  Path with(int64_t id, float log_probability_after) const {
+    Path longer = *this;
+    longer.ids.push_back(id);
+    longer.log_probability.push_back(log_probability_after);
+    return longer;
+  }
+};
+
+// The search for the translations of one sentence.
+class Beam {
+ public:
+  Beam(const Search& search, int64_t sentence) : search_(search), sentence_(sentence), live_(1) {}
+
+  int64_t rows() const { return live_.size(); }
+  const Path& path(int64_t k) const { return live_[k]; }
+  bool at_limit() const { return length_ + 1 == search_.longest_B[sentence_]; }
+
+  // Return where a row's keys and values are, in memory that lasts until the next step.
+  Place place(int64_t k, int64_t size) {
+    const int64_t beam = search_.beam;
+    slots_.resize((length_ + 1) * beam * size);
+    Path& path = live_[k];
+    path.slots.push_back(length_ * beam + k);
+    Place place{{}, &slots_[path.slots.back() * size], search_.memory + search_.first_B[sentence_] * size,
+                search_.length_B[sentence_], nullptr, 0};
+    for (int64_t p = 0; p < length_; ++p) place.prefix.push_back(&slots_[path.slots[p] * size]);
+    return place;
+  }
+
+  // Go on with the best continuations, best first, and return whether that decides the sentence. The first `beam` of
+  // them may end, and the first `beam` of the others go on.
+  bool advance(const Best& best) {
+    const size_t beam = search_.beam;
+    std::vector<Path> next;
+    ++length_;
+    for (int64_t c = 0; c < best.count && best.value_C[c] > -INFINITY; ++c) {
+      const bool ends = best.id_C[c] == search_.end;
+      if (ends && c < search_.beam) finish(live_[best.origin_C[c]].with(search_.end, best.value_C[c]));
+      if (!ends && next.size() < beam) next.push_back(live_[best.origin_C[c]].with(best.id_C[c], best.value_C[c]));
     }
-  });
+    live_.swap(next);
+    return live_.empty() || finished_.size() == beam || length_ == search_.longest_B[sentence_];
+  }
+
+  void write() const {
+    for (int64_t n = 0; n < search_.wanted; ++n) {
+      const int64_t i = sentence_ * search_.wanted + n;
+      const Path* path = n < static_cast<int64_t>(finished_.size()) ? &finished_[n] : nullptr;
+      search_.count_BN[i] = path ? path->ids.size() : 0;
+      if (!path) continue;
+      std::copy(path->ids.begin(), path->ids.end(), search_.ids_BNT + i * search_.columns);
+      std::copy(path->log_probability.begin(), path->log_probability.end(),
+                search_.log_probability_BNT + i * search_.columns);
+      search_.score_BN[i] = path->score;
+    }
+  }
+
+ private:
+  // Keep the best whole translations, best first; of equal ones the first stays.
+  void finish(Path path) {
+    path.score = path.total() / search_.penalty_T[length_];
+    const auto worse = [&](const Path& other) { return other.score < path.score; };
+    finished_.insert(std::find_if(finished_.begin(), finished_.end(), worse), std::move(path));
+    if (static_cast<int64_t>(finished_.size()) > search_.beam) finished_.pop_back();
+  }
+
+  const Search& search_;
+  const int64_t sentence_;
+  int64_t length_ = 0;
+  std::vector<Path> live_, finished_;
+  std::vector<uint16_t> slots_;  // of all positions and hypotheses
+};
+
+// What one thread does: it keeps a chunk of rows busy, and takes the next sentence as soon as one is decided.
+class Searcher {
+ public:
+  Searcher(const Stack& model, const Linear& output, const Search& search, std::atomic<int64_t>& waiting)
+      : model_(model), output_(output), search_(search), waiting_(waiting) {}
+
+  void run() {
+    const size_t most = std::max<int64_t>(1, CHUNK_ROWS / search_.beam);
+    std::vector<std::unique_ptr<Beam>> beams;
+    for (;;) {
+      // From the last on: the longest ones, so that the threads end together.
+      for (int64_t b; beams.size() < most && (b = --waiting_) >= 0;) beams.emplace_back(new Beam(search_, b));
+      if (beams.empty()) return;
+      step(beams);
+    }
+  }
+
+ private:
+  void step(std::vector<std::unique_ptr<Beam>>& beams) {
+    int64_t rows = 0;
+    for (const auto& beam : beams) rows += beam->rows();
+    std::vector<float> input_RD(rows * model_.width), features_RD(input_RD.size());
+    std::vector<Place> places;
+    for (const auto& beam : beams)
+      for (int64_t k = 0; k < beam->rows(); ++k) {
+        embed(beam->path(k), &input_RD[places.size() * model_.width]);
+        places.push_back(beam->place(k, slot_size(model_)));
+      }
+    DecoderRows(model_, input_RD.data(), places.data(), rows).run(features_RD.data());
+    if (search_.beam == 1) choose_word(beams, features_RD.data());
+    else choose_words(beams, features_RD.data(), rows);
+    beams.erase(std::remove(beams.begin(), beams.end(), nullptr), beams.end());
+  }
+
+  void embed(const Path& path, float* input_D) const {
+    const int64_t last = path.ids.empty() ? search_.begin : path.ids.back(), width = model_.width;
+    const float *word = search_.embedding_VD + last * width, *position = search_.position_TD + path.ids.size() * width;
+    for (int64_t d = 0; d < width; ++d) input_D[d] = multiply_add(search_.scale, word[d], position[d]);
+  }
+
+  void choose_word(std::vector<std::unique_ptr<Beam>>& beams, const float* features_RD) const {
+    const int64_t rows = beams.size();
+    std::vector<float> log_probability_R(rows);
+    std::vector<int64_t> id_R(rows), only_R(rows);
+    for (int64_t r = 0; r < rows; ++r) only_R[r] = beams[r]->at_limit() ? search_.end : -1;
+    find_best_words(output_, features_RD, rows, {search_.banned_X, search_.bans, only_R.data()},
+                    log_probability_R.data(), id_R.data());
+    for (int64_t r = 0; r < rows; ++r) {
+      float value = beams[r]->path(0).total() + log_probability_R[r];
+      int64_t origin = 0;
+      advance(beams[r], {&value, &id_R[r], &origin, 1});
+    }
+  }
+
+  void choose_words(std::vector<std::unique_ptr<Beam>>& beams, const float* features_RD, int64_t rows) const {
+    const int64_t vocabulary = output_.outputs, count = 2 * search_.beam;
+    std::unique_ptr<float[]> logits(new float[rows * vocabulary]);
+    multiply(output_, features_RD, rows, logits.get());
+    float* x_V = logits.get();
+    for (auto& beam : beams) {
+      std::vector<float> value_C(count, -INFINITY);
+      std::vector<int64_t> id_C(count), origin_C(count);
+      Best best{value_C.data(), id_C.data(), origin_C.data(), count};
+      for (int64_t k = 0; k < beam->rows(); ++k, x_V += vocabulary) {
+        const float shift = beam->path(k).total() - log_sum_exp(x_V, vocabulary);
+        for (int64_t i = 0; i < search_.bans; ++i) x_V[search_.banned_X[i]] = -INFINITY;
+        if (beam->at_limit()) best.offer(x_V[search_.end] + shift, search_.end, k);
+        else best.offer_row(x_V, vocabulary, shift, k);
+      }
+      advance(beam, best);
+    }
+  }
+
+  static void advance(std::unique_ptr<Beam>& beam, const Best& best) {
+    if (!beam->advance(best)) return;
+    beam->write();
+    beam.reset();
+  }
+
+  const Stack& model_;
+  const Linear& output_;
+  const Search& search_;
+  std::atomic<int64_t>& waiting_;  // sentences that no thread has taken
+};
+
+}  // namespace
+
+extern "C" {
+
+void seq2seq_search(const Stack* model, const Linear* output, const Search* search) {
+  std::atomic<int64_t> waiting{search->sentences};
+  const int64_t threads = std::min(search->threads, search->sentences);
+  in_parallel(threads, threads, [&](int64_t, int64_t) { Searcher(*model, *output, *search, waiting).run(); });
 }
 
 }  // extern "C"

@@ -77,6 +77,23 @@ class Step(ctypes.Structure):
     ]
 
 
+class Search(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("embedding_VD", "position_TD", "memory", "first_B", "length_B", "longest_B", "penalty_T", "banned_X"),
+                *("ids_BNT", "log_probability_BNT", "score_BN", "count_BN"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("sentences", "beam", "wanted", "columns", "bans", "begin", "end", "threads")
+        ),
+        ("scale", ctypes.c_float),
+    ]
+
+
 class Source(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input_MD", "length_B", "states_MD")),
@@ -96,7 +113,7 @@ SIGNATURES: dict[str, list[type]] = {
     "decoder_step": [ctypes.POINTER(Stack), ctypes.POINTER(Step)],
     "encode": [ctypes.POINTER(Stack), ctypes.POINTER(Source)],
     "log_sum_exp": [POINTER, COUNT, COUNT, POINTER, COUNT],
-    "best_words": [ctypes.POINTER(Linear), POINTER, COUNT, POINTER, COUNT, *[POINTER] * 3, COUNT],
+    "search": [ctypes.POINTER(Stack), ctypes.POINTER(Linear), ctypes.POINTER(Search)],
     "top": [*[POINTER] * 3, *[COUNT] * 4, *[POINTER] * 3, COUNT],
 }
 

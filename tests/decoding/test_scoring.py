@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
-from seq2seq.decoding import native_selection, processors
+from seq2seq.decoding import native_search, processors
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.processors import (
     EndIfStuck,
@@ -108,7 +108,7 @@ def test_the_best_continuations_are_those_of_a_full_sort(seed: int) -> None:
     assert torch.equal(x_BKV, kept)
     if library := native.load().library:
         x_RV, less_R1 = x_BKV.view(B * K, V), less_BK1.reshape(-1, 1)
-        assert_are_the_best(native_selection.top_candidates(library, x_RV, before_BK, count, less_R1), total_BKV, count)
+        assert_are_the_best(native_search.top_candidates(library, x_RV, before_BK, count, less_R1), total_BKV, count)
 
 
 @pytest.mark.parametrize("count", range(2, 7))
@@ -180,7 +180,7 @@ def test_log_sum_exp_is_its_definition_for_numbers_of_any_size() -> None:
         wanted = part_RV.double().logsumexp(-1, keepdim=True)
         assert_close(log_sum_exp(part_RV).double(), wanted, rtol=3e-7, atol=2e-6)
         if library := native.load().library:
-            found = native_selection.log_sum_exp(library, part_RV.contiguous())
+            found = native_search.log_sum_exp(library, part_RV.contiguous())
             assert_close(found.double(), wanted, rtol=3e-7, atol=2e-6)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
+from seq2seq.inference.ensemble import Ensemble
 from seq2seq.inference.translator import Translation, Translator
 from seq2seq.model import native
 from seq2seq.utils.device import choose_precision
@@ -49,6 +50,48 @@ def test_a_translation_is_the_same_in_every_batch(beam: int, options: dict[str, 
     for tokens in (1, 30, 1000):
         found = translator.translate(SENTENCES, dataclasses.replace(search, tokens=tokens))
         assert [*map(summary, found)] == alone
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"forbid": ["cats"]},
+        {"require": ["dogs"]},
+        {"no_repeat_ngram": 1},
+        {"coverage_penalty": 0.5},
+        {"min_length_extra": 3},
+        {"stop": "certain"},
+    ],
+    ids=str,
+)
+def test_every_search_finds_what_the_one_in_steps_does(
+    beam: int, options: dict[str, object], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with prefixes, and where each step is shown."""
+    compiled()
+    translator = Translator.from_checkpoint(checkpoint, "cpu", "int8")
+    shown: list[tuple[int, str]] = []
+    search = dataclasses.replace(search_preset("beam"), beam=beam, n_best=beam, length_factor=1.0, **options)  # type: ignore[arg-type]
+    prefixes = ["Die", "", "Einige", "", ""]
+
+    def found() -> list[list[Translation]]:
+        plain, begun = (
+            translator.translate(SENTENCES, search),
+            translator.translate(SENTENCES, search, prefixes=prefixes),
+        )
+        return plain + begun + translator.translate(SENTENCES, search, on_step=lambda i, text: shown.append((i, text)))
+
+    ours, steps = found(), [*shown]
+    assert len(steps) > len(SENTENCES)
+    shown.clear()
+    monkeypatch.setattr(Ensemble, "has_plain_search", False)
+    theirs = found()
+    assert shown == steps
+    for ranked, others in zip(ours, theirs, strict=True):
+        assert [one.text for one in ranked] == [one.text for one in others]
+        assert [one.score for one in ranked] == pytest.approx([one.score for one in others], rel=1e-6)
 
 
 def test_a_forced_score_is_that_of_the_search(checkpoint: Path) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from seq2seq.config.loading import search_preset
-from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN
-from seq2seq.decoding.beam import BestWords, beam_search
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.native_search import plain_search
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
 from seq2seq.model import native
-from seq2seq.model.decoder_state import State
-from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, Int8Output, quantize
+from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, Int8Output, Int8State, quantize
 from seq2seq.model.interface import Seq2Seq
 from tests.helpers.corpora import padded, random_sentences
 from tests.helpers.models import begin, compiled, tiny_model
@@ -107,28 +110,6 @@ def test_a_row_of_a_product_depends_on_no_other(level: str, threads: int) -> Non
         assert torch.equal(product(x_RI.T.contiguous().T), alone), "also from rows that do not lie together"
 
 
-@every_level
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("outputs", [5, 64, 130, 200])
-def test_the_best_word_is_that_of_the_logits(level: str, threads: int, outputs: int) -> None:
-    """With its log probability among all words, banned ones included; the first of equal words; alone or together."""
-    torch.manual_seed(outputs)
-    output, x_R1D = Int8Output(compiled(level), torch.randn(outputs, 33), None), torch.randn(110, 1, 33)
-    x_R1D *= 10.0 ** torch.randint(-2, 3, (110, 1, 1))
-    x_R1D[7], banned = 0.0, (0, outputs - 1)
-    only_R = torch.where(torch.arange(110) % 3 == 0, 3, -1)
-    log_RV = output(x_R1D)[:, 0].log_softmax(-1)
-    allowed_RV = log_RV.index_fill(1, torch.tensor(banned), float("-inf"))
-    chosen_R = torch.where(only_R >= 0, only_R, allowed_RV.argmax(1))
-    with threads_used(threads):
-        found_R, ids_R = output.best_words(x_R1D, banned, only_R)
-        free_R = output.best_words(x_R1D, banned, None)[1]
-    assert torch.equal(ids_R, chosen_R) and torch.equal(free_R, allowed_RV.argmax(1))
-    torch.testing.assert_close(found_R, log_RV.gather(1, chosen_R[:, None])[:, 0], rtol=1e-5, atol=1e-5)
-    alone = [output.best_words(x_R1D[i : i + 1], banned, only_R[i : i + 1])[0] for i in range(110)]
-    assert torch.equal(torch.cat(alone), found_R)
-
-
 def test_a_product_loses_at_most_half_a_unit_of_each_number() -> None:
     """The bound that rounding to one of 255 numbers implies, for rows and outputs of any size."""
     torch.manual_seed(0)
@@ -210,31 +191,80 @@ def test_attention_weights_are_those_of_the_model() -> None:
 # ------------------------------------------------------------------------------------------- search
 
 
-def test_greedy_search_without_logits_finds_the_same_translations() -> None:
-    """At the longest length, beside other lengths, and where a rule needs the logits."""
-    model = quantized()
+class Searched:
+    """A model, the sources of many sentences, and how long each translation may be."""
 
-    def found(minimum: Tensor | None, best_words: BestWords | None = None) -> list[Hypothesis]:
-        task = DecodingTask(torch.tensor([12, 4, 14, 9]), minimum, torch.zeros(4, dtype=torch.int64), [*range(4)])
-        batches, specials = [(model.start(*padded(SENTENCES)), task)], Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
-        n_best = beam_search(
-            model.step, batches, search_preset("greedy"), specials, library=compiled(), best_words=best_words
-        )
-        return [hypothesis for hypotheses in n_best for hypothesis in hypotheses]
+    def __init__(self, model: Seq2Seq, vocabulary: int) -> None:
+        self.model, self.specials = model, Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
+        draw = random.Random(1)
+        self.sentences = random_sentences([draw.randint(1, 9) for _ in range(70)], vocabulary=vocabulary)
+        self.longest = [draw.randint(1, 12) for _ in self.sentences]
 
-    def counted(tokens_B1: Tensor, *given: Any) -> tuple[Tensor, Tensor, State]:
-        calls.append(len(tokens_B1))
-        return model.best_words(tokens_B1, *given)
+    def find(self, config: SearchConfig, whole: bool = True, order: Sequence[int] | None = None) -> list[Any]:
+        """Search in one call or step by step; return what is found in each sentence, in this order."""
+        order = range(len(self.sentences)) if order is None else order
+        zeros_B = torch.zeros(len(order), dtype=torch.int64)
+        task = DecodingTask(torch.tensor([self.longest[i] for i in order]), None, zeros_B, [*order])
+        with torch.inference_mode():
+            state = self.model.start(*padded([self.sentences[i] for i in order]))
+            if whole:
+                return plain_search(self.model, cast(Int8State, state), task, config, self.specials)
+            return beam_search(self.model.step, [(state, task)], config, self.specials, library=compiled())
 
-    calls: list[int] = []
-    for minimum, used in ((None, True), (torch.full((4,), 4), False)):
-        calls.clear()
-        fast, plain = found(minimum, counted), found(minimum)
-        assert bool(calls) == used
-        assert [one.ids for one in fast] == [one.ids for one in plain]
-        for one, other in zip(fast, plain, strict=True):
-            assert one.score == pytest.approx(other.score, rel=1e-5)
+
+PLAIN = [
+    ("greedy", {}),
+    ("greedy", {"length_penalty": 2.0}),
+    ("beam", {"beam": 2, "n_best": 2}),
+    ("beam", {"n_best": 3, "length_normalization": "average"}),
+    ("beam", {"select_by": "chrf", "length_penalty": 0.0}),
+]
+
+
+@every_level
+@pytest.mark.parametrize("preset,changes", PLAIN)
+@pytest.mark.parametrize("vocabulary", [10, 64, 150])
+def test_a_search_in_one_call_is_the_search_in_steps(
+    level: str, preset: str, changes: dict[str, Any], vocabulary: int
+) -> None:
+    """For every level of instructions, also where translations are as long as may be, and greedily with equal words."""
+    config = replace(search_preset(preset), **changes)
+    model = tiny_model("transformer", "model.tie_embeddings=none", vocabulary=Vocabulary(vocabulary, vocabulary, True))
+    with torch.no_grad():
+        model.output.weight[END] *= 2
+        if config.beam == 1 and vocabulary > 48:
+            model.output.weight[32:48] = model.output.weight[:16]
+    quantize(model, compiled(level))
+    searched = Searched(model, vocabulary)
+    found, expected = searched.find(config), searched.find(config, whole=False)
+    lengths = [
+        len(one.ids) + 1 - longest for n_best, longest in zip(found, searched.longest, strict=True) for one in n_best
+    ]
+    assert min(lengths) < 0 and max(lengths) == 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [one.ids for one in ours] == [one.ids for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.score == pytest.approx(other.score, rel=1e-6)
+            assert one.log_probability == pytest.approx(other.log_probability, rel=1e-6)
             assert one.token_log_probabilities == pytest.approx(other.token_log_probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_search_in_one_call_does_all_that_a_step_does(options: list[str]) -> None:
+    searched = Searched(quantized(*options), vocabulary=40)
+    found, expected = (searched.find(search_preset("beam"), whole) for whole in (True, False))
+    assert [[one.ids for one in n_best] for n_best in found] == [[one.ids for one in n_best] for n_best in expected]
+
+
+@pytest.mark.parametrize("preset", ["greedy", "beam"])
+def test_a_translation_depends_on_no_other_sentence_and_thread(preset: str) -> None:
+    searched, config = Searched(quantized(), vocabulary=40), search_preset(preset)
+    together = searched.find(config)
+    with threads_used(3):
+        assert searched.find(config) == together
+    backwards = [*reversed(range(len(together)))]
+    assert searched.find(config, order=backwards) == together[::-1]
+    assert [searched.find(config, order=[i])[0] for i in range(9)] == together[:9]
 
 
 @pytest.mark.parametrize("search", ["greedy", "beam"])

@@ -1,0 +1,83 @@
+"""What the compiled part of inference does of a search: the choice of next words, or all of a plain beam search.
+
+Shapes: B sentences, K hypotheses of each, R = B × K rows, V vocabulary, C candidates, N translations that are wanted
+of each sentence, T words, END included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.decoding.scoring import Candidates, DecodingTask, Hypothesis, Specials, length_penalty
+from seq2seq.model import native
+from seq2seq.model.int8 import Int8Decoder, Int8Output, Int8State
+from seq2seq.model.interface import Seq2Seq
+
+
+def log_sum_exp(library: ctypes.CDLL, x_RV: Tensor) -> Tensor:
+    (R, V), out_R1 = x_RV.shape, x_RV.new_empty(len(x_RV), 1)
+    library.seq2seq_log_sum_exp(x_RV.data_ptr(), R, V, out_R1.data_ptr(), threads(R))
+    return out_R1
+
+
+def top_candidates(
+    library: ctypes.CDLL, x_RV: Tensor, log_probability_BK: Tensor, count: int, normalizer_R1: Tensor
+) -> Candidates:
+    """Like `scoring.top_candidates`; of equal continuations the first comes first."""
+    (B, K), V = log_probability_BK.shape, x_RV.shape[1]
+    log_probability_BK, count = log_probability_BK.contiguous(), min(count, K * V)
+    value_BC = x_RV.new_empty(B, count)
+    ids_BC, origin_BC = (torch.empty(B, count, dtype=torch.int64) for _ in range(2))
+    given = (x.data_ptr() for x in (x_RV, normalizer_R1, log_probability_BK))
+    found = (x.data_ptr() for x in (value_BC, ids_BC, origin_BC))
+    library.seq2seq_top(*given, B, K, V, count, *found, threads(B * K))
+    return Candidates(value_BC, value_BC, ids_BC, origin_BC)
+
+
+def threads(rows: int) -> int:
+    """Return how many threads these rows of logits are worth."""
+    return torch.get_num_threads() if rows > 32 else 1
+
+
+def is_compiled(model: Seq2Seq) -> bool:
+    """Return whether a plain beam search with this model is one call: a Transformer in int8."""
+    return isinstance(model.decoder, Int8Decoder)
+
+
+def plain_search(
+    model: Seq2Seq, state: Int8State, task: DecodingTask, config: SearchConfig, specials: Specials
+) -> list[list[Hypothesis]]:
+    """Return the best translations of every sentence, best first, as `beam_search` does without rules."""
+    decoder, output = model.decoder, model.output
+    assert isinstance(decoder, Int8Decoder) and isinstance(output, Int8Output)
+    B, T = len(task.max_length_B), int(task.max_length_B.max())
+    N = config.n_best if config.select_by == "score" else config.beam
+    penalty_T = torch.tensor([length_penalty(n, config) for n in range(T + 1)])
+    ids_BNT, count_BN = torch.empty(B, N, T, dtype=torch.int64), torch.empty(B, N, dtype=torch.int64)
+    log_probability_BNT, score_BN = torch.zeros(B, N, T), torch.empty(B, N)
+    banned_X = torch.tensor(specials.banned)
+    given = (model.target_embedding.weight, decoder.first_positions(T), state.memory_MX, state.first_B, state.length_B)
+    more = (task.max_length_B, penalty_T, banned_X)
+    found = (ids_BNT, log_probability_BNT, score_BN, count_BN)
+    sizes = (B, config.beam, N, T, len(banned_X), specials.begin, specials.end, torch.get_num_threads())
+    pointers = (x.data_ptr() for x in (*given, *more, *found))
+    decoder.library.seq2seq_search(decoder.struct, output.map, native.Search(*pointers, *sizes, decoder.input.scale))
+    each_BNT = np.diff(log_probability_BNT.double().numpy(), prepend=0.0)
+    return [
+        [
+            Hypothesis(
+                ids_BNT[b, n, : count - 1].tolist(),
+                float(log_probability_BNT[b, n, count - 1]),
+                float(score_BN[b, n]),
+                tuple(each_BNT[b, n, :count].tolist()),
+            )
+            for n, count in enumerate(counts)
+            if count
+        ]
+        for b, counts in enumerate(count_BN.tolist())
+    ]
