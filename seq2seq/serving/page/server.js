@@ -60,7 +60,8 @@ async function problemOf(response) {
   let message = `the server answered ${response.status} ${response.statusText}`;
   try {
     message = (await response.json()).error ?? message;
-  } catch {
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     // No JSON: the status has to do.
   }
   const after = Number.parseFloat(response.headers.get("Retry-After"));

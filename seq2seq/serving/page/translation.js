@@ -21,6 +21,7 @@ export class Translation {
     this.isFinished = true;
     this.undone = new Map(); // source sentence → its former states, as long as a prefix is fixed
     this.controller = new AbortController();
+    this.asked = null; // the request on its way
   }
 
   get output() {
@@ -42,15 +43,26 @@ export class Translation {
     this.controller = new AbortController();
   }
 
-  /** Translate a text; the request for the former one is cancelled. */
+  /** Translate a text; the request for the former one is cancelled, unless it is the same. */
   async start(text) {
+    const asked = JSON.stringify([text, this.handlers.settings()]);
+    if (asked === this.asked) return;
     this.cancel();
+    this.asked = asked;
+    const { signal } = this.controller;
+    try {
+      await this.ask(text, signal);
+    } finally {
+      if (!signal.aborted) this.asked = null;
+    }
+  }
+
+  async ask(text, signal) {
     this.text = text;
     this.isFinished = false;
     this.handlers.started();
     if (!text.trim()) return this.finish({ gaps: [text] }, 0);
     const [fixed, received] = [[], { count: 0, at: 0 }];
-    const { signal } = this.controller;
     const handlers = {
       partial: ({ sentence, text: begun }) => {
         if (!this.sentences[sentence]?.prefix) this.handlers.partial(sentence, begun);
