@@ -57,27 +57,37 @@ def plain_search(
     assert isinstance(decoder, Int8Decoder) and isinstance(output, Int8Output)
     B, T = len(task.max_length_B), int(task.max_length_B.max())
     N = config.n_best if config.select_by == "score" else config.beam
-    penalty_T = torch.tensor([length_penalty(n, config) for n in range(T + 1)])
+    listed = () if task.shortlist_BU is None else (task.shortlist_BU.contiguous(), output.rows_OI)
+    U = listed[0].shape[1] if listed else 0
     ids_BNT, count_BN = torch.empty(B, N, T, dtype=torch.int64), torch.empty(B, N, dtype=torch.int64)
     log_probability_BNT, score_BN = torch.zeros(B, N, T), torch.empty(B, N)
-    banned_X = torch.tensor(specials.banned)
-    given = (model.target_embedding.weight, decoder.first_positions(T), state.memory_MX, state.first_B, state.length_B)
-    more = (task.max_length_B, penalty_T, banned_X)
-    found = (ids_BNT, log_probability_BNT, score_BN, count_BN)
-    sizes = (B, config.beam, N, T, len(banned_X), specials.begin, specials.end, torch.get_num_threads())
-    pointers = (x.data_ptr() for x in (*given, *more, *found))
-    decoder.library.seq2seq_search(decoder.struct, output.map, native.Search(*pointers, *sizes, decoder.input.scale))
+    arrays = {
+        "embedding_VD": model.target_embedding.weight,
+        "position_TD": decoder.first_positions(T),
+        **{"memory": state.memory_MX, "first_B": state.first_B, "length_B": state.length_B},
+        "longest_B": task.max_length_B,
+        "penalty_T": torch.tensor([length_penalty(n, config) for n in range(T + 1)]),
+        "banned_X": torch.tensor(specials.banned),
+        **dict(zip(("listed_BU", "rows_OI"), listed, strict=False)),
+        **{"ids_BNT": ids_BNT, "log_probability_BNT": log_probability_BNT, "score_BN": score_BN, "count_BN": count_BN},
+    }
+    search = native.Search(
+        **{name: x.data_ptr() for name, x in arrays.items()},
+        **{"sentences": B, "beam": config.beam, "wanted": N, "columns": T, "words": U},
+        **{"bans": len(specials.banned), "begin": specials.begin, "end": specials.end},
+        threads=torch.get_num_threads(),
+        scale=decoder.input.scale,
+    )
+    decoder.library.seq2seq_search(decoder.struct, output.map, search)
     each_BNT = np.diff(log_probability_BNT.double().numpy(), prepend=0.0)
+    found = zip(
+        ids_BNT.tolist(), log_probability_BNT.tolist(), score_BN.tolist(), each_BNT, count_BN.tolist(), strict=True
+    )
     return [
         [
-            Hypothesis(
-                ids_BNT[b, n, : count - 1].tolist(),
-                float(log_probability_BNT[b, n, count - 1]),
-                float(score_BN[b, n]),
-                tuple(each_BNT[b, n, :count].tolist()),
-            )
-            for n, count in enumerate(counts)
+            Hypothesis(ids_T[: count - 1], log_T[count - 1], score, tuple(each_T[:count].tolist()))
+            for ids_T, log_T, score, each_T, count in zip(*sentence, strict=True)
             if count
         ]
-        for b, counts in enumerate(count_BN.tolist())
+        for sentence in found
     ]

@@ -51,10 +51,10 @@ class Beams:
 
 
 Length = TypeVar("Length", float, Tensor)
-# What a plain beam search does without.
+# What a plain beam search does without; it may have shortlists.
 SPECIAL_KEYS = (
     *("stop", "coverage_penalty", "min_length_factor", "min_length_extra", "groups", "samples"),
-    *("require", "forbid", "no_repeat_ngram", "shortlist"),
+    *("require", "forbid", "no_repeat_ngram"),
 )
 CHUNK_WIDTH = 64  # vocabulary columns per chunk in `top_candidates`
 NO_ID = -1  # padding of prefixes

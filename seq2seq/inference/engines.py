@@ -44,13 +44,20 @@ PROBES, PROBE_LENGTH = 32, 24  # sentences of random subwords that verify an exp
 
 
 def open_engine(
-    name: str, folder: Path, config: ModelConfig, tokenizer: Tokenizer, model: Seq2Seq, device: torch.device
+    name: str,
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    model: Seq2Seq,
+    device: torch.device,
+    int8: bool = False,
 ) -> CTranslate2Search | None:
     """Return the engine that searches for a checkpoint's model in float32; None is this project's own search.
 
-    "auto" is CTranslate2 for everything that it supports: on a CPU, int8 is faster there (docs/benchmarks.md).
+    "auto" is the faster one on a CPU (docs/benchmarks.md): this project's if it searches in compiled `int8`, else
+    CTranslate2 for everything that it supports.
     """
-    if name == "torch":
+    if name == "torch" or (name == "auto" and int8):
         return None
     problems = [] if device.type == "cpu" else [f"engine: ctranslate2 runs on a CPU, not on {device}; set device=cpu"]
     problems += [f"{problem}, or use engine=torch" for problem in unsupported(config)]
@@ -143,7 +150,7 @@ def unsupported_search(search: SearchConfig) -> list[str]:
     """List the search keys that CTranslate2 does not follow exactly as this project does."""
     return [
         f"search.{key}: engine=ctranslate2 does not support {getattr(search, key)}; use engine=torch"
-        for key in special_keys(search)
+        for key in (*special_keys(search), *(["shortlist"] if search.shortlist else []))
     ]
 
 

@@ -179,15 +179,16 @@ class Translator:
         target_device, _ = choose_device(device)
         dtype, _ = choose_precision(precision, target_device)
         config, tokenizer, model = load_checkpoint(folder)
-        opened = open_engine(engine, folder, config.model, tokenizer, model, target_device)
+        library, problem = native.load() if precision == "int8" else (None, "")
+        given = (folder, config.model, tokenizer, model, target_device)
+        opened = open_engine(engine, *given, int8=library is not None)
         model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
         translator.read_shortlist = partial(Shortlist.load, folder, tokenizer.vocabulary)
-        if precision == "int8":
-            translator.library, problem = native.load()
-            if problem:
-                print(f"precision=int8 is slow here, in plain torch: {problem}", file=sys.stderr)
+        translator.library = library
+        if problem:
+            print(f"precision=int8 is slow here, in plain torch: {problem}", file=sys.stderr)
         return translator
 
     @classmethod
@@ -368,7 +369,8 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            if self.models.has_plain_search and not (prefixes or texts or special_keys(search)):
+            plain = not (prefixes or texts or special_keys(search))
+            if plain and self.library and self.models.has_plain_search:
                 found = (self.models.plain_search(*batch, search, SPECIALS) for batch in batches)
                 return [*chain(*found)]
             return beam_search(step, batches, search, SPECIALS, progress, self.library)

@@ -80,12 +80,14 @@ struct Search {
   const int64_t* length_B;    // how many it has
   const int64_t* longest_B;   // words of its longest translation, END included
   const float* penalty_T;     // divides the log probability of a translation of this length
-  const int64_t* banned_X;
+  const int64_t* banned_X;    // ids below those of all words, as END is
+  const int64_t* listed_BU;   // the only words that each sentence may use, ascending, those ids first; null: all words
+  const int8_t* rows_OI;      // for them: the weights of the output, output by output
   int64_t* ids_BNT;           // the best translations, best first, with END
   float* log_probability_BNT;  // of the first words together
   float* score_BN;
   int64_t* count_BN;  // words of each translation; 0: there is none
-  int64_t sentences, beam, wanted, columns, bans, begin, end, threads;  // wanted: N, columns: T
+  int64_t sentences, beam, wanted, columns, words, bans, begin, end, threads;  // wanted: N, columns: T, words: U
   float scale;  // of the embeddings
 };
 
@@ -300,6 +302,19 @@ float output(const Linear& map, const int8_t* rows_OI, int64_t o, const Stored* 
   int32_t sum = ADDED ? -map.offset_O[o] : 0;
   for (int64_t i = 0; i < map.inputs; ++i) sum += x[i] * weight[i];
   return sum * (map.scale_O[o] * scale) + map.bias_O[o];
+}
+
+// The outputs that are listed, of some rows; −∞ where an id is below 0. Their weights, in rows_OI output by output, are
+// read once for all rows.
+void multiply_listed(const Linear& map, const int8_t* rows_OI, const float* x_RI, int64_t rows, const int64_t* ids_U,
+                     int64_t words, float* y_RU) {
+  const int64_t width = padded(map.inputs);
+  std::vector<Stored> stored(rows * width);
+  std::vector<float> scale_R(rows);
+  for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * map.inputs, map.inputs, &stored[r * width]);
+  for (int64_t u = 0; u < words; ++u)
+    for (int64_t r = 0; r < rows; ++r)
+      y_RU[r * words + u] = ids_U[u] < 0 ? -INFINITY : output(map, rows_OI, ids_U[u], &stored[r * width], scale_R[r]);
 }
 
 // ------------------------------------------------------------------------------------------ parts of a layer
@@ -610,23 +625,13 @@ void seq2seq_linear(const Linear* map, const float* x_RI, int64_t rows, float* y
   });
 }
 
-// The outputs that each sentence lists, for its `count` rows; −∞ where an id is below 0. rows_OI holds the weights
-// output by output: those of one output are read together, for all rows of the sentence.
+// The outputs that each sentence lists, for its `count` rows.
 void seq2seq_shortlisted(const Linear* map, const int8_t* rows_OI, const float* x_RI, const int64_t* ids_BU,
                          int64_t sentences, int64_t count, int64_t words, float* y_RU, int64_t threads) {
-  const int64_t inputs = map->inputs, width = padded(inputs);
   in_parallel(sentences, threads, [&](int64_t first, int64_t last) {
-    std::vector<Stored> stored(count * width);
-    std::vector<float> scale(count);
-    for (int64_t b = first; b < last; ++b) {
-      for (int64_t k = 0; k < count; ++k)
-        scale[k] = quantize(x_RI + (b * count + k) * inputs, inputs, &stored[k * width]);
-      for (int64_t u = 0; u < words; ++u) {
-        const int64_t o = ids_BU[b * words + u];
-        for (int64_t k = 0; k < count; ++k)
-          y_RU[(b * count + k) * words + u] = o < 0 ? -INFINITY : output(*map, rows_OI, o, &stored[k * width], scale[k]);
-      }
-    }
+    for (int64_t b = first; b < last; ++b)
+      multiply_listed(*map, rows_OI, x_RI + b * count * map->inputs, count, ids_BU + b * words, words,
+                      y_RU + b * count * words);
   });
 }
 
@@ -849,6 +854,7 @@ class Beam {
   Beam(const Search& search, int64_t sentence) : search_(search), sentence_(sentence), live_(1) {}
 
   int64_t rows() const { return live_.size(); }
+  const int64_t* listed() const { return search_.listed_BU + sentence_ * search_.words; }
   const Path& path(int64_t k) const { return live_[k]; }
   bool at_limit() const { return length_ + 1 == search_.longest_B[sentence_]; }
 
@@ -937,7 +943,7 @@ class Searcher {
         places.push_back(beam->place(k, slot_size(model_)));
       }
     DecoderRows(model_, input_RD.data(), places.data(), rows).run(features_RD.data());
-    if (search_.beam == 1) choose_word(beams, features_RD.data());
+    if (search_.beam == 1 && !search_.listed_BU) choose_word(beams, features_RD.data());
     else choose_words(beams, features_RD.data(), rows);
     beams.erase(std::remove(beams.begin(), beams.end(), nullptr), beams.end());
   }
@@ -963,11 +969,16 @@ class Searcher {
   }
 
   void choose_words(std::vector<std::unique_ptr<Beam>>& beams, const float* features_RD, int64_t rows) const {
-    const int64_t vocabulary = output_.outputs, count = 2 * search_.beam;
+    const bool listed = search_.listed_BU != nullptr;
+    const int64_t vocabulary = listed ? search_.words : output_.outputs, count = 2 * search_.beam;
     std::unique_ptr<float[]> logits(new float[rows * vocabulary]);
-    multiply(output_, features_RD, rows, logits.get());
+    if (!listed) multiply(output_, features_RD, rows, logits.get());
     float* x_V = logits.get();
     for (auto& beam : beams) {
+      if (listed) {
+        const float* own_RD = features_RD + (x_V - logits.get()) / vocabulary * model_.width;
+        multiply_listed(output_, search_.rows_OI, own_RD, beam->rows(), beam->listed(), vocabulary, x_V);
+      }
       std::vector<float> value_C(count, -INFINITY);
       std::vector<int64_t> id_C(count), origin_C(count);
       Best best{value_C.data(), id_C.data(), origin_C.data(), count};
@@ -977,6 +988,7 @@ class Searcher {
         if (beam->at_limit()) best.offer(x_V[search_.end] + shift, search_.end, k);
         else best.offer_row(x_V, vocabulary, shift, k);
       }
+      for (int64_t c = 0; listed && c < count; ++c) id_C[c] = beam->listed()[id_C[c]];
       advance(beam, best);
     }
   }

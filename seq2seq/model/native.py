@@ -83,12 +83,12 @@ class Search(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("embedding_VD", "position_TD", "memory", "first_B", "length_B", "longest_B", "penalty_T", "banned_X"),
-                *("ids_BNT", "log_probability_BNT", "score_BN", "count_BN"),
+                *("listed_BU", "rows_OI", "ids_BNT", "log_probability_BNT", "score_BN", "count_BN"),
             )
         ),
         *(
             (name, ctypes.c_int64)
-            for name in ("sentences", "beam", "wanted", "columns", "bans", "begin", "end", "threads")
+            for name in ("sentences", "beam", "wanted", "columns", "words", "bans", "begin", "end", "threads")
         ),
         ("scale", ctypes.c_float),
     ]

@@ -25,6 +25,7 @@ from seq2seq.inference.engines import open_engine
 from seq2seq.inference.translator import EMPTY, Translation, Translator
 from seq2seq.utils.errors import UserError
 from seq2seq.utils.run import Run
+from tests.helpers.models import compiled
 from tests.helpers.runs import saved_run
 
 needed = pytest.mark.skipif(not is_installed(), reason="CTranslate2 is not installed (pip install ctranslate2)")
@@ -284,3 +285,11 @@ def test_evaluate_names_the_engine_in_what_it_prints_and_stores(
 
 def test_torch_opens_nothing() -> None:
     assert open_engine("torch", *[None] * 5) is None  # type: ignore[arg-type]
+
+
+@needed
+def test_auto_is_the_compiled_search_in_int8(run: Run) -> None:
+    compiled()
+    folder = run.checkpoint("best")
+    auto, asked = (Translator.from_checkpoint(folder, "cpu", "int8", engine) for engine in ("auto", "ctranslate2"))
+    assert auto.engine_for(options()) == "torch" != asked.engine_for(options())

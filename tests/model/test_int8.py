@@ -13,13 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.native_search import plain_search
-from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials
+from seq2seq.decoding.scoring import NO_ID, DecodingTask, Hypothesis, Specials
 from seq2seq.model import native
 from seq2seq.model.int8 import Int8Decoder, Int8Encoder, Int8Linear, Int8Output, Int8State, quantize
 from seq2seq.model.interface import Seq2Seq
@@ -194,8 +195,9 @@ def test_attention_weights_are_those_of_the_model() -> None:
 class Searched:
     """A model, the sources of many sentences, and how long each translation may be."""
 
-    def __init__(self, model: Seq2Seq, vocabulary: int) -> None:
+    def __init__(self, model: Seq2Seq, vocabulary: int, listed: bool = False) -> None:
         self.model, self.specials = model, Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN))
+        self.vocabulary, self.listed = vocabulary, listed
         draw = random.Random(1)
         self.sentences = random_sentences([draw.randint(1, 9) for _ in range(70)], vocabulary=vocabulary)
         self.longest = [draw.randint(1, 12) for _ in self.sentences]
@@ -204,12 +206,19 @@ class Searched:
         """Search in one call or step by step; return what is found in each sentence, in this order."""
         order = range(len(self.sentences)) if order is None else order
         zeros_B = torch.zeros(len(order), dtype=torch.int64)
-        task = DecodingTask(torch.tensor([self.longest[i] for i in order]), None, zeros_B, [*order])
+        longest_B = torch.tensor([self.longest[i] for i in order])
+        shortlist_BU = torch.stack([self.words(i) for i in order]) if self.listed else None
+        task = DecodingTask(longest_B, None, zeros_B, [*order], shortlist_BU=shortlist_BU)
         with torch.inference_mode():
             state = self.model.start(*padded([self.sentences[i] for i in order]))
             if whole:
                 return plain_search(self.model, cast(Int8State, state), task, config, self.specials)
             return beam_search(self.model.step, [(state, task)], config, self.specials, library=compiled())
+
+    def words(self, i: int) -> Tensor:
+        """All special ids and about half of the others, padded."""
+        drawn = random.Random(i).sample(range(END + 1, self.vocabulary), self.vocabulary // 2 - i % 3)
+        return F.pad(torch.tensor([*range(END + 1), *sorted(drawn)]), (0, 64 - len(drawn) - END - 1), value=NO_ID)
 
 
 PLAIN = [
@@ -232,8 +241,8 @@ def test_a_search_in_one_call_is_the_search_in_steps(
     model = tiny_model("transformer", "model.tie_embeddings=none", vocabulary=Vocabulary(vocabulary, vocabulary, True))
     with torch.no_grad():
         model.output.weight[END] *= 2
-        if config.beam == 1 and vocabulary > 48:
-            model.output.weight[32:48] = model.output.weight[:16]
+        if config.beam == 1 and vocabulary > 56:
+            model.output.weight[40:56] = model.output.weight[:16]
     quantize(model, compiled(level))
     searched = Searched(model, vocabulary)
     found, expected = searched.find(config), searched.find(config, whole=False)
@@ -247,6 +256,19 @@ def test_a_search_in_one_call_is_the_search_in_steps(
             assert one.score == pytest.approx(other.score, rel=1e-6)
             assert one.log_probability == pytest.approx(other.log_probability, rel=1e-6)
             assert one.token_log_probabilities == pytest.approx(other.token_log_probabilities, abs=1e-5)
+
+
+@every_level
+@pytest.mark.parametrize("preset", ["greedy", "beam"])
+def test_a_search_in_one_call_keeps_to_shortlists(level: str, preset: str) -> None:
+    model = tiny_model("transformer", "model.tie_embeddings=none", vocabulary=Vocabulary(100, 100, True))
+    quantize(model, compiled(level))
+    searched = Searched(model, 100, listed=True)
+    found, expected = (searched.find(search_preset(preset), whole) for whole in (True, False))
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert [one.ids for one in ours] == [one.ids for one in theirs]
+        assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], rel=1e-5)
+        assert {*ours[0].ids} <= {*searched.words(i).tolist()}
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -265,6 +287,8 @@ def test_a_translation_depends_on_no_other_sentence_and_thread(preset: str) -> N
     backwards = [*reversed(range(len(together)))]
     assert searched.find(config, order=backwards) == together[::-1]
     assert [searched.find(config, order=[i])[0] for i in range(9)] == together[:9]
+    searched.longest = [1] * len(together)
+    assert all(searched.find(config)), "also where all end together"
 
 
 @pytest.mark.parametrize("search", ["greedy", "beam"])
