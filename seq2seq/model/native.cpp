@@ -975,14 +975,14 @@ class Searcher {
     if (!listed) multiply(output_, features_RD, rows, logits.get());
     float* x_V = logits.get();
     for (auto& beam : beams) {
-      if (listed) {
-        const float* own_RD = features_RD + (x_V - logits.get()) / vocabulary * model_.width;
-        multiply_listed(output_, search_.rows_OI, own_RD, beam->rows(), beam->listed(), vocabulary, x_V);
-      }
+      const int64_t hypotheses = beam->rows();
+      if (listed)
+        multiply_listed(output_, search_.rows_OI, features_RD, hypotheses, beam->listed(), vocabulary, x_V);
+      features_RD += hypotheses * model_.width;
       std::vector<float> value_C(count, -INFINITY);
       std::vector<int64_t> id_C(count), origin_C(count);
       Best best{value_C.data(), id_C.data(), origin_C.data(), count};
-      for (int64_t k = 0; k < beam->rows(); ++k, x_V += vocabulary) {
+      for (int64_t k = 0; k < hypotheses; ++k, x_V += vocabulary) {
         const float shift = beam->path(k).total() - log_sum_exp(x_V, vocabulary);
         for (int64_t i = 0; i < search_.bans; ++i) x_V[search_.banned_X[i]] = -INFINITY;
         if (beam->at_limit()) best.offer(x_V[search_.end] + shift, search_.end, k);
