@@ -52,7 +52,7 @@ UNTARGETED = (
     *("inference/prompt.py", "inference/ctranslate2.py"),  # a dialogue; an export that compares itself with its origin
 )
 CALLERS = {"seq2seq/model/native.cpp": "seq2seq/model/int8.py"}  # of code whose lines are not counted
-TIMEOUT = 60  # seconds for one mutant: an endless loop is a caught bug
+TIMEOUT, COMPILED_TIMEOUT = 60, 300  # seconds for one mutant: an endless loop is a caught bug
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,9 @@ def measure(root: Path, selection: str, paths: list[str]) -> tuple[Coverage, Cou
 def tests_of(mutant: Mutant, coverage: Coverage, seconds: Counter[str]) -> list[str]:
     """The tests that execute a mutant's lines, fastest first."""
     by_line = coverage.get(CALLERS.get(mutant.file, mutant.file), {})
-    covering = {test for line in mutant.lines for test in by_line.get(line, ())} - {""}
-    if not covering or mutant.file in CALLERS:  # or it runs at import, or in another process
+    lines = () if mutant.file in CALLERS else mutant.lines
+    covering = {test for line in lines for test in by_line.get(line, ())} - {""}
+    if not covering:  # it runs at import, or in another process, where coverage counts no test
         covering = {test for tests in by_line.values() for test in tests} - {""}
     return sorted(covering, key=lambda test: seconds[test])
 
@@ -365,7 +366,14 @@ def copy_project(folder: Path, tests_from: str | None) -> Path:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MULTI30K": os.environ.get("MULTI30K", "")}
+    cache = {"XDG_CACHE_HOME": str(root / ".cache")}  # of what the tests compile
+    return {
+        **os.environ,
+        **cache,
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "MULTI30K": os.environ.get("MULTI30K", ""),
+    }
 
 
 def run_mutant(mutant: Mutant, root: Path, tests: list[str]) -> int:
@@ -414,6 +422,10 @@ def run_mutant(mutant: Mutant, root: Path, tests: list[str]) -> int:
         os._exit(code if code < 128 else 3)
 
 
+def is_late(mutant: Mutant, began: float) -> bool:
+    return time.monotonic() - began > (COMPILED_TIMEOUT if mutant.file in CALLERS else TIMEOUT)
+
+
 def run_all(
     mutants: list[Mutant],
     roots: list[Path],
@@ -442,7 +454,7 @@ def run_all(
         if not running:
             continue
         pid, status = os.waitpid(-1, os.WNOHANG)
-        late = [p for p, (_, _, began) in running.items() if time.monotonic() - began > TIMEOUT]
+        late = [p for p, (mutant, _, began) in running.items() if is_late(mutant, began)]
         for p in late:
             with suppress(ProcessLookupError):  # it may have ended by itself just now
                 os.killpg(p, signal.SIGKILL)
@@ -452,7 +464,7 @@ def run_all(
         mutant, root, began = running.pop(pid)
         shutil.copy2(REPOSITORY / mutant.file, root / mutant.file)
         failed = (root / "failed.txt").read_text(encoding="utf-8") if (root / "failed.txt").exists() else ""
-        if time.monotonic() - began > TIMEOUT:
+        if is_late(mutant, began):
             ended(Outcome(mutant, "timeout", "no end within the time"))
         elif os.waitstatus_to_exitcode(status) == 0:
             ended(Outcome(mutant, "survived"))
@@ -464,6 +476,10 @@ def run_all(
 
 def _parses(mutant: Mutant) -> bool:
     if mutant.file in CALLERS:
+        command = ["c++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+        text = mutant.apply((REPOSITORY / mutant.file).read_bytes())
+        if subprocess.run(command, input=text, capture_output=True).returncode:
+            raise SystemExit(f"error: {mutant.file}:{mutant.line}: {mutant.bug!r} does not compile")
         return True
     try:
         ast.parse(mutant.apply((REPOSITORY / mutant.file).read_bytes()))

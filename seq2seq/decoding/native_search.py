@@ -66,7 +66,7 @@ def plain_search(
         "position_TD": decoder.first_positions(T),
         **{"memory": state.memory_MX, "first_B": state.first_B, "length_B": state.length_B},
         "longest_B": task.max_length_B,
-        "penalty_T": torch.tensor([length_penalty(n, config) for n in range(T + 1)]),
+        "penalty_T": torch.tensor([length_penalty(n, config) for n in range(T + 1)], dtype=torch.float32),
         "banned_X": torch.tensor(specials.banned),
         **dict(zip(("listed_BU", "rows_OI"), listed, strict=False)),
         **{"ids_BNT": ids_BNT, "log_probability_BNT": log_probability_BNT, "score_BN": score_BN, "count_BN": count_BN},

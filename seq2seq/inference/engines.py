@@ -50,14 +50,14 @@ def open_engine(
     tokenizer: Tokenizer,
     model: Seq2Seq,
     device: torch.device,
-    int8: bool = False,
+    fast: bool = False,
 ) -> CTranslate2Search | None:
-    """Return the engine that searches for a checkpoint's model in float32; None is this project's own search.
+    """Return the engine that searches for a checkpoint's model, given in float32; None is this project's own search.
 
-    "auto" is the faster one on a CPU (docs/benchmarks.md): this project's if it searches in compiled `int8`, else
-    CTranslate2 for everything that it supports.
+    "auto" is the faster one on a CPU (docs/benchmarks.md): this project's where it is `fast`, in int8 with vector
+    instructions, and else CTranslate2 for everything that it supports.
     """
-    if name == "torch" or (name == "auto" and int8):
+    if name == "torch" or (name == "auto" and fast):
         return None
     problems = [] if device.type == "cpu" else [f"engine: ctranslate2 runs on a CPU, not on {device}; set device=cpu"]
     problems += [f"{problem}, or use engine=torch" for problem in unsupported(config)]

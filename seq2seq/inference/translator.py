@@ -181,7 +181,7 @@ class Translator:
         config, tokenizer, model = load_checkpoint(folder)
         library, problem = native.load() if precision == "int8" else (None, "")
         given = (folder, config.model, tokenizer, model, target_device)
-        opened = open_engine(engine, *given, int8=library is not None)
+        opened = open_engine(engine, *given, fast=library is not None and native.level() != "any")
         model = optimize_for_cpu(model.to(target_device, dtype).eval(), int8=precision == "int8")
         translator = cls(model, tokenizer, target_device, config.model.max_length)
         translator.engine = opened
@@ -369,8 +369,8 @@ class Translator:
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
             step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
-            plain = not (prefixes or texts or special_keys(search))
-            if plain and self.library and self.models.has_plain_search:
+            plain = self.library and not (prefixes or texts or special_keys(search))
+            if plain and self.models.has_plain_search:
                 found = (self.models.plain_search(*batch, search, SPECIALS) for batch in batches)
                 return [*chain(*found)]
             return beam_search(step, batches, search, SPECIALS, progress, self.library)

@@ -80,8 +80,8 @@ struct Search {
   const int64_t* length_B;    // how many it has
   const int64_t* longest_B;   // words of its longest translation, END included
   const float* penalty_T;     // divides the log probability of a translation of this length
-  const int64_t* banned_X;    // ids below those of all words, as END is
-  const int64_t* listed_BU;   // the only words that each sentence may use, ascending, those ids first; null: all words
+  const int64_t* banned_X;    // special ids; like END they come before all words
+  const int64_t* listed_BU;   // the only ids of each sentence: the special ones, its words, then −1; null: all
   const int8_t* rows_OI;      // for them: the weights of the output, output by output
   int64_t* ids_BNT;           // the best translations, best first, with END
   float* log_probability_BNT;  // of the first words together
@@ -264,20 +264,30 @@ void multiply_tile(const Linear& map, int64_t block, const Stored* x, const floa
 #endif
 #endif
 
+// Rows as integers, with the scale of each.
+struct QuantizedRows {
+  std::vector<Stored> stored;
+  std::vector<float> scale_R;
+
+  void assign(const float* x_RI, int64_t rows, int64_t inputs) {
+    const int64_t width = padded(inputs);
+    stored.resize(rows * width);
+    scale_R.resize(rows);
+    for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * inputs, inputs, &stored[r * width]);
+  }
+};
+
 // Visit all blocks of outputs, and for each the rows in groups, which `tile` multiplies into memory of its choice.
 template <typename Tile>
 void for_each_tile(const Linear& map, const float* x_RI, int64_t rows, const Tile& tile) {
-  static thread_local std::vector<Stored> stored;
-  static thread_local std::vector<float> scale_R;
+  static thread_local QuantizedRows x;
   const int64_t width = padded(map.inputs), blocks = (map.outputs + BLOCK - 1) / BLOCK;
-  stored.resize(rows * width);
-  scale_R.resize(rows);
-  for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * map.inputs, map.inputs, &stored[r * width]);
+  x.assign(x_RI, rows, map.inputs);
   for (int64_t block = 0; block < blocks; ++block)
     for (int64_t r = 0; r < rows; r += TILE_ROWS) {
       const int64_t count = std::min(rows - r, TILE_ROWS);
       tile(block, r, count, [&, count](float* y, int64_t stride) {
-        const auto multiply_rows = [&](auto chosen) { chosen(map, block, &stored[r * width], &scale_R[r], y, stride); };
+        const auto multiply_rows = [&](auto chosen) { chosen(map, block, &x.stored[r * width], &x.scale_R[r], y, stride); };
         switch (count) {
           case 1: multiply_rows(multiply_tile<1>); break;
           case 2: multiply_rows(multiply_tile<2>); break;
@@ -308,13 +318,12 @@ float output(const Linear& map, const int8_t* rows_OI, int64_t o, const Stored* 
 // read once for all rows.
 void multiply_listed(const Linear& map, const int8_t* rows_OI, const float* x_RI, int64_t rows, const int64_t* ids_U,
                      int64_t words, float* y_RU) {
-  const int64_t width = padded(map.inputs);
-  std::vector<Stored> stored(rows * width);
-  std::vector<float> scale_R(rows);
-  for (int64_t r = 0; r < rows; ++r) scale_R[r] = quantize(x_RI + r * map.inputs, map.inputs, &stored[r * width]);
+  static thread_local QuantizedRows x;
+  x.assign(x_RI, rows, map.inputs);
   for (int64_t u = 0; u < words; ++u)
     for (int64_t r = 0; r < rows; ++r)
-      y_RU[r * words + u] = ids_U[u] < 0 ? -INFINITY : output(map, rows_OI, ids_U[u], &stored[r * width], scale_R[r]);
+      y_RU[r * words + u] = ids_U[u] < 0 ? -INFINITY
+                                         : output(map, rows_OI, ids_U[u], &x.stored[r * padded(map.inputs)], x.scale_R[r]);
 }
 
 // ------------------------------------------------------------------------------------------ parts of a layer
@@ -921,10 +930,12 @@ class Searcher {
       : model_(model), output_(output), search_(search), waiting_(waiting) {}
 
   void run() {
-    const size_t most = std::max<int64_t>(1, CHUNK_ROWS / search_.beam);
+    const int64_t threads = std::min(search_.threads, search_.sentences);
+    const int64_t share = (search_.sentences + threads - 1) / threads;  // the first thread must not take all
+    const size_t most = std::max<int64_t>(1, std::min(CHUNK_ROWS / search_.beam, share));
     std::vector<std::unique_ptr<Beam>> beams;
     for (;;) {
-      // From the last on: the longest ones, so that the threads end together.
+      // The last sentences are the longest; they go first, so that the threads end together.
       for (int64_t b; beams.size() < most && (b = --waiting_) >= 0;) beams.emplace_back(new Beam(search_, b));
       if (beams.empty()) return;
       step(beams);

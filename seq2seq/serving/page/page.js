@@ -74,7 +74,7 @@ function showModel() {
 
 function showProblem(error) {
   if (error?.name === "AbortError") return;
-  const [label, onclick] = error instanceof Problem ? ["Try again", () => translate()] : ["Close", hideProblem];
+  const [label, onclick] = error instanceof Problem ? ["Try again", () => translate(true)] : ["Close", hideProblem];
   const button = html("button", { type: "button", onclick }, label);
   $("problem").replaceChildren(html("span", {}, error.message), button);
   $("progress").textContent = "";
@@ -94,7 +94,7 @@ async function waitForServer() {
     } catch {
       continue;
     }
-    if ($("problem").firstChild === shown) await translate();
+    if ($("problem").firstChild === shown) await translate(true);
   }
 }
 
@@ -136,13 +136,13 @@ const showProgress = (text) => {
   $("progress").textContent = text;
 };
 
-async function translate() {
+async function translate(again = false) {
   clearTimeout(timer);
   closeAlternatives();
   hideProblem();
   try {
     if (!models.length) await load();
-    await translation.start(source.value);
+    await translation.start(source.value, again);
   } catch (error) {
     showProblem(error);
   }
@@ -293,7 +293,7 @@ function listenToText() {
   source.addEventListener("input", () => {
     fitSource();
     clearTimeout(timer);
-    timer = setTimeout(translate, DEBOUNCE);
+    timer = setTimeout(() => translate(), DEBOUNCE);
   });
   source.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

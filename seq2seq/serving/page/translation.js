@@ -43,10 +43,10 @@ export class Translation {
     this.controller = new AbortController();
   }
 
-  /** Translate a text; the request for the former one is cancelled, unless it is the same. */
-  async start(text) {
+  /** Translate a text; the request for the former one is cancelled, unless it is the same and not tried `again`. */
+  async start(text, again = false) {
     const asked = JSON.stringify([text, this.handlers.settings()]);
-    if (asked === this.asked) return;
+    if (asked === this.asked && !again) return;
     this.cancel();
     this.asked = asked;
     const { signal } = this.controller;
