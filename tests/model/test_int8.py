@@ -243,7 +243,7 @@ def test_a_search_in_one_call_is_the_search_in_steps(
     with torch.no_grad():
         model.output.weight[END] *= 2
         if config.beam == 1 and vocabulary > 56:
-            for first in (32, 40):  # in the same lane of a vector, and in another one
+            for first in (END + 33, END + 41):  # in the same lane of a vector, and in another one
                 model.output.weight[first : first + 8] = model.output.weight[END + 1 : END + 9]
         if config.beam == 1 and vocabulary > 64:
             model.output.weight[64:] *= 20  # far likelier or less likely than what comes before
