@@ -515,7 +515,7 @@ class Rows {
 int64_t slot_size(const Stack& decoder) { return decoder.count * 2 * decoder.width; }
 
 // Where a row of the decoder finds keys and values, and where it stores those of its own position.
-struct Place {
+struct RowCache {
   std::vector<const uint16_t*> prefix;  // a slot for each earlier position
   uint16_t* own;
   const uint16_t* source;  // slots one after the other
@@ -529,8 +529,8 @@ struct Place {
 // Rows of the decoder, each at a position of its own.
 class DecoderRows : Rows {
  public:
-  DecoderRows(const Stack& model, const float* input_RD, const Place* places, int64_t rows)
-      : Rows(model, input_RD, rows, longest(places, rows)), places_(places) {}
+  DecoderRows(const Stack& model, const float* input_RD, const RowCache* caches, int64_t rows)
+      : Rows(model, input_RD, rows, longest(caches, rows)), caches_(caches) {}
 
   void run(float* features_RD) {
     for (int64_t i = 0; i < model_.count; ++i) {
@@ -547,47 +547,47 @@ class DecoderRows : Rows {
   }
 
  private:
-  static int64_t longest(const Place* places, int64_t rows) {
+  static int64_t longest(const RowCache* caches, int64_t rows) {
     int64_t slots = 0;
-    for (int64_t r = 0; r < rows; ++r) slots = std::max({slots, places[r].position() + 1, places[r].length});
+    for (int64_t r = 0; r < rows; ++r) slots = std::max({slots, caches[r].position() + 1, caches[r].length});
     return slots;
   }
 
   void attend_to_prefix(int64_t i, int64_t r) {
-    const Place& place = places_[r];
-    const int64_t width = model_.width, position = place.position(), layer = i * 2 * width;
+    const RowCache& cache = caches_[r];
+    const int64_t width = model_.width, position = cache.position(), layer = i * 2 * width;
     float* query_D = &wide_[r * 3 * width];
-    store(query_D, position, place.own + layer);
-    const auto slot = [&](int64_t p) { return (p < position ? place.prefix[p] : place.own) + layer; };
+    store(query_D, position, cache.own + layer);
+    const auto slot = [&](int64_t p) { return (p < position ? cache.prefix[p] : cache.own) + layer; };
     attend(model_, query_D, position + 1, slot, model_.slope_N, position, weights_NS_.data(), &y_RD_[r * width]);
   }
 
   void attend_to_source(int64_t i, int64_t r) {
-    const Place& place = places_[r];
-    const int64_t width = model_.width, length = place.length, size = slot_size(model_);
-    const auto slot = [&](int64_t s) { return place.source + s * size + i * 2 * width; };
+    const RowCache& cache = caches_[r];
+    const int64_t width = model_.width, length = cache.length, size = slot_size(model_);
+    const auto slot = [&](int64_t s) { return cache.source + s * size + i * 2 * width; };
     attend(model_, &wide_[r * width], length, slot, nullptr, 0, weights_NS_.data(), &y_RD_[r * width]);
-    if (place.weights_LNS)
+    if (cache.weights_LNS)
       for (int64_t n = 0; n < model_.heads; ++n)
-        std::copy_n(&weights_NS_[n * length], length, place.weights_LNS + (i * model_.heads + n) * place.stride);
+        std::copy_n(&weights_NS_[n * length], length, cache.weights_LNS + (i * model_.heads + n) * cache.stride);
   }
 
-  const Place* places_;
+  const RowCache* caches_;
 };
 
-// The places of some rows in a step of all.
-std::vector<Place> places_of(const Stack& model, const Step& step, int64_t first, int64_t rows) {
+// The caches of some rows in a step of all.
+std::vector<RowCache> caches_of(const Stack& model, const Step& step, int64_t first, int64_t rows) {
   const int64_t size = slot_size(model);
-  std::vector<Place> places;
+  std::vector<RowCache> caches;
   for (int64_t r = first; r < first + rows; ++r) {
     const int64_t sentence = step.sentence_R[r];
     float* weights = step.weights_RLNS ? step.weights_RLNS + r * model.count * model.heads * step.source : nullptr;
-    places.push_back({{}, step.levels[step.position] + r * size, step.memory + step.first_B[sentence] * size,
+    caches.push_back({{}, step.levels[step.position] + r * size, step.memory + step.first_B[sentence] * size,
                       step.length_B[sentence], weights, step.source});
     for (int64_t p = 0; p < step.position; ++p)
-      places.back().prefix.push_back(step.levels[p] + step.ancestor_RP[r * step.position + p] * size);
+      caches.back().prefix.push_back(step.levels[p] + step.ancestor_RP[r * step.position + p] * size);
   }
-  return places;
+  return caches;
 }
 
 // Whole sentences in the encoder.
@@ -648,8 +648,8 @@ void seq2seq_decoder_step(const Stack* model, const Step* step) {
   in_parallel(step->rows, step->threads, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r += CHUNK_ROWS) {
       const int64_t rows = std::min(CHUNK_ROWS, last - r), offset = r * model->width;
-      const std::vector<Place> places = places_of(*model, *step, r, rows);
-      DecoderRows(*model, step->input_RD + offset, places.data(), rows).run(step->features_RD + offset);
+      const std::vector<RowCache> caches = caches_of(*model, *step, r, rows);
+      DecoderRows(*model, step->input_RD + offset, caches.data(), rows).run(step->features_RD + offset);
     }
   });
 }
@@ -868,15 +868,15 @@ class Beam {
   bool at_limit() const { return length_ + 1 == search_.longest_B[sentence_]; }
 
   // Return where a row's keys and values are, in memory that lasts until the next step.
-  Place place(int64_t k, int64_t size) {
+  RowCache cache(int64_t k, int64_t size) {
     const int64_t beam = search_.beam;
     slots_.resize((length_ + 1) * beam * size);
     Path& path = live_[k];
     path.slots.push_back(length_ * beam + k);
-    Place place{{}, &slots_[path.slots.back() * size], search_.memory + search_.first_B[sentence_] * size,
+    RowCache cache{{}, &slots_[path.slots.back() * size], search_.memory + search_.first_B[sentence_] * size,
                 search_.length_B[sentence_], nullptr, 0};
-    for (int64_t p = 0; p < length_; ++p) place.prefix.push_back(&slots_[path.slots[p] * size]);
-    return place;
+    for (int64_t p = 0; p < length_; ++p) cache.prefix.push_back(&slots_[path.slots[p] * size]);
+    return cache;
   }
 
   // Go on with the best continuations, best first, and return whether that decides the sentence. The first `beam` of
@@ -926,17 +926,14 @@ class Beam {
 // What one thread does: it keeps a chunk of rows busy, and takes the next sentence as soon as one is decided.
 class Searcher {
  public:
-  Searcher(const Stack& model, const Linear& output, const Search& search, std::atomic<int64_t>& waiting)
-      : model_(model), output_(output), search_(search), waiting_(waiting) {}
+  Searcher(const Stack& model, const Linear& output, const Search& search, int64_t most, std::atomic<int64_t>& waiting)
+      : model_(model), output_(output), search_(search), most_(most), waiting_(waiting) {}
 
   void run() {
-    const int64_t threads = std::min(search_.threads, search_.sentences);
-    const int64_t share = (search_.sentences + threads - 1) / threads;  // the first thread must not take all
-    const size_t most = std::max<int64_t>(1, std::min(CHUNK_ROWS / search_.beam, share));
     std::vector<std::unique_ptr<Beam>> beams;
     for (;;) {
       // The last sentences are the longest; they go first, so that the threads end together.
-      for (int64_t b; beams.size() < most && (b = --waiting_) >= 0;) beams.emplace_back(new Beam(search_, b));
+      for (int64_t b; beams.size() < most_ && (b = --waiting_) >= 0;) beams.emplace_back(new Beam(search_, b));
       if (beams.empty()) return;
       step(beams);
     }
@@ -947,13 +944,13 @@ class Searcher {
     int64_t rows = 0;
     for (const auto& beam : beams) rows += beam->rows();
     std::vector<float> input_RD(rows * model_.width), features_RD(input_RD.size());
-    std::vector<Place> places;
+    std::vector<RowCache> caches;
     for (const auto& beam : beams)
       for (int64_t k = 0; k < beam->rows(); ++k) {
-        embed(beam->path(k), &input_RD[places.size() * model_.width]);
-        places.push_back(beam->place(k, slot_size(model_)));
+        embed(beam->path(k), &input_RD[caches.size() * model_.width]);
+        caches.push_back(beam->cache(k, slot_size(model_)));
       }
-    DecoderRows(model_, input_RD.data(), places.data(), rows).run(features_RD.data());
+    DecoderRows(model_, input_RD.data(), caches.data(), rows).run(features_RD.data());
     if (search_.beam == 1 && !search_.listed_BU) choose_word(beams, features_RD.data());
     else choose_words(beams, features_RD.data(), rows);
     beams.erase(std::remove(beams.begin(), beams.end(), nullptr), beams.end());
@@ -1013,6 +1010,7 @@ class Searcher {
   const Stack& model_;
   const Linear& output_;
   const Search& search_;
+  const size_t most_;              // sentences in work at once
   std::atomic<int64_t>& waiting_;  // sentences that no thread has taken
 };
 
@@ -1023,7 +1021,9 @@ extern "C" {
 void seq2seq_search(const Stack* model, const Linear* output, const Search* search) {
   std::atomic<int64_t> waiting{search->sentences};
   const int64_t threads = std::min(search->threads, search->sentences);
-  in_parallel(threads, threads, [&](int64_t, int64_t) { Searcher(*model, *output, *search, waiting).run(); });
+  const int64_t share = (search->sentences + threads - 1) / threads;  // the first thread must not take all
+  const int64_t most = std::max<int64_t>(1, std::min(CHUNK_ROWS / search->beam, share));
+  in_parallel(threads, threads, [&](int64_t, int64_t) { Searcher(*model, *output, *search, most, waiting).run(); });
 }
 
 }  // extern "C"

@@ -61,7 +61,7 @@ async function problemOf(response) {
   try {
     message = (await response.json()).error ?? message;
   } catch (error) {
-    if (error.name === "AbortError") throw error; // without JSON the status has to do
+    if (error.name === "AbortError") throw error; // of any other, the status has to do
   }
   const after = Number.parseFloat(response.headers.get("Retry-After"));
   return new Problem(message, response.status, Number.isFinite(after) ? after : null);
