@@ -21,7 +21,6 @@ from typing import Any
 
 import benchmarks
 import numpy as np
-import sacrebleu
 import torch
 from benchmark_training import HUGGING_FACE
 from peer_worker import measure, sizes
@@ -32,6 +31,7 @@ from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, TransformerConfig
 from seq2seq.data.corpus import Corpus, load_split
 from seq2seq.data.tokenizer import FILES, Tokenizer
+from seq2seq.evaluation.metrics import sacrebleu_metric, tokenizer_of
 from seq2seq.evaluation.testsets import relocate
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.ctranslate2 import save_ctranslate2
@@ -92,8 +92,8 @@ def positions(model: Seq2Seq, config: TransformerConfig) -> Tensor:
     return model.encoder.input.position(torch.zeros(1, 512, config.width))[0]  # type: ignore[attr-defined]
 
 
-def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus:
-    """The peers' models in `work`, and the test set, also as a file of sources."""
+def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> tuple[Corpus, str]:
+    """The peers' models in `work`; the test set, also as a file of sources; and BLEU's tokenizer for it."""
     checkpoint = Run.find(run, outputs).checkpoint("best")
     stored, tokenizer, model = load_checkpoint(checkpoint)
     config = stored.model
@@ -111,7 +111,7 @@ def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> Corpus
     corpus = load_split(data, "test", stored.seed)
     assert corpus is not None
     (work / "test.txt").write_text("\n".join(corpus.source[:]), encoding="utf-8")
-    return corpus
+    return corpus, data.tokenize or tokenizer_of(data.target or "")
 
 
 # ------------------------------------------------------------------------------------------- measuring
@@ -198,13 +198,15 @@ def contestants(
     return taking_part
 
 
-def summary(results: dict[tuple[str, str], list[dict[str, Any]]], references: list[str]) -> list[tuple[str, ...]]:
+def summary(
+    results: dict[tuple[str, str], list[dict[str, Any]]], references: list[str], bleu: Any
+) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for (name, search), runs in results.items():
         speed, first = speed_of(runs), runs[0]["outputs"]
         same = results["this project, float32", search][0]["outputs"]
         equal = sum(a == b for a, b in zip(first, same, strict=True)) / len(same)
-        bleu = sacrebleu.corpus_bleu(first, [references]).score
+        score = bleu.corpus_score(first, [references]).score
         latencies = sorted(1000 * latency for run in runs for latency in run["latencies"])
         own = speed_of(results["this project", search])
         middle, late = (latencies[int(len(latencies) * quantile)] for quantile in (0.5, 0.95))
@@ -214,7 +216,7 @@ def summary(results: dict[tuple[str, str], list[dict[str, Any]]], references: li
         )
         alone = (f"{middle:.1f}", f"{late:.1f}")
         shown = "" if "LSTM" in name else f"{equal:.1%}"
-        rows.append((f"{name}, {search}", f"{speed:,.0f}", ratio, int8_ratio, f"{bleu:.2f}", shown, *alone))
+        rows.append((f"{name}, {search}", f"{speed:,.0f}", ratio, int8_ratio, f"{score:.2f}", shown, *alone))
     return rows
 
 
@@ -246,7 +248,8 @@ def main() -> None:
         print(json.dumps(measure_own(checkpoint, precision, processes, file, int(beam), int(alone))))
         return
     work = arguments.work.resolve() / "decoding"
-    corpus = prepare(arguments.run, arguments.outputs, arguments.data_path, work)
+    corpus, tokenize = prepare(arguments.run, arguments.outputs, arguments.data_path, work)
+    bleu = sacrebleu_metric("bleu", tokenize)
     taking_part = contestants(arguments.run, arguments.lstm, arguments.outputs, work, arguments.alone)
     with benchmarks.busy_core(arguments.busy):
         results = benchmarks.interleaved(arguments.repeats, taking_part)
@@ -260,7 +263,8 @@ def main() -> None:
         "one sentence, ms",
         "95 %, ms",
     )
-    print(benchmarks.table(heads, summary(results, list(corpus.target))))
+    print(benchmarks.table(heads, summary(results, list(corpus.target), bleu)))
+    print(f"\nBLEU: {bleu.get_signature()}")
     checkpoint = str(Run.find(arguments.run, arguments.outputs).checkpoint("best"))
     grown = benchmarks.measured(sys.executable, __file__, "--growth", checkpoint, work / "test.txt")
     for kind, curves in grown.items():

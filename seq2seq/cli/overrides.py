@@ -44,7 +44,8 @@ def _parse(texts: list[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed, problems = [], []
     for text in texts:
-        for attempt in (text, *([_quoted(text)] if "=" in text else [])):
+        named = text.partition("=")[0].strip("+~ ")
+        for attempt in (text, *([_quoted(text)] if "=" in text else [])) if named else ():
             try:
                 parsed += parser.parse_overrides([attempt])
                 break

@@ -278,6 +278,7 @@ def test_an_override_that_contradicts_a_stored_value_is_named(tmp_path: Path) ->
         (["hydra.verbose=true"], False, "hydra.verbose=true: Hydra settings apply only to sweeps; add -m"),
         (["seed=interval(1,2)"], True, "seed=interval(1,2): interval sweeps are not supported; write seed=A,B"),
         (["seed@x=1"], False, "seed@x: no such key; did you mean seed?"),
+        (["=3"], False, "=3: cannot be parsed; write key=value, as in training.updates=500"),
         (
             ["model.attention={hedas: 3}"],
             False,
