@@ -149,6 +149,10 @@ def growth(checkpoint: str, file: str) -> dict[str, dict[str, list[tuple[float, 
             times.append(time.perf_counter() - began)
         return len(some) / statistics.median(times)
 
+    def whole_batches(size: int) -> list[str]:
+        count = size * max(1, 40 // size)
+        return few[:: len(few) // count][:count]
+
     few = sentences[::4]
     speed(few, 5)
     fifths = [list(part) for part in np.array_split(np.array(sentences, object), 5)]
@@ -156,10 +160,7 @@ def growth(checkpoint: str, file: str) -> dict[str, dict[str, list[tuple[float, 
     kinds = BEAMS.items()
     return {
         # Batches of every size from sentences of all lengths.
-        "batch": {
-            k: [(n, speed(few[:: max(1, len(few) // max(n, 40))], beam, n)) for n in (1, 4, 16, 64, 250)]
-            for k, beam in kinds
-        },
+        "batch": {k: [(n, speed(whole_batches(n), beam, n)) for n in (1, 4, 16, 64, 250)] for k, beam in kinds},
         "beam": {"all": [(beam, speed(few, beam)) for beam in (1, 2, 5, 10, 20)]},
         "length": {
             k: [(length, speed(part, beam)) for length, part in zip(lengths, fifths, strict=True)] for k, beam in kinds
