@@ -288,6 +288,33 @@ def test_scores_and_attention_are_those_of_the_cpu(family: str, tmp_path: Path, 
     assert cuda.alternatives(SOURCES[0], "Some", 3)[0][0] == cpu.alternatives(SOURCES[0], "Some", 3)[0][0]
 
 
+@families
+def test_a_trained_model_translates_in_float16_as_in_float32(family: str, corpus: None, gpu: PretendGPU) -> None:
+    """With log probabilities in float32, near those of the CPU; scores too."""
+    train(
+        family,
+        "trained",
+        *STILL,
+        "training.updates=150",
+        "training.validate_every=150",
+        "optimizer.lr=1e-2",
+        device="cpu",
+    )
+    sources = ["one two", "three", "two two one"]
+    cuda, cpu = (
+        Translator.load("trained", device=device, precision=precision)
+        for device, precision in (("cuda", "float16"), ("cpu", "float32"))
+    )
+    assert next(cuda.models.models[0].parameters()).dtype == torch.float16
+    for search in (search_preset("greedy"), BEAM):
+        found, expected = (made.translate(sources, search) for made in (cuda, cpu))
+        for [a, *_], [b, *_] in zip(found, expected, strict=True):
+            assert a.pieces == b.pieces and len(b.pieces) > 0
+            np.testing.assert_allclose(a.token_log_probabilities, b.token_log_probabilities, atol=0.03)
+    for a, b in zip(*(made.score(sources, sources) for made in (cuda, cpu)), strict=True):
+        np.testing.assert_allclose(a.token_log_probabilities, b.token_log_probabilities, rtol=0.01, atol=0.03)
+
+
 # ----------------------------------------------------------------------------------------------------- budgets
 
 
