@@ -29,7 +29,7 @@ def attend_packed(
 ) -> Tensor:
     """Average each sentence's values; the scores are plain products."""
     if not query_1NMH.is_cuda:
-        return _attend_masked(query_1NMH, key_1NLH, value_1NLH, queries, keys, causal)
+        return attend_masked(query_1NMH, key_1NLH, value_1NLH, queries, keys, causal)
     # The kernel below torch's jagged tensors, without their Python code in each call; the host limits small models.
     longest_q, longest_k = min(queries.width, query_1NMH.shape[2]), min(keys.width, key_1NLH.shape[2])
     context_1MNH: Tensor = torch.ops.aten._efficient_attention_forward(
@@ -39,7 +39,7 @@ def attend_packed(
     return context_1MNH.transpose(1, 2)
 
 
-def _attend_masked(
+def attend_masked(
     query_1NMH: Tensor, key_1NLH: Tensor, value_1NLH: Tensor, queries: Packed, keys: Packed, causal: bool
 ) -> Tensor:
     """The definition, in plain form: all pairs of tokens, those of other sentences masked."""
