@@ -1,10 +1,11 @@
 """Training and decoding on one GPU, in under 8 minutes: `python scripts/benchmark_gpu.py`.
 
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
-train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates; base decodes greedily and
-with a beam of 4. Tokens are real target tokens, padding not counted. Utilisation: the model's multiply-adds against the
-rate of a matrix product on it. Without a GPU everything runs small on the CPU, to try the code; those figures mean
-nothing.
+train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates. Base also trains without
+dropout in attention, where packed sentences attend as they are, without prefetching, and on all GPUs; it decodes
+greedily and with a beam of 4. Tokens are real target tokens, padding not counted. Utilisation: the model's
+multiply-adds against the rate of a matrix product on it. Without a GPU everything runs small on the CPU, to try the
+code; those figures mean nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import argparse
 import copy
 import itertools
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import benchmarks
 import numpy as np
@@ -33,19 +37,20 @@ from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Specials
 from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
-from seq2seq.model.interface import Seq2Seq
+from seq2seq.training.distributed import join_processes
+from seq2seq.training.memory_check import try_batch
 from seq2seq.training.prefetch import iterate
-from seq2seq.training.trainer import Trainer
 from seq2seq.utils.device import matmul_flops, out_of_memory, peak_memory, tune_cpu, tune_cuda
 from seq2seq.utils.errors import reason_of
 
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda:0" if GPU else "cpu")
+DEVICE = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if GPU else "cpu")
 VOCABULARY, TOKENS, PAIRS = (32_000, 25_000, 200_000) if GPU else (500, 512, 2_000)
 SMALL = () if GPU else ("model.encoder_layers=1", "model.decoder_layers=1", "model.attention.heads=2", "model.width=32")
 MODELS = {"Transformer base": "transformer_base", "Transformer big": "transformer_big", "LSTM large": "lstm_large"}
 FORMS = {"utilisation": ".1%", "peak_gb": ".1f"}
 WARM_UP = 10 if GPU else 2  # updates
+TOGETHER = 60 if GPU else 4  # updates of several processes, which take the same number
 SECONDS = 8.0 if GPU else 1.0  # of measuring for each row
 
 
@@ -58,22 +63,34 @@ def config_of(preset: str, *more: str) -> TrainConfig:
     return config
 
 
-def trainer_of(preset: str, encoded: EncodedCorpus, packed: bool = False) -> Trainer:
-    config = config_of(preset, f"training.packing={packed}".lower())
-    return benchmarks.trainer_of(config, encoded, VOCABULARY, DEVICE)
+class How(NamedTuple):
+    """How a model trains."""
+
+    compiled: bool = False
+    packed: bool = False
+    attention_dropout: bool = True
+    prefetched: bool = True
+
+    def __str__(self) -> str:
+        words = ["compiled" if self.compiled else "eager", "packed" if self.packed else "padded"]
+        words += [] if self.attention_dropout else ["no dropout in attention"]
+        return ", ".join(words if self.prefetched else [*words, "no prefetching"])
+
+    @property
+    def overrides(self) -> list[str]:
+        packing = f"training.packing={self.packed}".lower()
+        return [packing] if self.attention_dropout else [packing, "model.attention.dropout=0"]
 
 
-def train(
-    preset: str, encoded: EncodedCorpus, compiled: bool, packed: bool, rate: float, deadline: float
-) -> dict[str, float]:
+def train(preset: str, encoded: EncodedCorpus, how: How, rate: float, deadline: float) -> dict[str, float]:
     """Real target tokens a second of one model, with all that an update is."""
-    trainer = trainer_of(preset, encoded, packed)
-    if compiled:
-        trainer.forward_model = cast(Seq2Seq, torch.compile(trainer.working.model, dynamic=True))
+    trainer = benchmarks.trainer_of(config_of(preset, *how.overrides), encoded, VOCABULARY, DEVICE)
+    if how.compiled and "failed" in (report := trainer.compile(try_batch)):
+        raise RuntimeError(report)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
     same_on_cpu = copy.copy(trainer.state.batches)
-    updates = iterate(trainer.state.batches, DEVICE)
+    updates = iterate(trainer.state.batches, DEVICE) if how.prefetched else iter(trainer.state.batches)
     for _ in range(WARM_UP):  # kernels are chosen and compiled, the allocator finds its size
         trainer.update(next(updates))
     tokens, count, began = 0, 0, _now()
@@ -89,6 +106,32 @@ def train(
         "utilisation": operations / seconds / rate,
         "peak_gb": peak_memory(DEVICE) / 1e9,
     }
+
+
+def train_together() -> None:
+    """One of several processes that train base; the first prints the real target tokens a second of all."""
+    with join_processes(DEVICE) as group:
+        encoded = benchmarks.synthetic(PAIRS, VOCABULARY)
+        trainer = benchmarks.trainer_of(config_of("transformer_base"), encoded, VOCABULARY, DEVICE, group)
+        updates, tokens = iterate(trainer.state.batches, DEVICE), 0
+        for _ in range(WARM_UP):
+            trainer.update(next(updates))
+        began = _now()
+        for _ in range(TOGETHER):
+            rank_batches = next(updates)
+            trainer.update(rank_batches)
+            tokens += rank_batches.target_tokens
+        if group.is_main:
+            print(json.dumps({"tokens_per_second": tokens / (_now() - began)}), flush=True)
+
+
+def start_together(count: int) -> dict[str, float]:
+    command = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", __file__, "--together"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 @torch.inference_mode()
@@ -124,7 +167,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
 
 def where_time_goes(encoded: EncodedCorpus) -> str:
     """The operations of three updates of base, longest first."""
-    trainer = trainer_of("transformer_base", encoded)
+    trainer = benchmarks.trainer_of(config_of("transformer_base"), encoded, VOCABULARY, DEVICE)
     updates = iterate(trainer.state.batches, DEVICE)
     for _ in range(5):
         trainer.update(next(updates))
@@ -157,19 +200,24 @@ def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]
 
 
 def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[dict[str, Any]]:
-    """Training eagerly, decoding, and last what takes a compiler."""
-    for compiled in (False, True):
-        for (name, preset), packed in itertools.product(MODELS.items(), (False, True)):
-            how = f"{'compiled' if compiled else 'eager'}, {'packed' if packed else 'padded'}"
-            if compiled and preset == "lstm_large":
-                continue  # its loop over the words would be another graph for each length
-            if time.perf_counter() < deadline - 90:
-                yield row_of(f"{name}, training", how, train, preset, encoded, compiled, packed, rate, deadline)
-            else:
-                yield {"model": f"{name}, training", "how": how, "failed": "not measured: no time left"}
-        if not compiled:
-            for search, beam in (("greedy", 1), ("beam 4", 4)):
-                yield row_of(f"Transformer base, {search}", "eager", decode, encoded, beam)
+    """Training eagerly, decoding, all GPUs, and last what takes a compiler."""
+    base = "Transformer base"
+    every = [(name, How(packed=packed)) for name, packed in itertools.product(MODELS, (False, True))]
+    every += [(base, How(packed=packed, attention_dropout=False)) for packed in (False, True)]
+    every += [(base, How(prefetched=False))]
+    compiled = [(name, How(compiled=True, packed=packed)) for name, packed in itertools.product(MODELS, (False, True))]
+
+    def trained(name: str, how: How) -> dict[str, Any]:
+        if time.perf_counter() > deadline - 90:
+            return {"model": f"{name}, training", "how": str(how), "failed": "not measured: no time left"}
+        return row_of(f"{name}, training", str(how), train, MODELS[name], encoded, how, rate, deadline)
+
+    yield from itertools.starmap(trained, every)
+    for search, beam in (("greedy", 1), ("beam 4", 4)):
+        yield row_of(f"{base}, {search}", "eager", decode, encoded, beam)
+    if (count := torch.cuda.device_count() if GPU else 2) > 1:
+        yield row_of(f"{base}, training", f"eager, padded, {count} processes", start_together, count)
+    yield from itertools.starmap(trained, compiled)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -182,12 +230,15 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7.5, help="what does not fit into them is left out")
+    parser.add_argument("--together", action="store_true", help=argparse.SUPPRESS)  # one of several processes
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the JSON")
     arguments = parser.parse_args()
     tune_cpu()
     tune_cuda()
     if not GPU:
         torch.set_num_threads(1)  # for products so small
+    if arguments.together:
+        return train_together()
     deadline = time.perf_counter() + 60 * arguments.minutes
     machine, encoded, rate = (
         benchmarks.machine(),

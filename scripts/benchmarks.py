@@ -30,7 +30,7 @@ from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import END, Vocabulary
 from seq2seq.model.factory import build_model
 from seq2seq.training.checkpoint import Progress, RunState
-from seq2seq.training.distributed import ProcessGroup
+from seq2seq.training.distributed import SINGLE_PROCESS, ProcessGroup
 from seq2seq.training.length import settle_length
 from seq2seq.training.optimizers import build_optimizer
 from seq2seq.training.schedule import settle_rate
@@ -174,17 +174,21 @@ def synthetic(pairs: int, vocabulary: int, length: float = 27.0) -> EncodedCorpu
     return EncodedCorpus(sides[0], sides[1], np.arange(pairs, dtype=np.int64))
 
 
-def trainer_of(config: TrainConfig, encoded: EncodedCorpus, vocabulary: int, device: torch.device) -> Trainer:
+def trainer_of(
+    config: TrainConfig,
+    encoded: EncodedCorpus,
+    vocabulary: int,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Trainer:
     """The real trainer without saving, logging or validation: for its updates alone."""
     torch.manual_seed(1)
     config = settle_rate(config)
     model = build_model(config.model, Vocabulary(vocabulary, vocabulary, joint=True)).to(device)
-    batches = Batches(encoded, int(config.training.tokens), config.seed)
+    batches = Batches(encoded, int(config.training.tokens), config.seed, rank=group.rank, world_size=group.world_size)
     optimizer = build_optimizer(model, config.optimizer)
     nothing: Any = None
-    state = RunState(
-        settle_length(config, batches), nothing, model, optimizer, batches, Progress(), None, ProcessGroup()
-    )
+    state = RunState(settle_length(config, batches), nothing, model, optimizer, batches, Progress(), None, group)
     return Trainer(state, torch.bfloat16, nothing, nothing, nothing)
 
 

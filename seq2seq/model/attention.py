@@ -7,14 +7,15 @@ N heads, H head width. Masks are True for real tokens.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.model.layers import dropout, initialise
-from seq2seq.model.layout import PADDED, Layout
+from seq2seq.model.layout import PADDED, Layout, Packed
+from seq2seq.model.packed_attention import HEAD_MULTIPLE, attend_packed
 
 
 class KeyValue(NamedTuple):
@@ -23,6 +24,7 @@ class KeyValue(NamedTuple):
     key_RNSH: Tensor
     value_RNSH: Tensor
     bias_R1QS: Tensor | None  # −∞ where masked, for all queries (Q = 1) or for each; None: no mask
+    packed: Packed | None = None  # the layout of all sentences in one row; None: padded
 
     def select(self, rows_R: Tensor) -> KeyValue:
         key_RNSH, value_RNSH = (x.index_select(0, rows_R) for x in (self.key_RNSH, self.value_RNSH))
@@ -93,9 +95,13 @@ class Attention(nn.Module):
             nn.init.zeros_(self.general_NHH).data.diagonal(dim1=1, dim2=2).fill_(1.0)
 
     def project(
-        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, *, start: int = 0, layout: Layout = PADDED
+        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, layout: Layout = PADDED, *, start: int = 0
     ) -> KeyValue:
         """Project a memory whose first position is `start` to keys and values."""
+        if self.stays_packed(layout):
+            value_MD = self.value(memory_RSD) if self.value else memory_RSD
+            key_1NMH, value_1NMH = (self._split(x_MD[None]) for x_MD in (self.key(memory_RSD), value_MD))
+            return KeyValue(self._key(key_1NMH, layout), value_1NMH, None, layout)
         key_RSD = layout.unpack(self.key(memory_RSD))
         value_RSD = layout.unpack(self.value(memory_RSD) if self.value else memory_RSD)
         key_RNSH, value_RNSH = self._key(self._split(key_RSD), start), self._split(value_RSD)
@@ -119,6 +125,8 @@ class Attention(nn.Module):
 
         `position_S` holds each key's position (None: 0, 1, 2, …). Queries and contexts have the given layout.
         """
+        if kv.packed is not None and isinstance(layout, Packed):
+            return self._forward_packed(query_RTD, kv, kv.packed, layout, causal)
         query_RTD = layout.unpack(self.query(query_RTD))
         R, T, _ = query_RTD.shape
         B, _, S, _ = kv.key_RNSH.shape
@@ -141,6 +149,22 @@ class Attention(nn.Module):
         context_RTD = layout.pack(context.transpose(1, 2).flatten(2))
         return AttentionOutput(self.output(context_RTD) if self.output else context_RTD, attention_weights)
 
+    def stays_packed(self, layout: Layout) -> TypeGuard[Packed]:
+        """Whether sentences attend as they are packed: products as scores, and nothing else for each pair of tokens."""
+        if layout.bounds is None or self.score == "additive" or self.position_kind == "alibi":
+            return False
+        # The kernel's backward pass would drop other weights than its forward pass did.
+        dropped = self.training and self.p > 0
+        return not dropped and self.query.out_features // self.heads % HEAD_MULTIPLE == 0
+
+    def _forward_packed(
+        self, query_MD: Tensor, kv: KeyValue, keys: Packed, queries: Packed, causal: bool
+    ) -> AttentionOutput:
+        query_1NMH = self._query(self._split(self.query(query_MD)[None]), queries)
+        context_1NMH = attend_packed(query_1NMH, kv.key_RNSH, kv.value_RNSH, queries, keys, causal)
+        context_MD = context_1NMH.transpose(1, 2).flatten(2)[0]
+        return AttentionOutput(self.output(context_MD) if self.output else context_MD, None)
+
     def _attend(
         self, query_RNTH: Tensor, kv: KeyValue, bias: Tensor | None, fused: bool, is_causal: bool, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -158,12 +182,12 @@ class Attention(nn.Module):
     def _split(self, x_RTD: Tensor) -> Tensor:
         return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _key(self, key_RNSH: Tensor, start: int) -> Tensor:
+    def _key(self, key_RNSH: Tensor, start: int | Packed) -> Tensor:
         if self.score == "cosine":
             key_RNSH = F.normalize(key_RNSH, dim=-1)
         return rotate(key_RNSH, start) if self.position_kind == "rotary" else key_RNSH
 
-    def _query(self, query_RNTH: Tensor, start: int) -> Tensor:
+    def _query(self, query_RNTH: Tensor, start: int | Packed) -> Tensor:
         query_RNTH = self.scored_query(query_RNTH)
         return rotate(query_RNTH, start) if self.position_kind == "rotary" else query_RNTH
 
@@ -241,9 +265,13 @@ def _to_rows(x_BNQH: Tensor, T: int) -> Tensor:
     return x_BNQH.unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)
 
 
-def rotate(x_RNTH: Tensor, start: int) -> Tensor:
+def rotate(x_RNTH: Tensor, start: int | Packed) -> Tensor:
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, §3.2)."""
-    angle = _angles(torch.arange(start, start + x_RNTH.shape[2], device=x_RNTH.device), x_RNTH.shape[-1])
+    if isinstance(start, Packed):
+        position_T = start.position_M
+    else:
+        position_T = torch.arange(start, start + x_RNTH.shape[2], device=x_RNTH.device)
+    angle = _angles(position_T, x_RNTH.shape[-1])
     sin, cos = angle.sin().to(x_RNTH.dtype), angle.cos().to(x_RNTH.dtype)
     even, odd = x_RNTH[..., 0::2], x_RNTH[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)

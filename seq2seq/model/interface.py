@@ -19,6 +19,7 @@ from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.model.decoder_state import State
 from seq2seq.model.layers import drop_rows, embedding, value_or
 from seq2seq.model.layout import PADDED, Layout, Packed
+from seq2seq.model.packed_attention import use_packed_kernel
 
 GATHERED = 16  # sentences whose shortlisted weights are gathered together
 
@@ -28,6 +29,10 @@ class Memory(NamedTuple):
 
     states_BSD: Tensor
     mask_BS: Tensor
+    layout: Layout = PADDED  # of the states
+
+    def padded(self) -> Memory:
+        return Memory(self.layout.unpack(self.states_BSD), self.mask_BS)
 
 
 class Decoded(NamedTuple):
@@ -112,10 +117,12 @@ class Seq2Seq(nn.Module):
     def forward(self, batch: Batch, word_dropout: float | None = None, packing: bool = False) -> Tensor:
         """Return features_MD at every real target token of a batch, for `logits` or the loss.
 
-        With `packing`, only attention computes padding.
+        With `packing`, only attention computes padding, and where it stays packed nothing does.
         """
         p = value_or(word_dropout, self.word_dropout)
         source, target = Packed.source(batch), Packed.target(batch)
+        if packing and use_packed_kernel(batch.source_BS):
+            source, target = source.with_bounds(), target.with_bounds()
         source_BSD = drop_rows(self.source_embedding(batch.source_BS), p, self.training, words=True)
         memory = self.encoder(source_BSD, batch.source_mask_BS, source if packing else PADDED)
         target_BTD = drop_rows(self.target_embedding(batch.target_in_BT), p, self.training, words=True)

@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         x_BSD = layout.pack(self.input(source_BSD))
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask_BS, layout)
-        return Memory(layout.unpack(self.norm(x_BSD)), mask_BS)
+        return Memory(self.norm(x_BSD), mask_BS, layout)
 
 
 class DecoderLayer(nn.Module):
@@ -115,13 +115,11 @@ class Decoder(nn.Module):
 
     def start(self, memory: Memory) -> TransformerState:
         """Return each layer's keys and values of the source, and an empty cache."""
-        projected = (cast(DecoderLayer, layer).cross_attention.project(*memory) for layer in self.layers)
-        # Stored once as every step multiplies them; otherwise each step would copy them first.
-        memories = (
-            kv._replace(key_RNSH=as_stored(as_stored(kv.key_RNSH).contiguous()), value_RNSH=kv.value_RNSH.contiguous())
-            for kv in projected
-        )
-        return TransformerState(tuple(memories), KVCache())
+        attentions = [cast(DecoderLayer, layer).cross_attention for layer in self.layers]
+        if not attentions[0].stays_packed(memory.layout):
+            memory = memory.padded()
+        projected = (attention.project(*memory) for attention in attentions)
+        return TransformerState(tuple(kv if kv.packed else _stored(kv) for kv in projected), KVCache())
 
     def forward(
         self, target_RTD: Tensor, state: TransformerState, weights: bool = False, layout: Layout = PADDED
@@ -133,6 +131,11 @@ class Decoder(nn.Module):
             attention_weights.append(weights_RNTS)
         state = replace(state, cache=cache.finish(), length=state.length + target_RTD.shape[1])
         return Decoded(self.norm(x_RTD), state, tuple(attention_weights) if weights else ())
+
+
+def _stored(kv: KeyValue) -> KeyValue:
+    """Store a memory as every step multiplies it; otherwise each step would copy it first."""
+    return kv._replace(key_RNSH=as_stored(as_stored(kv.key_RNSH).contiguous()), value_RNSH=kv.value_RNSH.contiguous())
 
 
 def _attention(config: TransformerConfig, position_kind: str) -> Attention:

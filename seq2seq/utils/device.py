@@ -49,6 +49,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
                 f"precision: tf32 requires an NVIDIA GPU (Ampere or newer), not {device}; use float32", code=2
             )
         return torch.float32, "as configured: tf32 products"
+    if name == "float16" and device.type != "cuda":
+        raise UserError(f"precision: float16 runs on a CUDA GPU only, not on {device}; use float32 or bfloat16", code=2)
     if name == "int8":
         if device.type != "cpu":
             raise UserError(f"precision: int8 runs on a CPU only, not on {device}; use device=cpu or auto", code=2)

@@ -157,6 +157,7 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("init_from", 3, "3", None),
     ("device", "???", None, "device: required; set device=…"),
     ("precision", "float", None, "precision: 'float' is not a choice; possible: auto, float32, tf32, bfloat16"),
+    ("precision", "float16", None, "precision: 'float16' is not a choice; possible: auto, float32, tf32, bfloat16"),
     ("training.tokens", "auto", "auto", None),
     ("training.tokens", 1, 1, None),
     ("training.tokens", 0, None, "training.tokens: 0 is out of range; it must be at least 1; also possible: auto"),

@@ -19,6 +19,7 @@ import seq2seq
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.inference.translator import Translation, Translator
+from seq2seq.model import interface
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.training import meter
 from seq2seq.training.trainer import Trainer
@@ -153,6 +154,19 @@ def test_training_gives_the_weights_of_the_cpu(
     torch.testing.assert_close(cuda, cpu, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "alibi"])
+def test_packed_training_gives_the_weights_of_the_cpu(
+    position: str, precision: str, corpus: None, gpu: PretendGPU
+) -> None:
+    """Whose training pads."""
+    words = [f"precision={precision}", f"model.position={position}", *STILL, "training.validate_every=4"]
+    cpu = train("transformer", "cpu", *words, device="cpu")
+    cuda = train("transformer", "cuda", *words, "training.packing=true")
+    tolerance = {"float32": 1e-4, "bfloat16": 2e-2}[precision]
+    torch.testing.assert_close(cuda, cpu, rtol=tolerance, atol=tolerance)
+
+
 @families
 def test_a_resumed_run_is_bit_identical(family: str, corpus: None, gpu: PretendGPU) -> None:
     words = ["model.dropout=0.1", "precision=bfloat16", "training.average=ema"]
@@ -274,6 +288,33 @@ def test_scores_and_attention_are_those_of_the_cpu(family: str, tmp_path: Path, 
     assert cuda.alternatives(SOURCES[0], "Some", 3)[0][0] == cpu.alternatives(SOURCES[0], "Some", 3)[0][0]
 
 
+@families
+def test_a_trained_model_translates_in_float16_as_in_float32(family: str, corpus: None, gpu: PretendGPU) -> None:
+    """With log probabilities in float32, near those of the CPU; scores too."""
+    train(
+        family,
+        "trained",
+        *STILL,
+        "training.updates=150",
+        "training.validate_every=150",
+        "optimizer.lr=1e-2",
+        device="cpu",
+    )
+    sources = ["one two", "three", "two two one"]
+    cuda, cpu = (
+        Translator.load("trained", device=device, precision=precision)
+        for device, precision in (("cuda", "float16"), ("cpu", "float32"))
+    )
+    assert next(cuda.models.models[0].parameters()).dtype == torch.float16
+    for search in (search_preset("greedy"), BEAM):
+        found, expected = (made.translate(sources, search) for made in (cuda, cpu))
+        for [a, *_], [b, *_] in zip(found, expected, strict=True):
+            assert a.pieces == b.pieces and len(b.pieces) > 0
+            np.testing.assert_allclose(a.token_log_probabilities, b.token_log_probabilities, atol=0.03)
+    for a, b in zip(*(made.score(sources, sources) for made in (cuda, cpu)), strict=True):
+        np.testing.assert_allclose(a.token_log_probabilities, b.token_log_probabilities, rtol=0.01, atol=0.03)
+
+
 # ----------------------------------------------------------------------------------------------------- budgets
 
 
@@ -302,6 +343,24 @@ def test_the_host_waits_once_an_update(
     words += ["training.average=ema"] if optimizer != "schedule_free" else []
     for syncs in (count.syncs for count in each_update(gpu, monkeypatch, family, *words)):
         assert syncs.total() == 1
+
+
+@families
+def test_packing_adds_no_wait_and_saves_launches(
+    family: str, corpus: None, gpu: PretendGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed sentences attend as they are, where attention that pads copies them there and back."""
+    words = ["precision=bfloat16", "model.attention.score=scaled_dot", "model.attention.dropout=0"]
+    counts = []
+    for packed in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(interface, "use_packed_kernel", lambda _, packed=packed: packed)
+            counts.append(each_update(gpu, patch, family, *words, "training.packing=true", f"name=packed-{packed}"))
+    for one, other in zip(*counts, strict=True):
+        assert one.syncs.total() == 1 and not one.unpinned
+        assert len(one.attention) == len(other.attention)
+        if family == "transformer":  # 2 layers that attend once, and 2 that attend twice
+            assert len(one.attention) == 6 and one.launches.total() <= other.launches.total() - 6 * 6
 
 
 @families
@@ -364,9 +423,13 @@ def attention_calls(
     gpu: PretendGPU, monkeypatch: pytest.MonkeyPatch, folder: Path, family: str
 ) -> Iterator[AttentionCall]:
     """Those of training, of every search, and of scoring."""
-    words = ["model.attention.score=scaled_dot", "model.attention.dropout=0.1"]
-    for count in each_update(gpu, monkeypatch, family, *words):
-        yield from count.attention
+    words = ["model.attention.score=scaled_dot"]
+    for packing, dropout in (("false", 0.1), ("true", 0.1), ("true", 0)):
+        options = [f"training.packing={packing}", f"model.attention.dropout={dropout}", f"name=run-{packing}-{dropout}"]
+        with monkeypatch.context() as patch:
+            counts = each_update(gpu, patch, family, *words, *options)
+        for count in counts:
+            yield from count.attention
     made = translator(folder, family, "cuda")
     with gpu.counting() as count:
         for kind in SEARCHES:

@@ -57,7 +57,7 @@ Line = str  # file:number, within the package
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of `F.scaled_dot_product_attention`."""
+    """One call of `F.scaled_dot_product_attention`, or of the kernel of packed sentences."""
 
     line: Line
     strides: tuple[tuple[int, ...], ...]  # of query, key and value
@@ -363,6 +363,33 @@ def replaced_functions(gpu: PretendGPU) -> Iterator[tuple[Any, str, Any]]:
         kernel = partial(real_attention, dropout_p=p, is_causal=causal, **options)
         return launch(gpu, kernel, *inputs, mask)
 
+    def packed_attention(
+        query: Tensor, key: Tensor, value: Tensor, bias: None, bounds_q: Any, bounds_k: Any,
+        longest_q: int, longest_k: int, p: float, mask_type: int, for_backward: bool, *, scale: float,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Torch's kernel for sentences of different lengths, one after the other: [1, tokens, heads, head width]."""
+        inputs, bounds = (query, key, value), (bounds_q, bounds_k)
+        if not all(isinstance(x, PretendTensor) for x in (*inputs, *bounds)):
+            raise RuntimeError(f"{MIXED} (_efficient_attention_forward)")
+        parts = [bare(x).diff().tolist() for x in bounds]
+        assert all(x.dtype == torch.int32 for x in bounds) and for_backward and bias is None
+        assert all(x.stride(-1) == 1 and x.shape[-1] % 8 == 0 for x in inputs), "the kernel reads 16 bytes at once"
+        assert [max(lengths) for lengths in parts] <= [longest_q, longest_k]
+        strides = tuple(x.stride() for x in inputs)
+        gpu.count.attention.append(AttentionCall(current_line(), strides, None, mask_type == 1))
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q_parts, k_parts, v_parts = (
+                x.transpose(1, 2).split(lengths, 2) for x, lengths in zip((q, k, v), (*parts, parts[1]), strict=True)
+            )
+            each = [
+                real_attention(q, k, v, None, p, mask_type == 1, scale=scale)
+                for q, k, v in zip(q_parts, k_parts, v_parts, strict=True)
+            ]
+            return torch.cat(each, 2).transpose(1, 2).contiguous()
+
+        return (launch(gpu, kernel, *inputs),)
+
     def lstm(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], *options: Any) -> Any:
         if not isinstance(x, PretendTensor):
             return real_lstm(x, state, weights, *options)
@@ -373,6 +400,7 @@ def replaced_functions(gpu: PretendGPU) -> Iterator[tuple[Any, str, Any]]:
     yield Tensor, "pin_memory", lambda self, *_: gpu.pin(self)
     yield Tensor, "is_pinned", lambda self, *_: gpu.is_pinned(self)
     yield F, "scaled_dot_product_attention", attention
+    yield torch.ops.aten, "_efficient_attention_forward", packed_attention
     yield torch._VF, "lstm", lstm
     yield torch.backends.cudnn, "is_acceptable", lambda _: False
     yield from ((torch.cuda, name, MagicMock(return_value=answer)) for name, answer in ANSWERS.items())

@@ -69,7 +69,8 @@ def test_rows_of_a_sentence_use_the_same_keys(score: str, position: str) -> None
     """Three query rows per sentence over shared keys = the same with every key copied three times."""
     module, (states, mask) = attention(score, 2, position, project_values=True), memory()
     query, kv = torch.randn(9, 2, 6), module.project(states, mask)
-    copied = KeyValue(*(part.repeat_interleave(3, 0) for part in kv if part is not None))
+    key, value, bias = (part.repeat_interleave(3, 0) for part in kv[:3] if part is not None)
+    copied = KeyValue(key, value, bias)
     shared, plain = (module(query, each, start=3, weights=True) for each in (kv, copied))
     torch.testing.assert_close(shared.context_RTD, plain.context_RTD)
     torch.testing.assert_close(shared.weights_RNTS, plain.weights_RNTS)

@@ -129,7 +129,7 @@ def test_annotations_are_the_papers_to_the_last_digit(options: dict[str, Any]) -
     config = variant("lstm", **options)
     model, source_BS = small_model(config), matrix(SOURCES, extra=2)
     mask_BS = source_BS.ne(0)
-    states_BSD, returned_BS = model.encoder(model.source_embedding(source_BS), mask_BS)
+    states_BSD, returned_BS, _ = model.encoder(model.source_embedding(source_BS), mask_BS)
     assert torch.equal(returned_BS, mask_BS)
     for states_SD, source in zip(states_BSD, SOURCES, strict=True):
         expected_SD = reference.encode(weights_of(model), config, source)

@@ -974,6 +974,25 @@ def test_a_compiled_recurrence_makes_no_graph_for_each_length(tmp_path: Path, mo
     assert len(lengths) > 2 and graphs() == before > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_compiled_transformer_is_one_graph_for_all_shapes(
+    packing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch traces it, so that batches need no buckets of lengths; a single sentence would be another one."""
+    torch._dynamo.reset()
+    before = graphs()
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+    made, shapes = make_trainer(varied("transformer", training__packing=packing), tmp_path), set()
+    assert "failed" not in made.compile(try_batch)
+    for rank_batches in updates_of(made, 12):
+        [batch] = rank_batches.micro_batches
+        if len(batch.source_BS) > 1:
+            shapes.add((batch.source_BS.shape, batch.target_out_BT.shape))
+            made.update(rank_batches)
+    assert len(shapes) > 3 and graphs() - before == 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reported_loss_is_without_regularisers(family: str, tmp_path: Path) -> None:
     """With words cut out of a second pass, whose divergence the objective contains."""

@@ -22,6 +22,7 @@ from seq2seq.training import pipeline
 from seq2seq.training.memory_check import MemoryCheck
 from seq2seq.utils import device as device_module
 from seq2seq.utils.device import choose_device, choose_precision, out_of_memory, usable_cores
+from seq2seq.utils.errors import UserError
 from tests.helpers.trainers import make_trainer, varied
 
 SECOND = torch.device("cuda", 1)
@@ -73,6 +74,17 @@ def test_only_tf32_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     choose_precision("tf32", SECOND)
     choose_precision("float32", torch.device("cpu"))
     assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("tf32")
+def test_float16_is_for_gpus() -> None:
+    assert choose_precision("float16", SECOND)[0] == torch.float16
+    for device in ("cpu", "mps"):
+        with pytest.raises(
+            UserError, match=f"precision: float16 runs on a CUDA GPU only, not on {device}; use"
+        ) as error:
+            choose_precision("float16", torch.device(device))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
