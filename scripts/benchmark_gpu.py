@@ -2,9 +2,9 @@
 
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
 train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates; base decodes greedily and
-with a beam of 4. Tokens are real target tokens, padding not counted. Utilisation: the model's multiply-adds against the
-rate of a matrix product on it. Without a GPU everything runs small on the CPU, to try the code; those figures mean
-nothing.
+with a beam of 4, with its steps as CUDA graphs too. Tokens are real target tokens, padding not counted. Utilisation:
+the model's multiply-adds against the rate of a matrix product on it. Without a GPU everything runs small on the CPU, to
+try the code; those figures mean nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Specials
+from seq2seq.inference.step_graphs import StepGraphs
 from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
 from seq2seq.model.interface import Seq2Seq
@@ -92,7 +93,7 @@ def train(
 
 
 @torch.inference_mode()
-def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
+def decode(encoded: EncodedCorpus, beam: int, graphs: bool) -> dict[str, float]:
     """Target tokens a second of base. Nothing is learned, so no sentence ends: each gets its source's length."""
     model = build_model(config_of("transformer_base").model, Vocabulary(VOCABULARY, VOCABULARY, joint=True))
     model = model.to(DEVICE, torch.bfloat16).eval()
@@ -101,6 +102,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     specials, tokens = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)), 0
     search = replace(search_preset("beam"), beam=beam)
     budget = (token_budget(search, DEVICE) if GPU else 512) // beam
+    step = StepGraphs(model.step, DEVICE).step if graphs else model.step
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for cut in split_by_token_budget(encoded.source.lengths(rows), budget):
@@ -110,7 +112,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
         state = model.start(source_BS, source_BS != PAD)
         task = DecodingTask(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
-        found = beam_search(model.step, [(state, task)], search, specials)
+        found = beam_search(step, [(state, task)], search, specials)
         return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
 
     run(*next(batches()))
@@ -168,8 +170,9 @@ def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[di
             else:
                 yield {"model": f"{name}, training", "how": how, "failed": "not measured: no time left"}
         if not compiled:
-            for search, beam in (("greedy", 1), ("beam 4", 4)):
-                yield row_of(f"Transformer base, {search}", "eager", decode, encoded, beam)
+            for (search, beam), graphs in itertools.product((("greedy", 1), ("beam 4", 4)), (False, True)):
+                how = "graphs" if graphs else "eager"
+                yield row_of(f"Transformer base, {search}", how, decode, encoded, beam, graphs)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
