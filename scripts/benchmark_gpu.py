@@ -3,9 +3,9 @@
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
 train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates. Base also trains without
 dropout in attention, where packed sentences attend as they are, without prefetching, and on all GPUs; it decodes
-greedily and with a beam of 4. Tokens are real target tokens, padding not counted. Utilisation: the model's
-multiply-adds against the rate of a matrix product on it. Without a GPU everything runs small on the CPU, to try the
-code; those figures mean nothing.
+greedily and with a beam of 4, with its steps as CUDA graphs too. Tokens are real target tokens, padding not counted.
+Utilisation: the model's multiply-adds against the rate of a matrix product on it. Without a GPU everything runs small
+on the CPU, to try the code; those figures mean nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Specials
+from seq2seq.inference.step_graphs import StepGraphs
 from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
 from seq2seq.training.distributed import join_processes
@@ -135,7 +136,7 @@ def start_together(count: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
+def decode(encoded: EncodedCorpus, beam: int, graphs: bool) -> dict[str, float]:
     """Target tokens a second of base. Nothing is learned, so no sentence ends: each gets its source's length."""
     model = build_model(config_of("transformer_base").model, Vocabulary(VOCABULARY, VOCABULARY, joint=True))
     model = model.to(DEVICE, torch.bfloat16).eval()
@@ -144,6 +145,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     specials, tokens = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)), 0
     search = replace(search_preset("beam"), beam=beam)
     budget = (token_budget(search, DEVICE) if GPU else 512) // beam
+    step = StepGraphs(model.step, DEVICE).step if graphs else model.step
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for cut in split_by_token_budget(encoded.source.lengths(rows), budget):
@@ -153,7 +155,7 @@ def decode(encoded: EncodedCorpus, beam: int) -> dict[str, float]:
     def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
         state = model.start(source_BS, source_BS != PAD)
         task = DecodingTask(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
-        found = beam_search(model.step, [(state, task)], search, specials)
+        found = beam_search(step, [(state, task)], search, specials)
         return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
 
     run(*next(batches()))
@@ -213,8 +215,8 @@ def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[di
         return row_of(f"{name}, training", str(how), train, MODELS[name], encoded, how, rate, deadline)
 
     yield from itertools.starmap(trained, every)
-    for search, beam in (("greedy", 1), ("beam 4", 4)):
-        yield row_of(f"{base}, {search}", "eager", decode, encoded, beam)
+    for (search, beam), graphs in itertools.product((("greedy", 1), ("beam 4", 4)), (False, True)):
+        yield row_of(f"{base}, {search}", "graphs" if graphs else "eager", decode, encoded, beam, graphs)
     if (count := torch.cuda.device_count() if GPU else 2) > 1:
         yield row_of(f"{base}, training", f"eager, padded, {count} processes", start_together, count)
     yield from itertools.starmap(trained, compiled)

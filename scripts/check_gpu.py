@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
@@ -293,6 +294,19 @@ def _(program: Program, family: str) -> str:
     run = program.trained(family)
     expected = program.translate(run, "precision=float32")
     return agreement(program.translate(run, "precision=float16"), expected, BFLOAT16_AGREEMENT)
+
+
+@check("search.graphs=true translates the same")
+def _(program: Program, family: str) -> str:
+    run, details = program.trained(family), []
+    for search in ("greedy", "beam"):
+        words = (f"search={search}", "precision=float32", "search.tokens=4000")
+        expected, graph = program.translate(run, *words), torch.cuda.CUDAGraph
+        with patch.object(graph, "replay", autospec=True, side_effect=graph.replay) as replay:
+            found = program.translate(run, *words, "search.graphs=true")
+        assert replay.call_count or program.device == "cpu", "no graph was replayed"
+        details.append(f"{agreement(found, expected, AGREEMENT)}, {replay.call_count} replays")
+    return "; ".join(details)
 
 
 @check("search", ("diverse", "mbr", "sample"))

@@ -311,6 +311,7 @@ class SearchConfig:
     select_by: Literal["score", "chrf", "bleu"]
     shortlist: Annotated[int, Range(0, 200)]
     tokens: Count | Literal["auto"]
+    graphs: bool
 
     @property
     def rows(self) -> int:

@@ -71,7 +71,7 @@ class LiveBatch:
 
     def join(self, other: LiveBatch) -> LiveBatch:
         """Concatenate two batches of the same length."""
-        state, task = self.state.join(other.state), self.task.join(other.task)
+        state, task = self.state.join(other.state.independent()), self.task.join(other.task)
         decided_B = torch.cat((self.decided_B, other.decided_B))
         return replace(self, state=state, beams=self.beams.join(other.beams), task=task, decided_B=decided_B)
 

@@ -36,6 +36,12 @@ class EnsembleState(State):
     def reorder(self, rows_R: Tensor) -> EnsembleState:
         return self.of(state.reorder(rows_R) for state in self.states)
 
+    def fixed(self, sentences: int, steps: int) -> EnsembleState:
+        return self.of(state.fixed(sentences, steps) for state in self.states)
+
+    def plain(self, length: int) -> EnsembleState:
+        return self.of(state.plain(length) for state in self.states)
+
     def join(self, other: EnsembleState) -> EnsembleState:
         return self.of(a.join(b) for a, b in zip(self.states, other.states, strict=True))
 

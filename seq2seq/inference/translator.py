@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
@@ -30,7 +31,7 @@ from seq2seq.data.encoding import shifted_right
 from seq2seq.data.shortlist import Shortlist
 from seq2seq.data.store import Ragged
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Tokenizer
-from seq2seq.decoding.beam import beam_search
+from seq2seq.decoding.beam import Step, beam_search
 from seq2seq.decoding.constraints import Rules
 from seq2seq.decoding.mbr import expected_similarity
 from seq2seq.decoding.progress import Progress
@@ -47,6 +48,7 @@ from seq2seq.decoding.scoring import (
 from seq2seq.inference.checkpoint import load_checkpoint
 from seq2seq.inference.engines import CTranslate2Search, open_engine
 from seq2seq.inference.ensemble import Ensemble
+from seq2seq.inference.step_graphs import StepGraphs
 from seq2seq.inference.workers import Workers, choose_processes
 from seq2seq.model import native
 from seq2seq.model.cpu_inference import optimize_for_cpu
@@ -238,6 +240,10 @@ class Translator:
             )
         return self.shortlist
 
+    @cached_property
+    def graphs(self) -> StepGraphs:
+        return StepGraphs(self.models.step, self.device)
+
     def engine_for(self, search: SearchConfig) -> str:
         """Name the engine of a search, with its version and quantization."""
         return self.engine.description if self.engine and self.engine.supports(search) else "torch"
@@ -363,17 +369,29 @@ class Translator:
             self._batch([sources[i] for i in part], prefixes and [prefixes[i] for i in part], search, rules)
             for part in parts
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), self._step_for(search) as step:
             if search.samples:
-                drawn = (sample(self.models.step, *batch, search, SPECIALS) for batch in batches)
+                drawn = (sample(step, *batch, search, SPECIALS) for batch in batches)
                 return [hypotheses for batch_hypotheses in drawn for hypotheses in batch_hypotheses]
-            step = self._step_with_attention if search.coverage_penalty else self.models.step
             progress = Progress(search, lambda i, ids: texts.grow(order[i], ids)) if texts else None
             plain = self.library and not (prefixes or texts or special_keys(search))
             if plain and self.models.has_plain_search:
                 found = (self.models.plain_search(*batch, search, SPECIALS) for batch in batches)
                 return [*chain(*found)]
             return beam_search(step, batches, search, SPECIALS, progress, self.library)
+
+    @contextmanager
+    def _step_for(self, search: SearchConfig) -> Iterator[Step]:
+        """Yield the step of a search; graphs serve one at a time, without shortlists and attention weights."""
+        if search.coverage_penalty:
+            yield self._step_with_attention
+        elif not search.graphs or search.shortlist or not self.graphs.lock.acquire(blocking=False):
+            yield self.models.step
+        else:
+            try:
+                yield self.graphs.step
+            finally:
+                self.graphs.lock.release()
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None

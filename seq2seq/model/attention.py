@@ -7,15 +7,20 @@ N heads, H head width. Masks are True for real tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2seq.model.decoder_state import bucket
 from seq2seq.model.layers import dropout, initialise
 from seq2seq.model.layout import PADDED, Layout, Packed
 from seq2seq.model.packed_attention import HEAD_MULTIPLE, attend_packed
+
+Start = int | Tensor  # a position; on the device in a step that a graph replays
+LEAST_SOURCE = 16  # source positions of a fixed state
 
 
 class KeyValue(NamedTuple):
@@ -39,6 +44,23 @@ class KeyValue(NamedTuple):
         if self.bias_R1QS is not None and other.bias_R1QS is not None:
             bias = aligned(concatenate_padded(self.bias_R1QS, other.bias_R1QS, -math.inf))
         return KeyValue(as_stored(key), value_RNSH, bias)
+
+    def fixed(self, sentences: int) -> KeyValue:
+        """Return room for more sentences and positions; the bias masks these, except of a sentence without others."""
+        B, N, S, _ = self.key_RNSH.shape
+        room = bucket(S, LEAST_SOURCE)
+        key_RNSH, value_RNSH = (enlarged(x, (sentences, N, room, x.shape[3])) for x in (self.key_RNSH, self.value_RNSH))
+        bias = self.bias_R1QS
+        if bias is not None:
+            bias = enlarged(enlarged(bias, (B, 1, 1, room), -math.inf), (sentences, 1, 1, room))
+        return KeyValue(key_RNSH, value_RNSH, bias)
+
+
+def enlarged(x: Tensor, shape: Sequence[int], value: float = 0.0) -> Tensor:
+    """Return a tensor of a larger shape with x in its first corner, and a number elsewhere."""
+    large = x.new_full(shape, value)
+    large[tuple(map(slice, x.shape))] = x
+    return large
 
 
 def concatenate_padded(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
@@ -95,7 +117,7 @@ class Attention(nn.Module):
             nn.init.zeros_(self.general_NHH).data.diagonal(dim1=1, dim2=2).fill_(1.0)
 
     def project(
-        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, layout: Layout = PADDED, *, start: int = 0
+        self, memory_RSD: Tensor, mask_RS: Tensor | None = None, layout: Layout = PADDED, *, start: Start = 0
     ) -> KeyValue:
         """Project a memory whose first position is `start` to keys and values."""
         if self.stays_packed(layout):
@@ -115,7 +137,7 @@ class Attention(nn.Module):
         query_RTD: Tensor,
         kv: KeyValue,
         *,
-        start: int = 0,
+        start: Start = 0,
         causal: bool = False,
         weights: bool = False,
         position_S: Tensor | None = None,
@@ -133,7 +155,7 @@ class Attention(nn.Module):
         fused = self.score != "additive" and not weights and use_fused_kernel(query_RTD)
         # Where nothing but the future is masked, the kernel needs no mask and skips what it hides.
         unmasked = kv.bias_R1QS is None and self.position_kind != "alibi"
-        is_causal = fused and causal and unmasked and R == B and T == S and start == 0
+        is_causal = fused and causal and unmasked and R == B and T == S and isinstance(start, int) and start == 0
         query_RNTH = self._query(self._split(query_RTD), start)
         bias = self._bias(causal and not is_causal, T, S, start, query_RTD, position_S)
         if R != B:
@@ -182,12 +204,12 @@ class Attention(nn.Module):
     def _split(self, x_RTD: Tensor) -> Tensor:
         return x_RTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _key(self, key_RNSH: Tensor, start: int | Packed) -> Tensor:
+    def _key(self, key_RNSH: Tensor, start: Start | Packed) -> Tensor:
         if self.score == "cosine":
             key_RNSH = F.normalize(key_RNSH, dim=-1)
         return rotate(key_RNSH, start) if self.position_kind == "rotary" else key_RNSH
 
-    def _query(self, query_RNTH: Tensor, start: int | Packed) -> Tensor:
+    def _query(self, query_RNTH: Tensor, start: Start | Packed) -> Tensor:
         query_RNTH = self.scored_query(query_RNTH)
         return rotate(query_RNTH, start) if self.position_kind == "rotary" else query_RNTH
 
@@ -201,10 +223,13 @@ class Attention(nn.Module):
             return F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
         return query_RNTH
 
-    def _bias(self, causal: bool, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None) -> Tensor | None:
+    def _bias(
+        self, causal: bool, T: int, S: int, start: Start, like: Tensor, position_S: Tensor | None
+    ) -> Tensor | None:
         """Return the positional term of the scores: −∞ for the future, plus ALiBi's penalty; None if all zero."""
         bias = alibi(self.heads, T, S, start, like, position_S) if self.position_kind == "alibi" else None
         if causal and start + 1 < S:
+            assert isinstance(start, int)  # a fixed cache masks the future itself
             future_TS = torch.ones(T, S, dtype=torch.bool, device=like.device).triu(1 + start)
             bias = (0 if bias is None else bias) + like.new_zeros(1, 1, T, S).masked_fill(future_TS, -math.inf)
         return bias
@@ -249,8 +274,8 @@ class Position(nn.Module):
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=width**-0.5)
 
-    def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
-        position_T = torch.arange(start, start + x_RTD.shape[1], device=x_RTD.device)
+    def forward(self, x_RTD: Tensor, start: Start = 0) -> Tensor:
+        position_T = positions(start, x_RTD.shape[1], x_RTD.device)
         if self.table is not None:
             # Positions beyond the table share its last row.
             return x_RTD + self.table(position_T.clamp(max=self.table.num_embeddings - 1))
@@ -265,22 +290,27 @@ def _to_rows(x_BNQH: Tensor, T: int) -> Tensor:
     return x_BNQH.unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)
 
 
-def rotate(x_RNTH: Tensor, start: int | Packed) -> Tensor:
+def positions(start: Start, count: int, device: torch.device) -> Tensor:
+    """Return `count` positions from `start` on."""
+    if isinstance(start, Tensor):
+        return start + torch.arange(count, device=device)
+    return torch.arange(start, start + count, device=device)
+
+
+def rotate(x_RNTH: Tensor, start: Start | Packed) -> Tensor:
     """Rotate pairs of channels by an angle that grows with the position (Su et al. 2021, §3.2)."""
-    if isinstance(start, Packed):
-        position_T = start.position_M
-    else:
-        position_T = torch.arange(start, start + x_RNTH.shape[2], device=x_RNTH.device)
+    length, device = x_RNTH.shape[2], x_RNTH.device
+    position_T = start.position_M if isinstance(start, Packed) else positions(start, length, device)
     angle = _angles(position_T, x_RNTH.shape[-1])
     sin, cos = angle.sin().to(x_RNTH.dtype), angle.cos().to(x_RNTH.dtype)
     even, odd = x_RNTH[..., 0::2], x_RNTH[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
-def alibi(heads: int, T: int, S: int, start: int, like: Tensor, position_S: Tensor | None = None) -> Tensor:
+def alibi(heads: int, T: int, S: int, start: Start, like: Tensor, position_S: Tensor | None = None) -> Tensor:
     """Return a distance penalty with one slope per head (Press et al. 2022, §3), here in both directions."""
     slope_N = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device) / heads)
-    query_T = torch.arange(start, start + T, device=like.device)
+    query_T = positions(start, T, like.device)
     distance_TS = (query_T[:, None] - (torch.arange(S, device=like.device) if position_S is None else position_S)).abs()
     return (-slope_N[:, None, None] * distance_TS)[None].to(like.dtype)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
@@ -125,6 +125,7 @@ class Int8State(State):
     A slot holds the keys and values of all layers at one position: L × 2 × D.
     """
 
+    length: int = field(default=0, kw_only=True)
     memory_MX: Tensor  # slots of all sources, one after the other, without padding
     first_B: Tensor  # where each source begins
     length_B: Tensor  # and how many slots it has

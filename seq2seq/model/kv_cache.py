@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.model import attention
-from seq2seq.model.attention import KeyValue, as_stored
+from seq2seq.model.attention import KeyValue, Start, as_stored, enlarged
 
 SPARE_STEPS = 6  # additional steps allocated when a cache grows
 FUSED_SPARE_STEPS = 32  # on a GPU more, as each allocation and each new shape costs a launch or a plan
@@ -103,6 +103,29 @@ class KVCache:
         bias_BKP = self.bias_BKP.flatten(0, 1).index_select(0, rows_R).view_as(self.bias_BKP)
         return replace(self, bias_BKP=bias_BKP)
 
+    def update(self, start: Start, beam: int, like_RTD: Tensor) -> CacheUpdate:
+        assert isinstance(start, int)
+        return CacheUpdate(self, start, beam, like_RTD)
+
+    def fixed(self, sentences: int, steps: int, beam: int, memory: tuple[KeyValue, ...]) -> FixedCache:
+        """Return a cache with zeros for the sentences and steps to come; the memory has the shapes of an empty one."""
+        layers = self.layers or tuple(KeyValue(kv.key_RNSH[:, :, :0], kv.value_RNSH[:, :, :0], None) for kv in memory)
+        B, N, P, H = layers[0].key_RNSH.shape
+        large = (sentences, N, steps * beam, H)
+        bias_BKP = layers[0].key_RNSH.new_zeros(B, beam, P) if self.bias_BKP is None else self.bias_BKP
+        return FixedCache(
+            tuple(KeyValue(enlarged(kv.key_RNSH, large), enlarged(kv.value_RNSH, large), None) for kv in layers),
+            bias_BKP=enlarged(bias_BKP, (sentences, beam, steps * beam), -math.inf),
+            position_P=torch.arange(steps, device=bias_BKP.device).repeat_interleave(beam),
+        )
+
+    def plain(self, length: int, beam: int) -> KVCache:
+        """Return the slots that the first steps wrote."""
+        slots = slice(length * beam)
+        assert self.bias_BKP is not None and self.position_P is not None
+        layers = tuple(KeyValue(kv.key_RNSH[:, :, slots], kv.value_RNSH[:, :, slots], None) for kv in self.layers)
+        return KVCache(layers, None, self.bias_BKP[:, :, slots] if beam > 1 else None, self.position_P[slots])
+
     def join(self, other: KVCache) -> KVCache:
         """Concatenate two caches with the same slots; the next step allocates a new buffer."""
         layers = tuple(a.join(b) for a, b in zip(self.layers, other.layers, strict=True))
@@ -112,11 +135,19 @@ class KVCache:
         return KVCache(layers, None, bias_BKP, self.position_P)
 
 
+class FixedCache(KVCache):
+    """A cache with room for some steps, which write in place at a position on the device: a graph can hold it."""
+
+    def update(self, start: Start, beam: int, like_RTD: Tensor) -> CacheUpdate:
+        return FixedUpdate(self, start, beam, like_RTD)
+
+
 class CacheUpdate:
     """A cache being extended by T positions per hypothesis, layer by layer; the first position is `start`."""
 
     def __init__(self, cache: KVCache, start: int, beam: int, like_RTD: Tensor) -> None:
-        self.cache, self.start, self.beam, self.positions = cache, start, beam, like_RTD.shape[1]
+        self.start: Start = start
+        self.cache, self.beam, self.positions = cache, beam, like_RTD.shape[1]
         slots, new = cache.slots, beam * self.positions
         self.layers: list[KeyValue] = []
         self.buffer = cache.buffer
@@ -171,3 +202,25 @@ class CacheUpdate:
             None if self.bias_BQP is None else self.bias_BQP[:, self.positions - 1 :: self.positions, : self.slots]
         )
         return KVCache(tuple(self.layers), self.buffer, bias_BKP, self.position_P[: self.slots])
+
+
+class FixedUpdate(CacheUpdate):
+    """A fixed cache being extended by one position per hypothesis; unwritten slots are masked."""
+
+    def __init__(self, cache: FixedCache, start: Start, beam: int, like_RTD: Tensor) -> None:
+        assert cache.bias_BKP is not None and cache.position_P is not None
+        self.cache, self.start, self.beam = cache, start, beam
+        self.layers, self.position_P, self.single_hypothesis = [], cache.position_P, False
+        self.slot_K = start * beam + torch.arange(beam, device=like_RTD.device)
+        own_KK = like_RTD.new_full((beam, beam), -math.inf).fill_diagonal_(0)
+        self.bias_BKP = cache.bias_BKP.index_copy_(2, self.slot_K, own_KK.expand(len(cache.bias_BKP), -1, -1))
+
+    def add(self, new: KeyValue) -> KeyValue:
+        layer = self.cache.layers[len(self.layers)]
+        for slots_BNPH, new_RN1H in zip(layer[:2], new[:2], strict=True):
+            slots_BNPH.index_copy_(2, self.slot_K, self._merge_hypotheses(new_RN1H))
+        self.layers.append(layer)
+        return layer._replace(bias_R1QS=self.bias_BKP[:, None])
+
+    def finish(self) -> KVCache:
+        return self.cache

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import LSTMConfig
-from seq2seq.model.attention import Attention, KeyValue, Position
-from seq2seq.model.decoder_state import State
+from seq2seq.model.attention import Attention, KeyValue, Position, enlarged
+from seq2seq.model.decoder_state import State, on_device
 from seq2seq.model.interface import Decoded, Memory
 from seq2seq.model.layers import drop_rows, dropout, embedding, initialise, value_or
 from seq2seq.model.layout import PADDED, Layout
@@ -25,6 +25,9 @@ class LayerState(NamedTuple):
 
     def select(self, rows_R: Tensor) -> LayerState:
         return LayerState(self.hidden_RD.index_select(0, rows_R), self.cell_RD.index_select(0, rows_R))
+
+    def fixed(self, rows: int) -> LayerState:
+        return LayerState(*(enlarged(x_RD, (rows, x_RD.shape[1])) for x_RD in self))
 
     def join(self, other: LayerState) -> LayerState:
         return LayerState(*map(torch.cat, zip(self, other, strict=True)))
@@ -41,6 +44,14 @@ class LSTMState(State):
 
     def reorder(self, rows_R: Tensor) -> LSTMState:
         return replace(self, layers=tuple(layer.select(rows_R) for layer in self.layers))
+
+    def fixed(self, sentences: int, steps: int) -> LSTMState:
+        layers = tuple(layer.fixed(sentences * self.beam) for layer in self.layers)
+        length = on_device(self.length, self.memory.key_RNSH)
+        return replace(self, memory=self.memory.fixed(sentences), layers=layers, length=length)
+
+    def plain(self, length: int) -> LSTMState:
+        return replace(self, length=length)
 
     def join(self, other: LSTMState) -> LSTMState:
         layers = tuple(a.join(b) for a, b in zip(self.layers, other.layers, strict=True))

@@ -11,8 +11,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
-from seq2seq.model.attention import Attention, KeyValue, Position, as_stored
-from seq2seq.model.decoder_state import State
+from seq2seq.model.attention import Attention, KeyValue, Position, Start, as_stored
+from seq2seq.model.decoder_state import State, on_device
 from seq2seq.model.interface import Decoded, Memory
 from seq2seq.model.kv_cache import CacheUpdate, KVCache
 from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, value_or
@@ -32,6 +32,14 @@ class TransformerState(State):
     def reorder(self, rows_R: Tensor) -> TransformerState:
         return replace(self, cache=self.cache.reorder(rows_R))
 
+    def fixed(self, sentences: int, steps: int) -> TransformerState:
+        memory = tuple(kv.fixed(sentences) for kv in self.memory)
+        cache = self.cache.fixed(sentences, steps, self.beam, self.memory)
+        return replace(self, memory=memory, cache=cache, length=on_device(self.length, memory[0].key_RNSH))
+
+    def plain(self, length: int) -> TransformerState:
+        return replace(self, cache=self.cache.plain(length, self.beam), length=length)
+
     def join(self, other: TransformerState) -> TransformerState:
         memory = tuple(a.join(b) for a, b in zip(self.memory, other.memory, strict=True))
         return replace(self, memory=memory, cache=self.cache.join(other.cache))
@@ -46,7 +54,7 @@ class Input(nn.Module):
         self.position = Position(config.position, config.width, config.max_length)
         self.p = value_or(config.embedding_dropout, config.dropout)
 
-    def forward(self, x_RTD: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x_RTD: Tensor, start: Start = 0) -> Tensor:
         return dropout(self.position(x_RTD * self.scale, start), self.p, self.training)
 
 
@@ -125,7 +133,7 @@ class Decoder(nn.Module):
         self, target_RTD: Tensor, state: TransformerState, weights: bool = False, layout: Layout = PADDED
     ) -> Decoded:
         x_RTD = layout.pack(self.input(target_RTD, state.length))
-        cache, attention_weights = CacheUpdate(state.cache, state.length, state.beam, target_RTD), []
+        cache, attention_weights = state.cache.update(state.length, state.beam, target_RTD), []
         for layer, memory in zip(self.layers, state.memory, strict=True):
             x_RTD, weights_RNTS = layer(x_RTD, memory, cache, layout, weights)
             attention_weights.append(weights_RNTS)

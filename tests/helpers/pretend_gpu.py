@@ -6,6 +6,9 @@
 
 What a GPU refuses is refused. Kernel launches, host synchronisations, copies from unpinned memory and attention calls
 are counted with the line of the package that caused them. Kernels, rounding, memory and streams are not simulated.
+
+A CUDA graph is: its capture runs nothing and refuses what the driver refuses; a replay repeats the recorded kernels on
+the same memory, and makes the intermediate results of all other graphs, whose memory it shares, NaN.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import seq2seq
 
@@ -132,6 +136,55 @@ class PretendTensor(Tensor):
     def record_stream(self, stream: Any) -> None: ...
 
 
+class PretendGraph:
+    """A CUDA graph: the kernels of a capture, to be repeated on the memory that they read and wrote."""
+
+    def __init__(self) -> None:
+        self.kernels: list[Callable[[], Any]] = []
+        self.results: list[Tensor] = []  # memory that the kernels wrote first
+
+    def add(self, compute: Callable[[], Any]) -> None:
+        """Record a kernel that changes its inputs."""
+        self.kernels.append(compute)
+
+    def add_result(self, compute: Callable[[], Any], inputs: Sequence[Any]) -> Any:
+        """Record a kernel with results; return their memory, in which no number is valid before a replay."""
+        own = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
+        out = compute()
+        made = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, Tensor)]
+        made = [x for x in made if x.untyped_storage().data_ptr() not in own]
+        self.results += made
+
+        def repeat() -> None:
+            again = compute()
+            for x, y in zip(made, again if isinstance(again, (tuple, list)) else [again], strict=False):
+                x.copy_(y)
+
+        if made:
+            self.kernels.append(repeat)
+        spoil(made)
+        return out
+
+    def replay(self) -> None:
+        assert _gpu is not None
+        _gpu.count.launches["replay"] += 1
+        for other in _gpu.graphs:
+            if other is not self:
+                spoil(other.results)
+        with _disable_current_modes():
+            for kernel in self.kernels:
+                kernel()
+
+    def pool(self) -> object:
+        return self
+
+
+def spoil(memory: Sequence[Tensor]) -> None:
+    for x in memory:
+        if x.is_floating_point():
+            x.fill_(torch.nan)
+
+
 class PretendGPU(TorchDispatchMode):
     """Runs every operation on its tensors, and counts."""
 
@@ -139,6 +192,8 @@ class PretendGPU(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.count, self.rng_state = Count(), torch.Generator().manual_seed(0).get_state()
         self.pinned: dict[int, Tensor] = {}  # by the address of their memory, which they keep
+        self.capturing: PretendGraph | None = None
+        self.graphs: WeakSet[PretendGraph] = WeakSet()
 
     @contextmanager
     def counting(self) -> Iterator[Count]:
@@ -148,6 +203,18 @@ class PretendGPU(TorchDispatchMode):
             yield self.count
         finally:
             self.count = before
+
+    @contextmanager
+    def capture(self, graph: PretendGraph, *_: Any, **__: Any) -> Iterator[None]:
+        """Stand in for `torch.cuda.graph`."""
+        assert self.capturing is None
+        self.wait("capture")
+        self.capturing = graph
+        try:
+            yield
+        finally:
+            self.capturing = None
+        self.graphs.add(graph)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -180,7 +247,15 @@ class PretendGPU(TorchDispatchMode):
         if not func.is_view and not name.startswith(WITHOUT_KERNEL) and name != "_local_scalar_dense":
             self.count.launches[current_line()] += 1
         compute = partial(func, *bare(args), **{key: bare(x) for key, x in kwargs.items()})
-        out = self.drawing(compute) if torch.Tag.nondeterministic_seeded in func.tags else compute()
+        if self.capturing and not func.is_view and not name.startswith(WITHOUT_KERNEL):
+            if any(x.alias_info is not None and x.alias_info.is_write for x in func._schema.arguments):
+                self.capturing.add(compute)
+                return args[0]
+            out = self.capturing.add_result(compute, [x.held for x in ours])
+        else:
+            out = self.drawing(compute) if torch.Tag.nondeterministic_seeded in func.tags else compute()
+        if name.startswith(("empty", "new_empty")):
+            spoil([out])
         return self.wrap(out, ours, func.is_view, is_number=name == "scalar_tensor")
 
     def wrap(self, out: Any, ours: Sequence[PretendTensor], is_view: bool, is_number: bool) -> Any:
@@ -224,10 +299,15 @@ class PretendGPU(TorchDispatchMode):
             self.count.launches[current_line()] += 1
         else:
             self.wait("copy to the host")
-        bare(to).copy_(bare(x))
+        if self.capturing:
+            self.capturing.add(partial(bare(to).copy_, bare(x)))
+        else:
+            bare(to).copy_(bare(x))
         return to
 
     def _note_upload(self, x: Tensor, non_blocking: bool) -> None:
+        if self.capturing:  # a replay would copy from where the host may have something else by then
+            raise RuntimeError("a graph that copies from the host is being captured")
         pinned = self.is_pinned(x)
         if not pinned:
             self.count.unpinned[current_line()] += 1
@@ -243,6 +323,8 @@ class PretendGPU(TorchDispatchMode):
         return x.untyped_storage().data_ptr() in self.pinned
 
     def wait(self, reason: str) -> None:
+        if self.capturing:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({reason})")
         self.count.syncs[current_line(), reason] += 1
 
     def note_waiting(self, name: str, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) -> None:
@@ -310,7 +392,8 @@ class Kernel(torch.autograd.Function):
                 x.held.detach().requires_grad_(need) if isinstance(x, PretendTensor) else x
                 for x, need in zip(tensors, needed, strict=True)
             ]
-            out = gpu.drawing(lambda: function(*ctx.inputs))
+            compute = partial(function, *ctx.inputs)
+            out = gpu.capturing.add_result(compute, ctx.inputs) if gpu.capturing else gpu.drawing(compute)
         gpu.count.launches[current_line()] += 1
         ctx.gpu, ctx.outputs = gpu, out if isinstance(out, tuple) else (out,)
         made = tuple(PretendTensor(x.detach()) for x in ctx.outputs)
@@ -407,6 +490,8 @@ def replaced_functions(gpu: PretendGPU) -> Iterator[tuple[Any, str, Any]]:
     # A build of torch for CUDA asks its driver, which this machine may lack.
     yield torch.accelerator, "current_accelerator", MagicMock(return_value=None)
     yield from ((torch.cuda, name, function) for name, function in cuda_functions(gpu).items())
+    yield torch.cuda, "CUDAGraph", PretendGraph
+    yield torch.cuda, "graph", gpu.capture
 
 
 def cuda_functions(gpu: PretendGPU) -> dict[str, Any]:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from seq2seq.inference.ensemble import Ensemble
+from seq2seq.inference.step_graphs import assign, tensors
 from seq2seq.model.attention import KeyValue
-from seq2seq.model.decoder_state import State
+from seq2seq.model.decoder_state import State, bucket
 from seq2seq.model.int8 import quantize
 from seq2seq.model.interface import Seq2Seq
 from seq2seq.model.lstm import LSTMState
 from seq2seq.model.transformer import TransformerState
 from tests.helpers.corpora import random_sentences
 from tests.helpers.models import compiled
-from tests.helpers.small_models import FAMILIES, POSITIONS, matrix, small_model, variant
+from tests.helpers.small_models import FAMILIES, POSITIONS, SCORES, matrix, small_model, variant
 
 SENTENCES = random_sentences([3, 0, 6, 1, 4], seed=7, vocabulary=17)
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
@@ -352,3 +353,60 @@ def test_three_models_have_equal_weight() -> None:
         turned = Ensemble(models)
         logits_RTV, _ = turned.step(target_RT, turned.start([(source_BS, source_BS.ne(0))] * 3))
         torch.testing.assert_close(logits_RTV.softmax(-1).double(), probabilities.mean(0), **CLOSE)
+
+
+# ------------------------------------------------------------------------------------------------ fixed states
+
+FIXABLE = [
+    *((family, {"position": position}) for family in FAMILIES for position in POSITIONS),
+    *((family, {"position": "none", "score": score}) for family in FAMILIES for score in SCORES),
+    ("ensemble", {"position": "rotary"}),
+]
+each_fixable = pytest.mark.parametrize(("family", "options"), FIXABLE)
+
+
+def fixable(family: str, options: dict[str, Any]) -> Seq2Seq | Ensemble:
+    if family == "ensemble":
+        return Ensemble([small(each, **options, tie_embeddings="all") for each in FAMILIES])
+    return small(family, **options)
+
+
+def random_tokens(draw: random.Random, rows: int) -> Tensor:
+    return torch.tensor([[draw.randrange(3, 17)] for _ in range(rows)])
+
+
+@torch.inference_mode()
+@each_fixable
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("before", [0, 2])  # steps
+def test_a_step_on_a_fixed_state_is_a_plain_step(family: str, options: dict[str, Any], beam: int, before: int) -> None:
+    """With room for more sentences and steps; rows are reordered after each step, and selected last."""
+    model, draw = fixable(family, options), random.Random(before)
+    state: State = start(model, [0, 2, 3])
+    state = state.select(torch.arange(3).repeat_interleave(beam), beam)
+    for _ in range(before):
+        _, state = model.step(random_tokens(draw, 3 * beam), state)
+    fixed = state.fixed(5, before + 7)
+    addresses = [x.data_ptr() for x in tensors(fixed)]
+    for _ in range(4):
+        target_R1, rest_X1 = random_tokens(draw, 3 * beam), random_tokens(draw, 2 * beam)
+        expected, state = model.step(target_R1, state)
+        logits, after = model.step(torch.cat((target_R1, rest_X1)), fixed)
+        assign(fixed, after)
+        torch.testing.assert_close(logits[: 3 * beam], expected, **CLOSE)
+        assert logits.isfinite().all() and [x.data_ptr() for x in tensors(fixed)] == addresses
+        rows = inside(draw, 3, beam)
+        state = state.reorder(torch.tensor(rows))
+        assign(fixed, fixed.reorder(torch.tensor([*rows, *range(3 * beam, 5 * beam)])))
+    kept_R = torch.tensor([r for b in (2, 0) for r in range(b * beam, (b + 1) * beam)])
+    target_R1 = random_tokens(draw, 2 * beam)
+    logits, after = model.step(target_R1, fixed.plain(before + 4).select(kept_R, beam))
+    expected, state = model.step(target_R1, state.select(kept_R, beam))
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    assert (after.length, after.beam) == (state.length, beam)
+
+
+def test_a_bucket_is_the_next_of_a_few_sizes() -> None:
+    sizes = [16, 32, 48, 64, 96, 128, 192, 256]
+    for count in range(1, 257):
+        assert bucket(count, 16) == next(size for size in sizes if size >= count)
