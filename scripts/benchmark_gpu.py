@@ -130,7 +130,7 @@ def start_together(count: int) -> dict[str, float]:
     command = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", __file__, "--together"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
@@ -217,7 +217,7 @@ def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[di
     yield from itertools.starmap(trained, every)
     for (search, beam), graphs in itertools.product((("greedy", 1), ("beam 4", 4)), (False, True)):
         yield row_of(f"{base}, {search}", "graphs" if graphs else "eager", decode, encoded, beam, graphs)
-    if (count := torch.cuda.device_count() if GPU else 2) > 1:
+    if (count := torch.cuda.device_count() if GPU else 2) > 1 and time.perf_counter() < deadline - 90:
         yield row_of(f"{base}, training", f"eager, padded, {count} processes", start_together, count)
     yield from itertools.starmap(trained, compiled)
 

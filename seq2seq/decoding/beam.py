@@ -118,7 +118,7 @@ def beam_search(
             live = advance(step, live, config, specials, trellis)
             if waiting and waiting.length == live.length:
                 live, waiting = live.join(waiting) if len(live) else waiting, None
-        waiting = waiting or live
+        waiting = waiting or (live if len(live) else None)
     while waiting:
         waiting = advance(step, waiting, config, specials, trellis)
     return trellis.hypotheses(config.groups, config.n_best if config.select_by == "score" else config.beam)

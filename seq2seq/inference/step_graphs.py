@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from threading import Lock
 from typing import Any
 from weakref import ref
@@ -22,8 +23,11 @@ from seq2seq.model.decoder_state import State, bucket
 from seq2seq.utils.errors import reason_of
 
 LEAST_SENTENCES, LEAST_STEPS = 16, 32  # of a graph: fewer take as long
+MOST_ROWS = 512  # of a graph: the kernels of more take longer than their launches, and the logits much memory
 MOST_GRAPHS = 32  # those that were used longest ago are dropped
 ALIGNMENT = 256  # bytes between the tensors of a state, as torch allocates them
+GROWTH = 1.5  # of the shared memory, as each growth drops all graphs
+CAPTURE = Lock()  # a process can record one graph at a time
 
 
 @dataclass(eq=False)
@@ -84,7 +88,7 @@ class StepGraphs:
 
     def __init__(self, step: Callable[[Tensor, State], tuple[Tensor, State]], device: torch.device) -> None:
         self.plain_step, self.device, self.works = step, device, device.type == "cuda"
-        self.stream: Any = torch.cuda.Stream(device) if self.works else None
+        self.stream: Any = capture_stream(device) if self.works else None
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}  # used longest ago first
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.resident: Callable[[], GraphState | None] = lambda: None
@@ -97,7 +101,11 @@ class StepGraphs:
         if not isinstance(state, GraphState):
             return self.plain_step(target_R1, state)
         state.graph.target_X1[: state.rows].copy_(target_R1)
-        logits_X1V = self._run(state.graph)
+        try:
+            logits_X1V = self._run(state.graph)
+        except torch.OutOfMemoryError as error:  # before the step changed the state
+            self._give_up(error)
+            return self.plain_step(target_R1, state.independent())
         return logits_X1V[: state.rows], self.keep(replace(state, length=state.length + 1))
 
     def keep(self, state: GraphState) -> GraphState:
@@ -107,8 +115,8 @@ class StepGraphs:
         return state
 
     def _loaded(self, state: State, rows: int) -> State:
-        """Copy a plain state into the tensors of the smallest graph that has room, if graphs work."""
-        if not self.works:
+        """Copy a plain state into the tensors of the smallest graph that has room, if graphs work and it is small."""
+        if not self.works or rows > MOST_ROWS:
             return state
         try:
             if evicted := self.resident():
@@ -135,16 +143,20 @@ class StepGraphs:
         sizes = [-(-x.nbytes // ALIGNMENT) * ALIGNMENT for x in tensors(fixed)]
         if sum(sizes) > len(self.memory):
             self.graphs.clear()  # their states would keep the old memory
+            size = max(sum(sizes), int(GROWTH * len(self.memory)))
             self.memory = self.memory.new_empty(0)
-            self.memory = self.memory.new_empty(sum(sizes))
+            self.memory = self.memory.new_empty(size)
         parts = iter(self.memory[: sum(sizes)].split(sizes))
         state = rebuilt(fixed, lambda x: next(parts)[: x.nbytes].view(x.dtype).view(x.shape))
         return Graph(state, torch.zeros(rows, 1, dtype=torch.int64, device=self.device))
 
     def _run(self, graph: Graph) -> Tensor:
         """Run the step of a graph: the first time plainly, then recorded."""
-        if graph.logits_X1V is not None and graph.recording is None and self.works:
-            self._record(graph)
+        if graph.logits_X1V is not None and graph.recording is None and self.works and CAPTURE.acquire(blocking=False):
+            try:
+                self._record(graph)
+            finally:
+                CAPTURE.release()
         if graph.recording is not None:
             graph.recording.replay()
         else:
@@ -186,7 +198,14 @@ class StepGraphs:
         """Go on without graphs: with the fixed state until the search changes its size, then plainly."""
         self.works = False
         self.graphs.clear()
+        self.memory = self.memory.new_empty(0)
         print(f"search.graphs=true has no effect any more: {reason_of(error)}", file=sys.stderr)
+
+
+@cache
+def capture_stream(device: torch.device) -> Any:
+    """Return the stream of all captures on a device: libraries keep a workspace for each stream, for ever."""
+    return torch.cuda.Stream(device)
 
 
 def tensors(x: Any) -> list[Tensor]:

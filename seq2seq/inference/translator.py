@@ -385,13 +385,15 @@ class Translator:
         """Yield the step of a search; graphs serve one at a time, without shortlists and attention weights."""
         if search.coverage_penalty:
             yield self._step_with_attention
-        elif not search.graphs or search.shortlist or not self.graphs.lock.acquire(blocking=False):
-            yield self.models.step
-        else:
+            return
+        graphs = self.graphs if search.graphs and not search.shortlist else None
+        if graphs and graphs.lock.acquire(blocking=False):
             try:
-                yield self.graphs.step
+                yield graphs.step
             finally:
-                self.graphs.lock.release()
+                graphs.lock.release()
+        else:
+            yield self.models.step
 
     def _batch(
         self, sources: list[EncodedSource], prefixes: list[list[int]] | None, search: SearchConfig, rules: Rules | None

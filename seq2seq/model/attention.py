@@ -206,7 +206,7 @@ class Attention(nn.Module):
 
     def _key(self, key_RNSH: Tensor, start: Start | Packed) -> Tensor:
         if self.score == "cosine":
-            key_RNSH = F.normalize(key_RNSH, dim=-1)
+            key_RNSH = unit(key_RNSH)
         return rotate(key_RNSH, start) if self.position_kind == "rotary" else key_RNSH
 
     def _query(self, query_RNTH: Tensor, start: Start | Packed) -> Tensor:
@@ -220,7 +220,7 @@ class Attention(nn.Module):
         if self.score == "general":
             return query_RNTH @ self.general_NHH
         if self.score == "cosine":
-            return F.normalize(query_RNTH, dim=-1) * self.gain_N.exp()[:, None, None]
+            return unit(query_RNTH) * self.gain_N.exp()[:, None, None]
         return query_RNTH
 
     def _bias(
@@ -288,6 +288,11 @@ class Position(nn.Module):
 def _to_rows(x_BNQH: Tensor, T: int) -> Tensor:
     """Split the queries of each sentence back into rows."""
     return x_BNQH.unflatten(2, (-1, T)).transpose(1, 2).flatten(0, 1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Divide vectors by their lengths; a zero vector stays zero, in float16 too."""
+    return F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
 
 
 def positions(start: Start, count: int, device: torch.device) -> Tensor:

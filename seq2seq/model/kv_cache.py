@@ -208,7 +208,7 @@ class FixedUpdate(CacheUpdate):
     """A fixed cache being extended by one position per hypothesis; unwritten slots are masked."""
 
     def __init__(self, cache: FixedCache, start: Start, beam: int, like_RTD: Tensor) -> None:
-        assert cache.bias_BKP is not None and cache.position_P is not None
+        assert cache.bias_BKP is not None and cache.position_P is not None and like_RTD.shape[1] == 1
         self.cache, self.start, self.beam = cache, start, beam
         self.layers, self.position_P, self.single_hypothesis = [], cache.position_P, False
         self.slot_K = start * beam + torch.arange(beam, device=like_RTD.device)

@@ -17,11 +17,13 @@ CAUSAL = 1  # the kernel's number of a mask that hides the future, counted from 
 
 
 def use_packed_kernel(x: Tensor) -> bool:
-    """Return whether torch has a kernel for packed sentences here, on NVIDIA GPUs, and can run it.
+    """Return whether torch has a kernel for packed sentences here, on NVIDIA GPUs from Ampere on, and can run it.
 
     torch.compile cannot trace its backward pass, of which torch's description lacks an argument.
     """
-    return x.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling()
+    if not x.is_cuda or torch.version.hip is not None or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (8, 0)  # older ones have no such kernel in bfloat16
 
 
 def attend_packed(

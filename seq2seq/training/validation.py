@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,8 +41,9 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
             losses.append((i, float(loss_sum(model, batch.to(device), 0.0))))
             tokens += batch.target_tokens
     translator = Translator(model, state.tokenizer, device, config.model.max_length)
+    search = replace(config.search, graphs=False)  # a capture that fails could spoil the memory that training needs
     indices = range(process_group.rank, len(corpus), process_group.world_size)
-    outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], config.search)]
+    outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], search)]
     gathered = process_group.all_gather((losses, tokens, outputs))
     hypotheses = [gathered[i % process_group.world_size][2][i // process_group.world_size] for i in range(len(corpus))]
     scores = score(hypotheses, corpus.target, config.data)

@@ -239,6 +239,34 @@ def test_without_memory_for_its_state_a_search_is_plain(
     assert not made.graphs.works
 
 
+def test_without_memory_for_a_step_a_search_goes_on_plainly(
+    tmp_path: Path, gpu: PretendGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = translator(tmp_path, "transformer", "cuda")
+    expected = translate(made, "beam", MANY, **OPTIONS)
+    translate(made, "beam", MANY, **OPTIONS, graphs=True)
+    monkeypatch.setattr(StepGraphs, "_run", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    compare(translate(made, "beam", MANY, **OPTIONS, graphs=True), expected)
+    assert not made.graphs.works and not len(made.graphs.memory)
+
+
+def test_steps_of_many_rows_are_plain(tmp_path: Path, gpu: PretendGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = translator(tmp_path, "transformer", "cuda")
+    expected = translate(made, "beam", MANY, **OPTIONS)
+    monkeypatch.setattr(step_graphs, "MOST_ROWS", 8)
+    with gpu.counting() as count:
+        compare(translate(made, "beam", MANY, **OPTIONS, graphs=True), expected)
+    assert count.launches["replay"] and all(len(graph.target_X1) <= 8 for graph in made.graphs.graphs.values())
+
+
+def test_while_another_graph_is_recorded_steps_are_plain(tmp_path: Path, gpu: PretendGPU) -> None:
+    made = translator(tmp_path, "transformer", "cuda")
+    expected = translate(made, "beam", MANY, **OPTIONS)
+    with step_graphs.CAPTURE, gpu.counting() as count:
+        compare(translate(made, "beam", MANY, **OPTIONS, graphs=True), expected)
+    assert not captures(count) and made.graphs.works and not step_graphs.CAPTURE.locked()
+
+
 def test_a_second_search_at_the_same_time_is_plain(tmp_path: Path, gpu: PretendGPU) -> None:
     made = translator(tmp_path, "transformer", "cuda")
     expected = translate(made, "beam")

@@ -174,12 +174,17 @@ def test_a_packed_training_step_has_the_same_loss_and_gradients(
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_a_cpu_an_amd_gpu_and_a_compiled_model_pad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_an_amd_or_old_gpu_and_a_compiled_model_pad(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.empty(0)
     assert not use_packed_kernel(x)
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda _: True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert use_packed_kernel(x)
-    for owner, name, answer in ((torch.compiler, "is_compiling", lambda: True), (torch.version, "hip", "6.4")):
+    for owner, name, answer in (
+        (torch.compiler, "is_compiling", lambda: True),
+        (torch.version, "hip", "6.4"),
+        (torch.cuda, "get_device_capability", lambda _: (7, 5)),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, answer)
             assert not use_packed_kernel(x)
