@@ -97,6 +97,7 @@ class Seq2Seq(nn.Module):
         self.target_embedding = self.source_embedding if tie == "all" else embedding(vocabulary.target, width)
         self.decoder = decoder
         self.output = OutputTable(self.target_embedding if tie != "none" else embedding(vocabulary.target, width))
+        self.size = sum(p.numel() for p in self.parameters())  # counted before they are prepared for inference
 
     def start(self, source_BS: Tensor, mask_BS: Tensor) -> State:
         """Encode the sources and return the initial decoder state."""

@@ -7,8 +7,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -88,6 +88,19 @@ def cpu_quota(root: Path) -> float:
         quota_us, period_us = (int(file.read_text(encoding="ascii")) for file in files)
         return quota_us / period_us if quota_us > 0 else float("inf")
     return float("inf")
+
+
+@contextmanager
+def one_thread(only: bool) -> Iterator[None]:
+    """Compute in one thread meanwhile: others help small products little, and delay them where their core is busy."""
+    threads = torch.get_num_threads()
+    if only:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if only:
+            torch.set_num_threads(threads)
 
 
 def tune_cpu() -> None:

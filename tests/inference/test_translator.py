@@ -19,6 +19,7 @@ from seq2seq.config.loading import build_config, search_preset
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.tokenizer import BEGIN, Tokenizer, train_tokenizer
+from seq2seq.inference import translator as inference
 from seq2seq.inference.checkpoint import write_config, write_weights
 from seq2seq.inference.translator import Translation, Translator
 from seq2seq.inference.workers import choose_processes
@@ -160,6 +161,30 @@ def test_threads_share_a_translator(words: Tokenizer) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: model.translate(SOURCES, options()), range(8)):
             assert_same(found, expected)
+
+
+@pytest.mark.parametrize("beam", [1, 5])
+def test_few_products_take_one_thread(beam: int, words: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many take all threads; both leave the number as it was."""
+    made, used = translator("transformer", words), set[int]()
+    step = made.models.step
+
+    def noted(*given: Any) -> Any:
+        used.add(torch.get_num_threads())
+        return step(*given)
+
+    monkeypatch.setattr(made.models, "step", noted)
+    monkeypatch.setattr(inference, "FEW_PRODUCTS", 3 * beam * made.models.models[0].size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        few = made.translate(["a b c"] * 3, options(beam=beam))
+        assert used == {1} and torch.get_num_threads() == 2
+        many = made.translate(["a b c"] * 4, options(beam=beam))
+        assert used == {1, 2}
+    finally:
+        torch.set_num_threads(before)
+    assert_same(few, many[:3])
 
 
 @pytest.mark.slow
