@@ -75,6 +75,8 @@ class RowsState(State):
 class Table:
     """A model of sentences that are numbers; `end` is about the log odds of END, `width` the longest source."""
 
+    size = 0  # parameters
+
     def __init__(
         self, seed: int, vocabulary: int, width: int, end: float = 0.0, dtype: torch.dtype = torch.float32
     ) -> None:
