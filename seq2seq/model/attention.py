@@ -58,17 +58,16 @@ class KeyValue(NamedTuple):
 
 def enlarged(x: Tensor, shape: Sequence[int], value: float = 0.0) -> Tensor:
     """Return a tensor of a larger shape with x in its first corner, and a number elsewhere."""
-    large = x.new_full(shape, value)
-    large[tuple(map(slice, x.shape))] = x
-    return large
+    missing = [want - have for have, want in zip(reversed(x.shape), reversed(shape), strict=True)]
+    return F.pad(x, [n for amount in missing for n in (0, amount)], value=value)
 
 
 def concatenate_padded(a: Tensor, b: Tensor, value: float = 0.0) -> Tensor:
     """Concatenate along the first dimension, after padding the other dimensions to equal size."""
 
     def padded(x: Tensor, like: Tensor) -> Tensor:
-        missing = [max(0, want - have) for have, want in zip(x.shape[:0:-1], like.shape[:0:-1], strict=True)]
-        return F.pad(x, [n for amount in missing for n in (0, amount)], value=value) if any(missing) else x
+        shape = (len(x), *map(max, x.shape[1:], like.shape[1:]))
+        return x if x.shape == shape else enlarged(x, shape, value)
 
     return torch.cat((padded(a, b), padded(b, a)))
 

@@ -136,7 +136,7 @@ class KVCache:
 
 
 class FixedCache(KVCache):
-    """A cache with room for some steps, which write in place at a position on the device: a graph can hold it."""
+    """A cache with room for some steps: each changes its tensors at a position on the device, as a graph does."""
 
     def update(self, start: Start, beam: int, like_RTD: Tensor) -> CacheUpdate:
         return FixedUpdate(self, start, beam, like_RTD)
