@@ -30,7 +30,7 @@ from torch import Tensor
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig, TransformerConfig
 from seq2seq.data.corpus import Corpus, load_split
-from seq2seq.data.tokenizer import FILES, Tokenizer
+from seq2seq.data.tokenizer import FILES
 from seq2seq.evaluation.metrics import sacrebleu_metric, tokenizer_of
 from seq2seq.evaluation.testsets import relocate
 from seq2seq.inference.checkpoint import load_checkpoint
@@ -47,7 +47,7 @@ BEAMS = {"greedy": 1, "beam 5": 5}
 # --------------------------------------------------------------------------------------- the same weights
 
 
-def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, tokenizer: Tokenizer, folder: Path) -> None:
+def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, folder: Path, **more: float) -> None:
     """Weights under Hugging Face's names; this project's projections of queries and keys have no bias, so zeros."""
     folder.mkdir(parents=True, exist_ok=True)
     own: dict[str, Tensor] = dict(model.named_parameters())
@@ -77,10 +77,8 @@ def copy_to_hugging_face(model: Seq2Seq, config: TransformerConfig, tokenizer: T
     )
     layers = (config.encoder_layers, config.decoder_layers)
     size = sizes(config.width, config.feed_forward, layers, config.attention.heads, config.activation)
-    described = {"vocab_size": len(own["source_embedding.weight"]), **size}
+    described = {"vocab_size": len(own["source_embedding.weight"]), **size, **more}
     (folder / "model.json").write_text(json.dumps({"norm_position": config.norm_position, "settings": described}))
-    for side in FILES:
-        (folder / f"{side}.model").write_bytes(tokenizer.models[side])
 
 
 def pre(config: TransformerConfig) -> bool:
@@ -102,7 +100,9 @@ def prepare(run: str, outputs: str, data_path: str | None, work: Path) -> tuple[
             "--run: the copy into Hugging Face needs a Transformer, tie_embeddings=all and position=sinusoidal"
         )
     # First, because int8 scales the weights in place.
-    copy_to_hugging_face(model, config, tokenizer, work / "huggingface")
+    copy_to_hugging_face(model, config, work / "huggingface")
+    for side in FILES:
+        (work / "huggingface" / f"{side}.model").write_bytes(tokenizer.models[side])
     for quantization in ("float32", "int8"):
         folder = work / f"ctranslate2-{quantization}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 Needs no data: sentences of random ids, as long as those of newspapers. Transformer base and big and the large LSTM
 train in bfloat16, eager and compiled, padded and packed, through the trainer's own updates. Base also trains without
 dropout in attention, where packed sentences attend as they are, without prefetching, and on all GPUs; it decodes
-greedily and with a beam of 4, with its steps as CUDA graphs too. Tokens are real target tokens, padding not counted.
+greedily and with a beam of 4, with its steps as CUDA graphs too. Hugging Face and CTranslate2, where they are installed
+in the same environment, train and decode base on the same batches. Tokens are real target tokens, padding not counted.
 Utilisation: the model's multiply-adds against the rate of a matrix product on it. Without a GPU everything runs small
 on the CPU, to try the code; those figures mean nothing.
 """
@@ -12,32 +13,39 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import itertools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import benchmarks
 import numpy as np
 import torch
+from benchmark_decoding import copy_to_hugging_face
+from benchmark_training import PEER, save_batches, speed_of
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.loading import search_preset
-from seq2seq.config.schema import TrainConfig
-from seq2seq.data.batching import split_by_token_budget
+from seq2seq.config.schema import TrainConfig, TransformerConfig
+from seq2seq.data.batching import Batches, split_by_token_budget
 from seq2seq.data.encoding import EncodedCorpus
 from seq2seq.data.tokenizer import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from seq2seq.decoding.beam import beam_search
 from seq2seq.decoding.scoring import DecodingTask, Specials
+from seq2seq.inference.ctranslate2 import SPECIAL_PIECES, save_weights
 from seq2seq.inference.step_graphs import StepGraphs
 from seq2seq.inference.translator import token_budget
 from seq2seq.model.factory import build_model
+from seq2seq.model.interface import Seq2Seq
 from seq2seq.training.distributed import join_processes
 from seq2seq.training.memory_check import try_batch
 from seq2seq.training.prefetch import iterate
@@ -49,6 +57,9 @@ DEVICE = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if GPU else "cpu
 VOCABULARY, TOKENS, PAIRS = (32_000, 25_000, 200_000) if GPU else (500, 512, 2_000)
 SMALL = () if GPU else ("model.encoder_layers=1", "model.decoder_layers=1", "model.attention.heads=2", "model.width=32")
 MODELS = {"Transformer base": "transformer_base", "Transformer big": "transformer_big", "LSTM large": "lstm_large"}
+BEAMS = {"greedy": 1, "beam 4": 4}
+PEERS = {"Hugging Face": "transformers", "CTranslate2": "ctranslate2"}  # the module of each
+LATE = "not measured: no time left"
 FORMS = {"utilisation": ".1%", "peak_gb": ".1f"}
 WARM_UP = 10 if GPU else 2  # updates
 TOGETHER = 60 if GPU else 4  # updates of several processes, which take the same number
@@ -135,36 +146,69 @@ def start_together(count: int) -> dict[str, float]:
     return measured
 
 
+def random_model(config: TrainConfig) -> Seq2Seq:
+    torch.manual_seed(1)
+    return build_model(config.model, Vocabulary(VOCABULARY, VOCABULARY, joint=True)).eval()
+
+
+def sources(encoded: EncodedCorpus, beam: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Padded batches to decode, shortest first."""
+    rows = np.arange(2**14 if GPU else 32)
+    rows = rows[np.argsort(encoded.source.lengths(rows), kind="stable")]
+    budget = (token_budget(replace(search_preset("beam"), beam=beam), DEVICE) if GPU else 512) // beam
+    for cut in split_by_token_budget(encoded.source.lengths(rows), budget):
+        yield torch.from_numpy(encoded.source.padded(rows[cut], PAD)).to(device)
+
+
 @torch.inference_mode()
 def decode(encoded: EncodedCorpus, beam: int, graphs: bool) -> dict[str, float]:
     """Target tokens a second of base. Nothing is learned, so no sentence ends: each gets its source's length."""
-    model = build_model(config_of("transformer_base").model, Vocabulary(VOCABULARY, VOCABULARY, joint=True))
-    model = model.to(DEVICE, torch.bfloat16).eval()
-    rows = np.arange(2**14 if GPU else 32)
-    rows = rows[np.argsort(encoded.source.lengths(rows), kind="stable")]
+    model = random_model(config_of("transformer_base")).to(DEVICE, torch.bfloat16)
     specials, tokens = Specials(BEGIN, END, (PAD, UNKNOWN, BEGIN)), 0
     search = replace(search_preset("beam"), beam=beam)
-    budget = (token_budget(search, DEVICE) if GPU else 512) // beam
     step = StepGraphs(model.step, DEVICE).step if graphs else model.step
 
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for cut in split_by_token_budget(encoded.source.lengths(rows), budget):
-            source_BS = torch.from_numpy(encoded.source.padded(rows[cut], PAD)).to(DEVICE)
-            yield source_BS, (source_BS != PAD).sum(1)
-
-    def run(source_BS: torch.Tensor, length_B: torch.Tensor) -> int:
+    def run(source_BS: torch.Tensor) -> int:
+        length_B = (source_BS != PAD).sum(1)
         state = model.start(source_BS, source_BS != PAD)
         task = DecodingTask(length_B, torch.zeros_like(length_B), length_B, [0] * len(length_B))
         found = beam_search(step, [(state, task)], search, specials)
         return sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
 
-    run(*next(batches()))
+    run(next(sources(encoded, beam, DEVICE)))
     began = _now()
-    for batch in batches():
-        tokens += run(*batch)
+    for source_BS in sources(encoded, beam, DEVICE):
+        tokens += run(source_BS)
         if time.perf_counter() > began + 4 * SECONDS:
             break
     return {"tokens_per_second": tokens / (_now() - began)}
+
+
+def prepare_peers(encoded: EncodedCorpus, folder: Path) -> None:
+    """Base with random weights as the peers read it, batches to train on, and batches to decode."""
+    config = config_of("transformer_base")
+    assert isinstance(config.model, TransformerConfig)
+    model, dropout = random_model(config), config.model.dropout
+    more = {"dropout": dropout, "attention_dropout": config.model.attention.dropout, "activation_dropout": dropout}
+    copy_to_hugging_face(model, config.model, folder, **more)
+    if importlib.util.find_spec("ctranslate2"):
+        pieces = [SPECIAL_PIECES.get(i, str(i)) for i in range(VOCABULARY)]
+        save_weights(model, config.model, pieces, pieces, folder, "float32")
+    save_batches(Batches(encoded, TOKENS, config.seed), folder)
+    for beam in BEAMS.values():
+        decoded = {str(i): ids.numpy() for i, ids in enumerate(sources(encoded, beam, torch.device("cpu")))}
+        np.savez(folder / f"decoding-{beam}.npz", **decoded)  # type: ignore[arg-type]
+
+
+def train_peer(folder: Path) -> dict[str, float]:
+    command = [sys.executable, str(PEER), "train", str(folder), "bfloat16", DEVICE.type]
+    return {"tokens_per_second": speed_of(benchmarks.watch(command, r"([\d,]+) tokens/s", 5))["tokens_per_second"]}
+
+
+def decode_peer(peer: str, beam: int, folder: Path) -> dict[str, float]:
+    precision = "bfloat16" if GPU else "float32"  # CTranslate2 has bfloat16 on few CPUs
+    arguments = (f"{PEERS[peer]}-ids", folder, beam, precision, DEVICE.type, SECONDS)
+    return benchmarks.measured(sys.executable, str(PEER), *arguments)
 
 
 def where_time_goes(encoded: EncodedCorpus) -> str:
@@ -187,6 +231,23 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def peer_rows(encoded: EncodedCorpus, deadline: float) -> Iterator[dict[str, Any]]:
+    base = "Transformer base"
+    searches: list[tuple[str, str, Any]] = [(f"{base}, training", "Hugging Face", train_peer)]
+    searches += [
+        (f"{base}, {name}", peer, partial(decode_peer, peer, beam)) for name, beam in BEAMS.items() for peer in PEERS
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_peers(encoded, Path(folder))
+        for name, peer, measure in searches:
+            if not importlib.util.find_spec(PEERS[peer]):
+                yield {"model": name, "how": peer, "failed": f"not measured: {PEERS[peer]} is not installed"}
+            elif time.perf_counter() > deadline - 60:
+                yield {"model": name, "how": peer, "failed": LATE}
+            else:
+                yield row_of(name, peer, measure, Path(folder))
+
+
 def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]:
     """One row, or why it is missing: a compiler that fails or memory that is too small ends no benchmark."""
     began = time.perf_counter()
@@ -202,7 +263,7 @@ def row_of(name: str, how: str, measure: Any, *arguments: Any) -> dict[str, Any]
 
 
 def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[dict[str, Any]]:
-    """Training eagerly, decoding, all GPUs, and last what takes a compiler."""
+    """Training eagerly, decoding, peers, all GPUs, and last what takes a compiler."""
     base = "Transformer base"
     every = [(name, How(packed=packed)) for name, packed in itertools.product(MODELS, (False, True))]
     every += [(base, How(packed=packed, attention_dropout=False)) for packed in (False, True)]
@@ -211,12 +272,13 @@ def rows_of(encoded: EncodedCorpus, rate: float, deadline: float) -> Iterator[di
 
     def trained(name: str, how: How) -> dict[str, Any]:
         if time.perf_counter() > deadline - 90:
-            return {"model": f"{name}, training", "how": str(how), "failed": "not measured: no time left"}
+            return {"model": f"{name}, training", "how": str(how), "failed": LATE}
         return row_of(f"{name}, training", str(how), train, MODELS[name], encoded, how, rate, deadline)
 
     yield from itertools.starmap(trained, every)
-    for (search, beam), graphs in itertools.product((("greedy", 1), ("beam 4", 4)), (False, True)):
+    for (search, beam), graphs in itertools.product(BEAMS.items(), (False, True)):
         yield row_of(f"{base}, {search}", "graphs" if graphs else "eager", decode, encoded, beam, graphs)
+    yield from peer_rows(encoded, deadline)
     if (count := torch.cuda.device_count() if GPU else 2) > 1 and time.perf_counter() < deadline - 90:
         yield row_of(f"{base}, training", f"eager, padded, {count} processes", start_together, count)
     yield from itertools.starmap(trained, compiled)

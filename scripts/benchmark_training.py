@@ -22,6 +22,7 @@ import benchmarks
 import numpy as np
 import torch
 import yaml
+from peer_worker import sizes
 
 from seq2seq.cli.main import load_config
 from seq2seq.config.schema import TrainConfig
@@ -52,15 +53,11 @@ def prepare(config: TrainConfig, work: Path) -> tuple[EncodedCorpus, Tokenizer]:
     corpora = open_corpora(config.data, config.seed)
     tokenizer, _ = make_tokenizer(corpora.train, config.tokenizer, config.data.cache)
     encoded, _ = encode_training(corpora.train, tokenizer, config.data.max_length, config.data.cache)
-    updates = islice(Batches(encoded, TOKENS, config.seed), 60)
-    arrays = {
-        f"{i}.{side}": tensor.numpy()
-        for i, rank_batches in enumerate(updates)
-        for batch in rank_batches.micro_batches
-        for side, tensor in (("source", batch.source_BS), ("target", batch.target_out_BT))
-    }
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(work / "batches.npz", **arrays)  # type: ignore[arg-type]
+    save_batches(Batches(encoded, TOKENS, config.seed), work)
+    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.2)
+    settings = {"vocab_size": tokenizer.vocabulary.target, **sizes(256, 1024, (3, 3), 4), **dropout}
+    (work / "model.json").write_text(json.dumps({"norm_position": "post", "settings": settings}))
     for side, ids in (("source", encoded.source), ("target", encoded.target)):
         text = [" ".join(tokenizer.pieces(ids[i][:-1].tolist())) for i in range(len(encoded))]
         (work / f"train.{side}").write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -68,6 +65,17 @@ def prepare(config: TrainConfig, work: Path) -> tuple[EncodedCorpus, Tokenizer]:
     ordinary = range(END + 1, tokenizer.vocabulary.target)
     (work / "vocabulary.txt").write_text("\n".join(tokenizer.pieces(ordinary)) + "\n", encoding="utf-8")
     return encoded, tokenizer
+
+
+def save_batches(updates: Batches, folder: Path) -> None:
+    """The first batches, for the plain loop of the peer."""
+    arrays = {
+        f"{i}.{side}": tensor.numpy()
+        for i, rank_batches in enumerate(islice(updates, 60))
+        for batch in rank_batches.micro_batches
+        for side, tensor in (("source", batch.source_BS), ("target", batch.target_out_BT))
+    }
+    np.savez(folder / "batches.npz", **arrays)  # type: ignore[arg-type]
 
 
 def joeynmt_config(family: str, work: Path) -> Path:
@@ -154,7 +162,7 @@ def contestants(overrides: list[str], work: Path, peers: bool) -> dict[str, Call
         hugging_face = benchmarks.environment(work / "environments" / "huggingface", HUGGING_FACE)
 
         def marian(precision: str) -> dict[str, float]:
-            command = [str(hugging_face), str(PEER), "train", str(work / "batches.npz"), precision]
+            command = [str(hugging_face), str(PEER), "train", str(work), precision, "cpu"]
             return speed_of(benchmarks.watch(command, r"([\d,]+) tokens/s", 4))
 
         def joey(family: str) -> dict[str, float]:

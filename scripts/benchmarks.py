@@ -65,7 +65,8 @@ class Watched:
 def watch(command: Sequence[str | Path], pattern: str, count: int) -> Watched:
     """Run a command until `count` of its lines match a pattern; its memory is what the kernel counted."""
     began, lines = time.perf_counter(), []
-    environ = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
     )

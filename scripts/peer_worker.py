@@ -1,4 +1,7 @@
-"""What the benchmarks run in the peers' environment, without this project: Hugging Face and CTranslate2."""
+"""What the benchmarks run in the peers' environment, without this project: Hugging Face and CTranslate2.
+
+`benchmark_gpu.py` decodes random ids, each batch to one length; the other benchmarks translate text.
+"""
 
 from __future__ import annotations
 
@@ -56,18 +59,23 @@ def sizes(
 # ----------------------------------------------------------------------------------------- training
 
 
-def train(path: str, precision: str, every: int = 5) -> None:
+def described(folder: Path) -> Any:
+    """The model that the benchmark described."""
+    description = json.loads((folder / "model.json").read_text())
+    return build(description["norm_position"], **description["settings"])
+
+
+def train(folder: Path, precision: str, device: str, every: int = 5) -> None:
     """A plain loop over stored batches: fused AdamW, clipped gradients, label smoothing; a line every few updates."""
-    arrays = np.load(path)
-    dropout = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
-    model = build("post", vocab_size=8000, **sizes(256, 1024, (3, 3), 4), **dropout).train()
+    arrays = np.load(folder / "batches.npz")
+    model = described(folder).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     tokens, began = 0, time.perf_counter()
     for i in range(len(arrays.files) // 2):
-        source, target = torch.from_numpy(arrays[f"{i}.source"]), torch.from_numpy(arrays[f"{i}.target"])
-        begin = torch.full((len(target), 1), BEGIN)
+        source, target = (torch.from_numpy(arrays[f"{i}.{side}"]).to(device) for side in ("source", "target"))
+        begin = target.new_full((len(target), 1), BEGIN)
         target_in = torch.cat((begin, target[:, :-1]), 1)
-        with torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext():
+        with torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else nullcontext():
             logits = model(input_ids=source, attention_mask=source != PAD, decoder_input_ids=target_in).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), target.flatten(), ignore_index=PAD, label_smoothing=0.1
@@ -76,8 +84,9 @@ def train(path: str, precision: str, every: int = 5) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += int((target != PAD).sum())
+        tokens += int((arrays[f"{i}.target"] != PAD).sum())
         if (i + 1) % every == 0:
+            loss.item()  # waits for the device
             print(f"update {i + 1}: {tokens / (time.perf_counter() - began):,.0f} tokens/s", flush=True)
             tokens, began = 0, time.perf_counter()
 
@@ -85,17 +94,22 @@ def train(path: str, precision: str, every: int = 5) -> None:
 # ----------------------------------------------------------------------------------------- decoding
 
 
-def hugging_face(folder: Path, beam: int) -> Translate:
-    """`generate` on sentences of like length together."""
-    import sentencepiece
+def with_weights(folder: Path) -> Any:
     from safetensors.torch import load_file
 
-    described = json.loads((folder / "model.json").read_text())
-    model = build(described["norm_position"], **described["settings"]).eval()
+    model = described(folder).eval()
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     tied = ("embed_tokens.weight", "lm_head.weight", "final_logits_bias")
     assert not unexpected and all(name.endswith(tied) for name in missing), (missing, unexpected)
     model.tie_weights()
+    return model
+
+
+def hugging_face(folder: Path, beam: int) -> Translate:
+    """`generate` on sentences of like length together."""
+    import sentencepiece
+
+    model = with_weights(folder)
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.model"))
     words = sentencepiece.SentencePieceProcessor(str(folder / "target.model"))
 
@@ -148,6 +162,59 @@ def ctranslate2(folder: Path, beam: int, workers: int = 1) -> Translate:
     return translate
 
 
+def hugging_face_ids(folder: Path, beam: int, precision: str, device: str) -> Callable[[Any], Any]:
+    """`generate` on a padded batch of ids, to the length of the longest."""
+    model = with_weights(folder).to(device, getattr(torch, precision))
+
+    @torch.inference_mode()
+    def decode(source_BS: Any) -> Any:
+        ids, length = torch.from_numpy(source_BS).to(device), source_BS.shape[1]
+        return model.generate(
+            input_ids=ids,
+            attention_mask=ids != PAD,
+            num_beams=beam,
+            do_sample=False,
+            min_new_tokens=length,
+            max_new_tokens=length,
+            length_penalty=1.0,
+            suppress_tokens=[PAD, UNKNOWN, BEGIN],
+        ).cpu()[:, 1:]
+
+    return decode
+
+
+def ctranslate2_ids(folder: Path, beam: int, precision: str, device: str) -> Callable[[Any], Any]:
+    """The same in CTranslate2, whose export names every id by its digits."""
+    import ctranslate2 as library
+
+    translator = library.Translator(str(folder), device=device, compute_type=precision)
+
+    def decode(source_BS: Any) -> Any:
+        found = translator.translate_batch(
+            [[str(i) for i in row if i not in (PAD, END)] for row in source_BS],
+            beam_size=beam,
+            length_penalty=1.0,
+            min_decoding_length=source_BS.shape[1],
+            max_decoding_length=source_BS.shape[1],
+            suppress_sequences=[["<unk>"], ["<s>"], ["<pad>"]],
+        )
+        return np.array([[int(piece) for piece in result.hypotheses[0]] for result in found])
+
+    return decode
+
+
+def measure_ids(decode: Callable[[Any], Any], arrays: Any, seconds: float) -> dict[str, Any]:
+    """Tokens a second over stored batches, each sentence counted as long as its source."""
+    decode(arrays["0"])
+    tokens, began = 0, time.perf_counter()
+    for name in arrays.files:
+        decode(arrays[name])
+        tokens += int((arrays[name] != PAD).sum())
+        if time.perf_counter() > began + seconds:
+            break
+    return {"tokens_per_second": tokens / (time.perf_counter() - began)}
+
+
 def measure(translate: Translate, sentences: list[str], alone: int) -> dict[str, Any]:
     """Text to text: all sentences at once, after a round that warms up, then the first few one by one."""
     translate(sentences)  # all: few would not start the worker processes
@@ -163,8 +230,14 @@ def measure(translate: Translate, sentences: list[str], alone: int) -> dict[str,
 
 def main(what: str, *arguments: str) -> None:
     if what == "train":
-        batches, precision = arguments
-        train(batches, precision)
+        folder, precision, device = arguments
+        train(Path(folder), precision, device)
+        return
+    if what.endswith("-ids"):
+        folder, beam, precision, device, seconds = arguments
+        load = {"transformers-ids": hugging_face_ids, "ctranslate2-ids": ctranslate2_ids}[what]
+        arrays = np.load(Path(folder) / f"decoding-{beam}.npz")
+        print(json.dumps(measure_ids(load(Path(folder), int(beam), precision, device), arrays, float(seconds))))
         return
     folder, file, beam, alone = arguments
     if what == "huggingface":

@@ -68,16 +68,24 @@ def save_ctranslate2(
     model: Seq2Seq, config: TransformerConfig, tokenizer: Tokenizer, folder: Path, quantization: str
 ) -> None:
     """Save the model and its tokenizer as a folder that CTranslate2 and sentencepiece read."""
+    source, target = (vocabulary_pieces(model) for model in (tokenizer.source, tokenizer.target))
+    save_weights(model, config, source, target, folder, quantization)
+    for side in FILES:
+        (folder / f"{side}.model").write_bytes(tokenizer.models[side])
+
+
+def save_weights(
+    model: Seq2Seq, config: TransformerConfig, source: list[str], target: list[str], folder: Path, quantization: str
+) -> None:
+    """Save the model alone, with the names of its source and target ids."""
     spec = specification(model, config)
-    spec.register_source_vocabulary(vocabulary_pieces(tokenizer.source))
-    spec.register_target_vocabulary(vocabulary_pieces(tokenizer.target))
+    spec.register_source_vocabulary(source)
+    spec.register_target_vocabulary(target)
     spec.config.add_source_eos = True
     spec.config.layer_norm_epsilon = 1e-5
     spec.validate()
     spec.optimize(quantization=None if quantization == "float32" else quantization)
     spec.save(str(folder))
-    for side in FILES:
-        (folder / f"{side}.model").write_bytes(tokenizer.models[side])
 
 
 def save_vocabulary_map(shortlist: Shortlist, tokenizer: Tokenizer, folder: Path) -> None:
