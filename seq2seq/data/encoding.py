@@ -139,7 +139,7 @@ def resegmenter(
         source = tokenizer.encode_source([corpus.source[int(i)] for i in corpus_rows], SubwordSampling(rate, seed))
         target = tokenizer.encode_target([corpus.target[int(i)] for i in corpus_rows], SubwordSampling(rate, seed + 1))
         for i, pair in enumerate(zip(source, target, strict=True)):
-            if not within_limit(pair, max_length):  # fall back on the plain segmentation, which is
+            if not within_limit(pair, max_length):  # fall back on the plain segmentation, which keeps to it
                 source[i], target[i] = (side[int(rows[i])].tolist() for side in (encoded.source, encoded.target))
         return EncodedCorpus(Ragged.of(source), Ragged.of(target), corpus_rows)
 

@@ -46,7 +46,7 @@ class KeyValue(NamedTuple):
         return KeyValue(as_stored(key), value_RNSH, bias)
 
     def fixed(self, sentences: int) -> KeyValue:
-        """Return room for more sentences and positions; the bias masks these, except of a sentence without others."""
+        """Pad to more sentences and positions, which the bias masks, except in rows that are padding altogether."""
         B, N, S, _ = self.key_RNSH.shape
         room = bucket(S, LEAST_SOURCE)
         key_RNSH, value_RNSH = (enlarged(x, (sentences, N, room, x.shape[3])) for x in (self.key_RNSH, self.value_RNSH))

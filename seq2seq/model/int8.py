@@ -277,7 +277,7 @@ class Int8Decoder(Int8Stack):
         return self.first_positions(start + 1)[start]
 
     def first_positions(self, count: int) -> Tensor:
-        """Return what the input adds at each of at least so many positions."""
+        """Return the position embeddings of at least `count` positions."""
         table_TD = self.positions_TD
         while count > len(table_TD):
             more_TD = self.input.position(torch.zeros(1, 64, self.width), len(table_TD))[0]

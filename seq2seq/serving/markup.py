@@ -15,7 +15,7 @@ from typing import NamedTuple
 MARKUP = re.compile(r"""<!--|<(?P<end>/?)(?P<name>[a-zA-Z][^\s/<>]*)(?:"[^"<]*"|'[^'<]*'|[^'"<>])*>|<[!?][^<>]*>""")
 NOT_TRANSLATED = re.compile(r"\stranslate\s*=\s*[\"']?no\b", re.IGNORECASE)
 VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
-RAW = frozenset(("script", "style", "textarea", "title"))  # their contents are no markup, whatever they look like
+RAW = frozenset(("script", "style", "textarea", "title"))  # raw text elements, whose contents are no markup
 KEPT = frozenset(("script", "style", "textarea", "pre", "code"))
 
 

@@ -1,6 +1,6 @@
 """What every request passes first: records and headers, the sender's address, the size of the body, its disconnection.
 
-Plain ASGI, as a layer costs a few microseconds so; `scope`, `receive` and `send` are those of the standard.
+Plain ASGI, which adds only microseconds to a request; `scope`, `receive` and `send` are those of the standard.
 """
 
 from __future__ import annotations

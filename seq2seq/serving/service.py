@@ -62,7 +62,7 @@ CPU_SENTENCES, GPU_SENTENCES = 512, 8192
 LONGEST_RETRY = 600  # seconds that a client is asked to wait at most
 LONG_TEXT = 20_000  # characters that are split outside the event loop
 MOST_WEIGHTS = 1_000_000  # attention weights of an answer: about 10 MB of JSON
-ESTIMATE_ERROR = 4  # a worker computes up to so many times their most: sources and targets are as long as estimated
+ESTIMATE_ERROR = 4  # a worker accepts up to this multiple of the limits, because lengths are estimates
 Answer = tuple[list[Translation], int | None]  # of a sentence, with the update of its checkpoint
 
 

@@ -10,7 +10,7 @@ from seq2seq.config.schema import TrainConfig, settled
 from seq2seq.data.batching import Batches
 
 GRAMMAR_UPDATES = 1100  # of the built-in corpus, whose few rules are learned in eight epochs
-EPOCHS, PAIRS = 80, 30_000  # so many epochs of so many pairs
+EPOCHS, PAIRS = 80, 30_000  # the reference point: 80 epochs of 30,000 pairs
 MIN_EPOCHS, MAX_EPOCHS, MIN_UPDATES = 3, 100, 1000
 
 

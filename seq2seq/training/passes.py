@@ -69,7 +69,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         device = next(model.parameters()).device
-        self.absent = nn.Parameter(torch.zeros(1, device=device))  # torch warns where it looks for none in vain
+        self.absent = nn.Parameter(torch.zeros(1, device=device))  # else torch warns that none was unused
 
     def forward(self, batch: Batch, settings: TrainingConfig) -> tuple[Tensor, Tensor]:
         return training_loss(self.model, batch, settings)

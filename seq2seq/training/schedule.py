@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from seq2seq.config.schema import OptimizerConfig, TrainConfig, settled
 
-# By optimizer, the peak learning rate of a model of width 256, and the power of the width that it falls with: Adam's
-# rate falls in proportion to the width (Yang et al. 2022, table 3); Adafactor's is relative to each tensor already.
+# By optimizer, the peak learning rate at width 256 and the exponent of its decay with the width: 1 for Adam (Yang et
+# al. 2022, table 3), 0 for Adafactor, whose rate is relative to each tensor already.
 PEAKS = {"adamw": (1.5e-3, 1), "muon": (3e-3, 1), "schedule_free": (2.5e-3, 1), "adafactor": (5e-2, 0)}
 
 

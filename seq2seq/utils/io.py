@@ -17,7 +17,7 @@ from seq2seq.utils.errors import UserError
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file atomically; an error names it, and leaves nothing."""
-    tmp_path = path.with_name(f".{path.name}")
+    tmp_path = temporary_path(path)
     try:
         tmp_path.write_bytes(content.encode() if isinstance(content, str) else content)
         fsync_file(tmp_path)
@@ -27,6 +27,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             tmp_path.unlink()
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside another that no user's file and no other process has."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def require_file(key: str, path: str) -> None:
@@ -45,8 +50,8 @@ def fsync_file(path: Path) -> None:
 @contextmanager
 def folder_written_atomically(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the name of another when complete, and is removed after an error."""
-    tmp_dir = folder.with_name(f".{folder.name}")
-    shutil.rmtree(tmp_dir, ignore_errors=True)  # left by a killed process
+    tmp_dir = temporary_path(folder)
+    shutil.rmtree(tmp_dir, ignore_errors=True)  # left by a killed process of the same number
     try:
         tmp_dir.mkdir(parents=True)
         yield tmp_dir
@@ -74,7 +79,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
 
 
 def partial_path(path: str) -> Path:
-    return Path(f"{path}.part")
+    """Return the file to write first: a .part beside the output, or beside a link's target; a pipe or device itself."""
+    output = Path(path)
+    if output.exists() and not output.is_file():
+        return output
+    return Path(f"{output.resolve() if output.is_symlink() else output}.part")
 
 
 @contextmanager
@@ -84,14 +93,17 @@ def output_stream(path: str | None) -> Iterator[TextIO]:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
         yield sys.stdout
         return
-    tmp_path = partial_path(path)
+    written = partial_path(path)
+    appears = written != Path(path)
     try:
-        with open(tmp_path, "w", encoding="utf-8", newline="\n") as file:
+        with open(written, "w", encoding="utf-8", newline="\n") as file:
             yield file
-        tmp_path.replace(path)
+        if appears:
+            written.replace(written.with_suffix(""))
     except Exception as error:
         with suppress(OSError):
-            tmp_path.unlink()
+            if appears:
+                written.unlink()
         if isinstance(error, OSError):
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
         raise

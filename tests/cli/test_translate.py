@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -236,8 +237,33 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with output_stream(str(path)) as out:
         out.write("all\n")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "all\n")]
-    with pytest.raises(UserError, match="cannot be written"), output_stream(str(path / "below")):
-        pass
+    for refused in (path / "below", tmp_path):
+        with pytest.raises(UserError, match="cannot be written"), output_stream(str(refused)):
+            pass
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    for text in ("new\n", "newer\n"):
+        with output_stream(str(tmp_path / "link")) as out:
+            out.write(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "folder/file").read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "link"]
+
+
+def test_an_output_that_is_a_pipe_is_written_to(tmp_path: Path) -> None:
+    """And stays one, whatever happens."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with output_stream(str(pipe)) as out:
+        out.write("line\n")
+    assert os.read(reader, 100) == b"line\n"
+    with pytest.raises(UserError), output_stream(str(pipe)):
+        raise UserError("no more input")
+    os.close(reader)
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
 
 
 @forks

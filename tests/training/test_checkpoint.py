@@ -24,6 +24,7 @@ from seq2seq.training.distributed import ProcessGroup
 from seq2seq.training.pipeline import resolve_origin
 from seq2seq.training.trainer import Trainer
 from seq2seq.utils.errors import REASON_LENGTH, UserError
+from seq2seq.utils.io import temporary_path
 from seq2seq.utils.run import Run
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import random_corpus
@@ -479,15 +480,14 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> N
     named = events.index(("rename", str(last(made))))
     writes = ("save", "save_file", "write_text", "write_bytes", "replace")
     for file in last(made).iterdir():
-        parts = [
-            (i, name) for i, (name, path) in enumerate(events[:named]) if path.endswith(f"/.update-0000002/{file.name}")
-        ]
+        written = str(temporary_path(last(made)) / file.name)
+        parts = [(i, name) for i, (name, path) in enumerate(events[:named]) if path == written]
         changed, synced = ([i for i, name in parts if (name == "fsync") == kind] for kind in (False, True))
         assert changed and max(changed) < max(synced), f"{file.name} is written, then synced, then named"
         assert all(name in writes for _, name in parts if name != "fsync")
     turned = events.index(("replace", str(folder / "index.json")))
     assert named < events.index(("fsync", str(folder))) < turned
-    assert ("fsync", str(folder / ".index.json")) in events[named:turned]
+    assert ("fsync", str(temporary_path(folder / "index.json"))) in events[named:turned]
     assert turned < events.index(("rmtree", str(old)))
 
 

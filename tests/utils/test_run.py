@@ -101,6 +101,18 @@ def test_a_file_that_was_not_written_whole_keeps_its_old_text(
     assert path.read_bytes() == "newer ä\n".encode() and os.listdir(tmp_path) == ["a.json"]
 
 
+def test_hidden_files_and_folders_of_the_user_stay(tmp_path: Path) -> None:
+    """Such as .profile beside profile, and .git beside git."""
+    (tmp_path / ".profile").write_text("mine")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/HEAD").write_text("mine")
+    write_atomically(tmp_path / "profile", "new")
+    with io.folder_written_atomically(tmp_path / "git") as tmp_dir:
+        (tmp_dir / "file").write_text("new")
+    assert (tmp_path / ".profile").read_text() == (tmp_path / ".git/HEAD").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == [".git", ".profile", "git", "profile"]
+
+
 def test_a_file_to_read_may_be_a_pipe_but_no_folder(tmp_path: Path) -> None:
     for name, reason in (("none", "does not exist"), ("folder", "is a folder; give a file")):
         (tmp_path / "folder").mkdir(exist_ok=True)

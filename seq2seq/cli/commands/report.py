@@ -29,7 +29,7 @@ from seq2seq.training import environment
 from seq2seq.utils.console import hint, status
 from seq2seq.utils.device import tune_cpu
 from seq2seq.utils.errors import UserError
-from seq2seq.utils.io import write_atomically
+from seq2seq.utils.io import output_stream
 from seq2seq.utils.run import Run
 
 GROUPS = ("data", "search")  # config groups, each given by a preset's name
@@ -56,10 +56,9 @@ def report(config: ReportConfig) -> None:
         raise UserError(
             f"output: {output} cannot be written (the folder does not exist, or the path is a folder); name a file"
         )
-    try:
-        write_atomically(output, pages.page(gather(run, test, config)))
-    except OSError as error:
-        raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
+    page = pages.page(gather(run, test, config))
+    with output_stream(str(output)) as out:
+        out.write(page)
     status("")
     print(f"written    {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
