@@ -14,6 +14,7 @@ Override = Any  # hydra.core.override_parser.types.Override, imported only when 
 
 def parse_overrides(command: str, texts: list[str], multirun: bool = False) -> list[Override]:
     """Parse override texts; without -m, `key=a,b` is a list, such as the two files of a split."""
+    require_closed_lists(texts)
     overrides = _parse(with_files(with_runs(command, texts)))
     if multirun:
         return overrides
@@ -56,6 +57,15 @@ def _parse(texts: list[str]) -> list[Override]:
     if problems:
         raise UserError(*problems, code=2)
     return parsed
+
+
+def require_closed_lists(texts: list[str]) -> None:
+    """Refuse a list that a space has cut into several arguments."""
+    for i, text in enumerate(texts):
+        if text.partition("=")[2].startswith("[") and "]" not in text:
+            end = next((j for j in range(i + 1, len(texts)) if "]" in texts[j]), i)
+            whole = " ".join(texts[i : end + 1]) + ("" if end > i else "]")
+            raise UserError(f"{text}: the list is not closed; quote it if it has spaces: '{whole}'", code=2)
 
 
 def with_runs(command: str, texts: list[str]) -> list[str]:

@@ -105,9 +105,11 @@ def _build(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     elif origin in (Union, types.UnionType):
         return _build_union(arguments, value, key, problems)
     elif origin is list:
-        if isinstance(value, list):
-            return [_build(arguments[0], part, f"{key}[{i}]", problems) for i, part in enumerate(value)]
-        problems.append(f"{key}: {value!r} is not a list; write {key}=[a,b]")
+        if isinstance(value, dict) or value is None:
+            problems.append(f"{key}: {value!r} is not a list; write {key}=[a,b]")
+            return None
+        values = value if isinstance(value, list) else [value]  # one value is a list of one
+        return [_build(arguments[0], part, f"{key}[{i}]", problems) for i, part in enumerate(values)]
     else:
         return _build_scalar(hint, value, key, problems)
     return None
@@ -202,6 +204,13 @@ def rename_old_keys(stored: dict[str, Any]) -> dict[str, Any]:
             level = level.setdefault(parent, {})
         level[leaf] = value
     return renamed
+
+
+def as_written(value: Any) -> str:
+    """Format a config value as an override names it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

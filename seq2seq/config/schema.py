@@ -175,7 +175,7 @@ class DataConfig:
             given = getattr(self, split)
             if isinstance(given, list) and len(given) != 2:
                 advice = "give two, [file.source,file.target], or a table without brackets"
-                yield split, f"{given} names {len(given)} files; {advice}"
+                yield split, f"{given} must name two files; {advice}"
 
     @property
     def languages(self) -> tuple[str, str]:

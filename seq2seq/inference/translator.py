@@ -273,6 +273,8 @@ class Translator:
         """
         if isinstance(sentences, str):
             raise TypeError("translate takes a list of sentences, not one string")
+        if wrong := [i for i, text in enumerate(sentences) if not isinstance(text, str)]:
+            raise TypeError(f"sentences[{wrong[0]}] is {sentences[wrong[0]]!r}, not a string")
         if prefixes is not None and len(prefixes) != len(sentences):
             raise ValueError(f"{len(sentences)} sentences and {len(prefixes)} prefixes differ in number")
         search, prefixes = search or search_preset("beam"), prefixes or [""] * len(sentences)

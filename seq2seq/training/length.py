@@ -37,8 +37,8 @@ def patience_for(updates: int, interval: int) -> int:
 
 
 def warmup_for(updates: int) -> int:
-    """Return a 25th of the updates, between 200 and 4,000 as for the first Transformers (Vaswani et al. 2017)."""
-    return min(4000, max(200, updates // 25))
+    """Return a 25th of the updates, from 200, of short runs a third, to 4,000 (as Vaswani et al. 2017)."""
+    return min(4000, max(min(200, updates // 3), updates // 25))
 
 
 def settle_length(config: TrainConfig, batches: Batches) -> TrainConfig:

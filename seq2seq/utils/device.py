@@ -30,7 +30,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
             return torch.device("mps"), "auto: Apple GPU"
         return torch.device("cpu"), "auto: no GPU found"
     if name not in (*present, *(["cuda"] if gpus else [])):
-        raise UserError(f"device: {name} is unavailable; this machine has {', '.join(present)}", code=2)
+        raise UserError(f"device: {name} is unavailable; this machine has {', '.join(present)}; auto chooses", code=2)
     if name == "cuda":  # each of several processes on a machine takes another GPU
         return torch.device("cuda", int(rank) % gpus if rank else torch.cuda.current_device()), "as configured"
     return torch.device(name), "as configured"

@@ -95,4 +95,6 @@ class Run:
         names = [str(run.folder.relative_to(outputs)) for run in runs]
         newest = ", ".join(names[:-11:-1]) + (", …" if len(names) > 10 else "")
         known = f"; possible: {newest}{nearest(name, names)}" if names else "; train one with seq2seq train"
+        if Path(name).is_file():
+            known = "; it is a file: write input=FILE to translate or score one"
         raise UserError(f"{key}: no run {name} in {outputs}{known}")

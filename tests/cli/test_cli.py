@@ -174,6 +174,8 @@ CONTRADICTIONS = {
     "data.train: no training data; give two files": ["data=files"],
     "model: 2 choices given; to try each in turn, add -m": ["model=lstm,transformer"],
     "seed: [1, 2] is not a whole number; to try several values in turn, add -m": ["seed=1,2"],
+    "the list is not closed; quote it if it has spaces: 'data.train=[a.en, a.de]'": ["data.train=[a.en,", "a.de]"],
+    "search.forbid=[a: the list is not closed": ["search.forbid=[a"],
     "did you mean model.norm_position?": ["model.norm_positon=pre"],
     "'blue' is not a choice; possible: bleu, chrf, loss; did you mean bleu?": ["training.monitor=blue"],
 }  # fmt: skip
@@ -203,6 +205,8 @@ def test_missing_runs_and_files_are_named(program: Program, tmp_path: Path) -> N
         result = program(command, "run=nothing", input="x\n")
         assert result.returncode == 1 and "Traceback" not in result.stderr
         assert result.stderr == "error: run: no run nothing in outputs; train one with seq2seq train\n"
+    (tmp_path / "text.en").write_text("x\n", encoding="utf-8")
+    assert "it is a file: write input=FILE" in program("translate", "text.en", input="x\n").stderr
     missing: list[Any] = ["data=files", "data.train=[no.en,no.de]", "data.validation=[no.en,no.de]"]
     result = program("train", *missing)
     assert (result.returncode, result.stderr) == (1, "error: no.en: cannot be read (No such file or directory)\n")

@@ -73,6 +73,15 @@ def anything(chance: random.Random) -> bytes:
     return "".join(chance.choices(alphabets[kind - 5], k=length)).encode()
 
 
+def test_a_binary_file_is_refused(translator: Translator) -> None:
+    """By file and line; from standard input every line has its translation."""
+    config = load_config("translate", "search=greedy", "input=some/file")
+    lines = [line for line in decode_lines([b"a\n", b"b\0\n"])]
+    with pytest.raises(UserError, match=r"^some/file, line 2: a NUL byte"):
+        Filter(translator, config).require_text(lines)
+    assert len(filtered(translator, b"a\nb\0\n").splitlines()) == 2
+
+
 @pytest.mark.slow
 def test_as_many_lines_out_as_in(translator: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is the translation of its line alone, and lines that are not UTF-8 are named."""

@@ -368,6 +368,11 @@ def test_a_reproduced_run_has_the_same_metrics(program: Program, runs: Path) -> 
     assert (runs / "outputs" / "lstm-again" / "checkpoints" / "index.json").is_file()
     twice = program("reproduce", "lstm", cwd=runs)
     assert "finished" in twice.stdout and "reproduced BLEU" in twice.stdout, "an existing run is judged as it is"
+    environment_file = runs / "outputs" / "lstm-again" / "environment.json"
+    text = environment_file.read_text(encoding="utf-8")
+    environment_file.write_text(text.replace(entry["data"]["test"], "0" * 20), encoding="utf-8")
+    different = program("reproduce", "lstm", cwd=runs)
+    assert different.returncode == 1 and "not comparable: the two runs have different test sets" in different.stderr
     other = program("reproduce", "lstm", "name=transformer", cwd=runs)
     assert other.returncode == 2 and "transformer" in other.stderr
     shutil.rmtree(runs / "outputs" / "lstm-again")

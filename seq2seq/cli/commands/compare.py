@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from seq2seq.config.loading import flatten, to_dict
+from seq2seq.config.loading import as_written, flatten, to_dict
 from seq2seq.config.schema import CompareConfig
 from seq2seq.evaluation.diagnostics import grouped_score, length_groups
 from seq2seq.evaluation.metrics import (
@@ -151,7 +151,12 @@ def describe_significance(metric: str, baseline: str, name: str, first: Paired, 
 def print_config_differences(names: list[str], configs: list[dict[str, Any]]) -> None:
     """Print every config value in which the runs differ."""
     values = [flatten(config) for config in configs]
-    every = {key: [str(one.get(key, "–")) for one in values] for one in values for key in one if key not in NAMES}
+    every = {
+        key: [as_written(one[key]) if key in one else "–" for one in values]
+        for one in values
+        for key in one
+        if key not in NAMES
+    }
     keys = [key for key, several in every.items() if len(set(several)) > 1]
     rows = [["config", *names], *([key, *every[key]] for key in keys)]
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]

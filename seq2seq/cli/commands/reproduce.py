@@ -38,8 +38,11 @@ def reproduce(config: ReproduceConfig) -> None:
         raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
     measured = scores_with_interval(new, new_config.data)
     print()
-    for change in changed_since(old, new):
+    changes = changed_since(old, new)
+    for change in changes:
         print(f"changed    {change}")
+    if any(change.startswith("data.test") for change in changes):
+        raise UserError("not comparable: the two runs have different test sets; restore the files of the first")
     print(f"metrics    {'identical' if same_metrics(old, new) else 'not identical'} at every logged step")
     check_reproduced(expected, measured)
 

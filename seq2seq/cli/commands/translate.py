@@ -67,6 +67,7 @@ class Filter:
 
     def run(self, lines: LineReader, out: TextIO) -> None:
         for chunk in lines.chunks(FIRST_LINES, MOST_LINES):
+            self.require_text(chunk)
             results = self.translated([line.text for line in chunk])
             written = [self.written(self.done + i, translations) for i, translations in enumerate(results, 1)]
             with interrupts_wait():
@@ -85,6 +86,11 @@ class Filter:
         results = iter(self.translator.translate(pieces, self.config.search, probabilities=False))
         return [[joined([next(results)[0] for _ in line])] for line in parts]
 
+    def require_text(self, chunk: list[Line]) -> None:
+        """Refuse a binary file; from standard input, every line has its translation."""
+        if self.config.input and (wrong := [i for i, line in enumerate(chunk, self.done + 1) if "\0" in line.text]):
+            raise UserError(f"{self.config.input}, line {wrong[0]}: a NUL byte; give a text file in UTF-8")
+
     def within_limit(self, text: str) -> bool:
         return len(self.translator.tokenizer.encode_source([text])[0]) <= self.translator.max_length
 
@@ -96,12 +102,13 @@ class Filter:
     def print_messages(self, chunk: list[Line], results: list[list[Translation]]) -> None:
         """Print warnings about the lines, then the speed."""
         clear = "\x1b[K" if self.terminal else ""
+        file = f"{self.config.input}, " if self.config.input else ""
         for number, (line, translations) in enumerate(zip(chunk, results, strict=True), self.done - len(chunk) + 1):
             if line.invalid:
-                print(f"line {number}: not UTF-8; invalid bytes are replaced{clear}", file=sys.stderr)
+                print(f"{file}line {number}: not UTF-8; invalid bytes are replaced{clear}", file=sys.stderr)
             if translations[0].truncated:
                 limit = f"source truncated to {self.translator.max_length} subwords; split_lines=true avoids this"
-                print(f"line {number}: {limit}{clear}", file=sys.stderr)
+                print(f"{file}line {number}: {limit}{clear}", file=sys.stderr)
         if self.progress:
             # On a terminal each status overwrites the one before.
             print(self.speed() + clear, end="\r" if self.terminal else "\n", file=sys.stderr, flush=True)
