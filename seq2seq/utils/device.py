@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -90,17 +91,38 @@ def cpu_quota(root: Path) -> float:
     return float("inf")
 
 
+OUTSIDE: list[int] = []  # of each open block of `one_thread` in this process, the number of threads outside of it
+OUTSIDE_LOCK = Lock()
+
+
 @contextmanager
 def one_thread(only: bool) -> Iterator[None]:
-    """Compute in one thread meanwhile: others help small products little, and delay them where their core is busy."""
-    threads = torch.get_num_threads()
-    if only:
-        torch.set_num_threads(1)
+    """Compute in one thread: for small products more add synchronisation cost, above all where a core is busy."""
+    with OUTSIDE_LOCK:
+        # torch has a number for each thread, and a new thread begins with the one set last, maybe by an open block.
+        threads = OUTSIDE[0] if OUTSIDE else torch.get_num_threads()
+        if only:
+            OUTSIDE.append(threads)
+        if OUTSIDE:
+            torch.set_num_threads(1 if only else threads)
     try:
         yield
     finally:
         if only:
-            torch.set_num_threads(threads)
+            with OUTSIDE_LOCK:
+                OUTSIDE.pop()
+                torch.set_num_threads(threads)
+
+
+def _forget_blocks() -> None:
+    OUTSIDE.clear()
+    OUTSIDE_LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads whose blocks are open
+    os.register_at_fork(
+        before=OUTSIDE_LOCK.acquire, after_in_parent=OUTSIDE_LOCK.release, after_in_child=_forget_blocks
+    )
 
 
 def tune_cpu() -> None:

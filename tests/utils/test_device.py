@@ -6,7 +6,10 @@ The functions of torch.cuda are replaced by notes of how they are called.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +24,9 @@ from seq2seq.decoding.sampling import build_warpers, draw, sampling_probabilitie
 from seq2seq.training import pipeline
 from seq2seq.training.memory_check import MemoryCheck
 from seq2seq.utils import device as device_module
-from seq2seq.utils.device import choose_device, choose_precision, out_of_memory, usable_cores
+from seq2seq.utils.device import choose_device, choose_precision, one_thread, out_of_memory, usable_cores
 from seq2seq.utils.errors import UserError
+from tests.helpers.program import forks
 from tests.helpers.trainers import make_trainer, varied
 
 SECOND = torch.device("cuda", 1)
@@ -187,3 +191,65 @@ def test_usable_cores_are_torchs_threads_within_the_quota_of_the_container(
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     monkeypatch.setattr(device_module, "CONTROL_GROUPS", tmp_path)
     assert usable_cores() == cores
+
+
+@pytest.fixture
+def _four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_overlapping_blocks_of_one_thread_leave_no_thread_with_one(first_ends_first: bool) -> None:
+    """Each has one thread as long as it is open, and then as many as before, in threads new to torch too."""
+    blocks = one_thread(True), one_thread(True)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for pool, block in zip((first, second), blocks, strict=True):
+            pool.submit(block.__enter__).result()
+            assert pool.submit(torch.get_num_threads).result() == 1
+        ends = list(zip((first, second), blocks, strict=True))
+        for pool, block in ends if first_ends_first else ends[::-1]:
+            assert pool.submit(torch.get_num_threads).result() == 1
+            pool.submit(block.__exit__, None, None, None).result()
+            assert pool.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == threads_of_a_new_thread() == 4
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_large_work_has_all_threads_while_another_thread_has_one() -> None:
+    def threads_of_large_work() -> int:
+        with one_thread(False):
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool, one_thread(True):
+        assert pool.submit(threads_of_large_work).result() == 4
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
+
+
+@forks
+@pytest.mark.usefixtures("_four_threads")
+def test_a_fork_does_not_count_the_blocks_of_its_parent() -> None:
+    """Its only thread is none of those that compute in one thread."""
+
+    def child(pipe: Connection) -> None:
+        torch.set_num_threads(1)
+        with one_thread(True):
+            pass
+        pipe.send(torch.get_num_threads())
+
+    context = multiprocessing.get_context("fork")
+    parent_end, child_end = context.Pipe()
+    with one_thread(True):
+        process = context.Process(target=child, args=(child_end,))
+        process.start()
+    assert parent_end.poll(30) and parent_end.recv() == 1
+    process.join()
