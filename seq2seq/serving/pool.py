@@ -165,26 +165,33 @@ class Pool:
 
     async def _work(self, worker: Worker, batch: Batch) -> None:
         """Let a worker answer a batch; if it dies, another one tries once more."""
-        parts, began, died = batch.live(), self._now(), False
+        began = self._now()
+        try:
+            await self._attempt(worker, batch)
+        except WorkerDiedError:
+            overdue = self._now() - began >= self.timeout
+            reason = "was stopped after timeout_s" if overdue else "died (out of memory?)"
+            log.warning("a worker process %s; another one replaces it", reason)
+            self._lose(batch)
+            await self._replace(worker)
+        finally:
+            self._release(worker)
+
+    async def _attempt(self, worker: Worker, batch: Batch) -> None:
+        """Let a worker answer a batch, and stop it after the timeout; an error is that of a request."""
+        parts, began = batch.live(), self._now()
         self.running += len(parts)
         watchdog = asyncio.get_running_loop().call_at(began + self.timeout, worker.stop)
         try:
             await self._answer(worker, parts)
             self.counters.add(parts, self._now() - began)
         except WorkerDiedError:
-            died = True
+            raise
         except Exception as error:
             self._fail(parts, error)
         finally:
             watchdog.cancel()
             self.running -= len(parts)
-        if died:
-            overdue = self._now() - began >= self.timeout
-            reason = "was stopped after timeout_s" if overdue else "died (out of memory?)"
-            log.warning("a worker process %s; another one replaces it", reason)
-            self._lose(batch)
-            await self._replace(worker)
-        self._release(worker)
 
     async def _answer(self, worker: Worker, parts: list[Part]) -> None:
         loop = asyncio.get_running_loop()
@@ -225,16 +232,20 @@ class Pool:
             self.spawn(self._revive(worker))
 
     async def _revive(self, worker: Worker) -> None:
-        await self._replace(worker)
-        self._release(worker)
+        try:
+            await self._replace(worker)
+        finally:
+            self._release(worker)
 
     async def _replace(self, worker: Worker) -> None:
+        """Start a worker again, until it has loaded the models."""
         for delay in chain(RESTART_DELAYS, repeat(RESTART_DELAYS[-1])):
             await asyncio.sleep(delay)
             try:
                 await self._in_thread(worker.start, self.specs)
-            except (UserError, WorkerDiedError, OSError) as error:
-                log.warning("a worker process cannot be started: %s", error or "it died")
+            except Exception as error:  # whatever loading raised, as where other processes fill the GPU's memory
+                log.warning("a worker process cannot be started: %s", str(error) or "it died")
+                worker.stop()  # without its models it is of no use, but would count as alive
             else:
                 self.counters.restarts += 1
                 return

@@ -281,8 +281,9 @@ class Worker:
             self._kill()
             self.pipe, child_end = context.Pipe()
             arguments = (child_end, self.config, list(specs))
-            self.process = context.Process(target=run_worker, args=arguments, daemon=True)
-            self.process.start()
+            process = context.Process(target=run_worker, args=arguments, daemon=True)
+            process.start()
+            self.process = process  # one that could not be started cannot be killed either
             child_end.close()
         result: list[Loaded] = self._receive()
         return result

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +16,12 @@ import pytest
 
 from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.serving import service as service_module
+from seq2seq.serving import workers as workers_module
 from seq2seq.serving.interface import Closing, Partial, WorkerLost
 from seq2seq.serving.pool import Counters, Pending, Pool
 from seq2seq.serving.scheduler import Part, Scheduler
 from seq2seq.serving.service import Service
-from seq2seq.serving.workers import Loaded, Models, ModelSpec, Task, Version, WorkerDiedError
+from seq2seq.serving.workers import Loaded, Models, ModelSpec, Task, Version, Worker, WorkerDiedError
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import model_info, serve_config
 
@@ -33,14 +36,18 @@ class FakeWorker:
 
     steps = 1  # of the search
     load_seconds = 0.01
+    failures: tuple[Exception, ...] = ()  # of the first restarts
 
     def __init__(self, deadly: dict[str, int]) -> None:
         self.deadly, self.loaded, self.starts = deadly, list[str](), 0
-        self.alive = False
+        self.alive, self.alive_at_start = False, list[bool]()
         self.stopped, self.busy = threading.Event(), threading.Lock()
 
     def start(self, specs: Sequence[ModelSpec]) -> list[str]:
+        self.alive_at_start.append(self.alive)
         self.starts, self.alive = self.starts + 1, True
+        if 1 < self.starts <= len(self.failures) + 1:
+            raise self.failures[self.starts - 2]
         return [spec.name for spec in specs]
 
     def load(self, spec: ModelSpec) -> Loaded:
@@ -68,6 +75,7 @@ class FakeWorker:
         return [item.upper() for item in items], len(self.loaded)
 
     def stop(self) -> None:
+        self.alive = False
         self.stopped.set()
 
     def close(self) -> None: ...
@@ -198,6 +206,61 @@ def test_a_lost_batch_is_repeated_once(workers: int, deaths: int) -> None:
         await pool.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_worker_that_cannot_be_replaced_is_tried_again(
+    idle: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its start raises; the request waits, and a process without its models does not count as alive."""
+    failures = (RuntimeError("CUDA out of memory"), WorkerDiedError(), OSError("no process left"))
+    monkeypatch.setattr(FakeWorker, "failures", failures)
+    monkeypatch.setattr("seq2seq.serving.pool.RESTART_DELAYS", (0.0, 0.01))
+
+    async def run() -> None:
+        pool, (fake,) = await pool_of(1, {} if idle else {"deadly": 1}, sentences=1)
+        fake.alive = not idle
+        (request,) = requests(pool, [["deadly"]])
+        await request.done
+        assert request.results == [("DEADLY", 0)] and fake.starts == 5
+        assert fake.alive_at_start[2:] == [False] * 3  # after each failure
+        assert (pool.stats().workers, pool.stats().restarts) == (1, 1)
+        await pool.close()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    reasons = [text.partition("started: ")[2] for text in caplog.messages[1:]]
+    assert reasons == ["CUDA out of memory", "it died", "no process left"]
+
+
+def test_a_process_that_the_system_refuses_may_be_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in place of which it would have come is dead by then."""
+    started: list[str] = []
+
+    class FakeProcess:
+        def __init__(self, target: Any, args: tuple[Any, ...], daemon: bool) -> None:
+            self.pipe, self.running = args[0], False
+
+        def start(self) -> None:
+            started.append("refused" if len(started) == 1 else "started")
+            if started[-1] == "refused":
+                raise BlockingIOError("Resource temporarily unavailable")
+            self.running = True
+            self.pipe.send_bytes(pickle.dumps(("done", [])))
+
+        def kill(self) -> None:
+            assert self.running
+
+        def join(self) -> None: ...
+
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=FakeProcess)
+    monkeypatch.setattr(workers_module, "start_method", lambda: context)
+    worker = Worker(serve_config())
+    worker.start([])
+    with pytest.raises(BlockingIOError):
+        worker.start([])
+    worker.stop()
+    worker.start([])
+    assert started == ["started", "refused", "started"]
 
 
 def test_every_worker_loads_between_batches() -> None:
