@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal, Union
 import yaml
 
 from seq2seq.cli.commands import COMMANDS
-from seq2seq.cli.help import choices, examples, purpose
+from seq2seq.cli.help import examples, purpose
 from seq2seq.config.loading import default_choices
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from seq2seq.config.schema import (
     DataConfig,
     LSTMConfig,

@@ -23,11 +23,11 @@ from fontTools.ttLib import TTFont
 
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import check_job, hydra_session
-from seq2seq.cli.help import choices, command_help, examples
+from seq2seq.cli.help import command_help, examples
 from seq2seq.cli.main import parse_arguments
 from seq2seq.cli.overrides import expand_sweep, parse_overrides
 from seq2seq.config.loading import flatten
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from tests.helpers import REPOSITORY
 from tests.helpers.corpora import write_corpus
 from tests.helpers.pages import BLOCK, anchors, blocks, commands, links, menu, pages, requests, text_of

@@ -7,7 +7,7 @@ from itertools import takewhile
 from seq2seq import __version__
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.config.loading import base_choices, default_choices, not_a_choice
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from seq2seq.utils.errors import UserError, nearest
 
 
@@ -66,10 +66,6 @@ def group_help(topic: str) -> str:
         if choice:
             sections += [group_help(f"{group}={base}") for base in base_choices(f"{group}/{name}")]
     return "\n".join(sections)
-
-
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def _lines(name: str) -> list[str]:

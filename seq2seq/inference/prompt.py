@@ -13,8 +13,8 @@ from typing import TextIO
 
 import yaml
 
-from seq2seq.config.loading import build_config, search_preset, to_dict
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.loading import build_config, not_a_choice, search_preset, to_dict
+from seq2seq.config.paths import choices
 from seq2seq.config.schema import SearchConfig, ServeConfig, TranslateConfig
 from seq2seq.data.tokenizer import BEGIN, PAD, UNKNOWN
 from seq2seq.inference.translator import Translation, Translator
@@ -241,14 +241,12 @@ class Prompt:
         self.screen.print(f"{key} {format_value(before)}" + (f" → {format_value(after)}" if after != before else ""))
 
     def _search(self, rest: str) -> None:
-        possible = search_choices()
+        possible = choices("search")
         key, _, value = rest.partition(" ")
         if key in KEYS and rest not in possible:
             self.change(key, value.strip())
         elif rest and rest not in possible:
-            raise UserError(
-                f"search: {rest!r} is not a choice; possible: {', '.join(possible)}{nearest(rest, possible)}"
-            )
+            raise UserError(not_a_choice("search", rest, possible))
         else:
             self.search = search_preset(rest) if rest else self.search
             self.screen.print_columns([f"{key} {format_value(value)}" for key, value in to_dict(self.search).items()])
@@ -285,14 +283,10 @@ class Prompt:
         column_width = max(map(len, HELP)) + 2
         self.screen.print("Type a sentence to translate it; the score and the time taken follow in brackets.")
         for usage, purpose in HELP.items():
-            self.screen.print(f"  {pad(usage, column_width)}{purpose.format(choices=', '.join(search_choices()))}")
+            self.screen.print(f"  {pad(usage, column_width)}{purpose.format(choices=', '.join(choices('search')))}")
 
     def _quit(self, rest: str) -> None:
         self.open = False
-
-
-def search_choices() -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / "search").glob("*.yaml"))
 
 
 def layer_and_head(words: list[str], shape: tuple[int, ...]) -> tuple[int | None, int | None]:

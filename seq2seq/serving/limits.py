@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seq2seq.config.loading import build_config, not_a_choice, search_preset, to_dict
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from seq2seq.config.schema import Range, SearchConfig
 from seq2seq.utils.errors import UserError
 
@@ -28,7 +28,7 @@ LIMITS: dict[str, Range] = {
     "temperature": Range(0.05, 20),
     "top_k": Range(0, 1_000_000),
 }
-SERVER_KEYS = ("shortlist", "tokens")  # no request sets them
+SERVER_KEYS = ("shortlist", "tokens", "graphs")  # no request sets them, nor does a preset that it names
 PHRASES, PHRASE_CHARACTERS = 50, 200  # of `require` and of `forbid`
 WHOLE = 2**63  # integers of a checkpoint's tensors are smaller
 
@@ -40,18 +40,14 @@ class Options:
     search: SearchConfig
 
 
-def search_presets() -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / "search").glob("*.yaml"))
-
-
 def search_of(value: str | dict[str, Any] | None, default: SearchConfig) -> SearchConfig:
     """Return the server's search with what a request changes: a preset's name, or values of some keys."""
     if value is None:
         return default
     if isinstance(value, str):
-        if value not in search_presets():
-            raise UserError(not_a_choice("search", value, search_presets()))
-        return search_preset(value)
+        if value not in (presets := choices("search")):
+            raise UserError(not_a_choice("search", value, presets))
+        return replace(search_preset(value), **{key: getattr(default, key) for key in SERVER_KEYS})
     if len(value) > (options := len(to_dict(default))):
         raise UserError(f"search: {len(value):,} keys, but there are only {options} options")
     if problems := [f"search.{key}: {problem}" for key, part in value.items() if (problem := _excess(key, part))]:

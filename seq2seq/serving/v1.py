@@ -13,11 +13,12 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from seq2seq.config.loading import search_preset, to_dict
+from seq2seq.config.paths import choices
 from seq2seq.inference.translator import EMPTY, Translation
 from seq2seq.serving.answers import Refused, dumps, error_answer, json_answer
 from seq2seq.serving.bodies import Api
 from seq2seq.serving.interface import ModelInfo, Partial, SentenceResult, ServiceError
-from seq2seq.serving.limits import search_of, search_options, search_presets
+from seq2seq.serving.limits import SERVER_KEYS, search_of, search_options
 from seq2seq.serving.openapi import route
 from seq2seq.serving.schemas import (
     AlternativesAnswer,
@@ -137,9 +138,10 @@ class V1(Api):
     async def search(self, request: Request) -> Response:
         """List the options of the search with their defaults on this server, and the presets."""
         self.authorize(request)
-        presets = {name: to_dict(search_preset(name)) for name in search_presets()}
-        for preset in presets.values():
-            del preset["tokens"]
+        presets = {
+            name: {key: value for key, value in to_dict(search_preset(name)).items() if key not in SERVER_KEYS}
+            for name in choices("search")
+        }
         return json_answer({"options": search_options(self.service.search), "presets": presets})
 
     async def reload(self, request: Request) -> Response:

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.cli.compose import _compose_groups, compose_job, hydra_session
-from seq2seq.cli.help import choices, command_help, examples, overview
+from seq2seq.cli.help import command_help, examples, overview
 from seq2seq.cli.jobs import call
 from seq2seq.cli.main import load_config
 from seq2seq.cli.overrides import parse_overrides
 from seq2seq.cli.sweep import check_sweep
 from seq2seq.config.loading import build_config, search_preset
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from seq2seq.config.schema import Precision
 from seq2seq.inference.checkpoint import write_config
 from seq2seq.utils.errors import UserError, nearest

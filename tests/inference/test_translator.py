@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from seq2seq.cli.commands.score import tabbed
-from seq2seq.cli.help import choices
 from seq2seq.config.loading import build_config, search_preset
+from seq2seq.config.paths import choices
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.tokenizer import BEGIN, Tokenizer, train_tokenizer

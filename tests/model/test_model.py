@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seq2seq.cli.help import choices
 from seq2seq.cli.main import load_config
-from seq2seq.config.paths import CONFIGS
+from seq2seq.config.paths import CONFIGS, choices
 from seq2seq.data.tokenizer import Vocabulary
 from seq2seq.inference.checkpoint import count_parameters, load_checkpoint
 from seq2seq.model import layers

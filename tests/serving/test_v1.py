@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seq2seq.config.loading import build_config, search_preset, to_dict
+from seq2seq.config.paths import choices
 from seq2seq.config.schema import SearchConfig
 from seq2seq.serving import service
 from seq2seq.serving.answers import LONGEST, dumps
 from seq2seq.serving.interface import TooLarge, WorkerLost
-from seq2seq.serving.limits import LIMITS, SERVER_KEYS, search_of, search_presets
+from seq2seq.serving.limits import LIMITS, SERVER_KEYS, search_of
 from seq2seq.utils.errors import UserError
 from tests.helpers.serving import FakeService, Web, backwards, model_info
 
@@ -203,10 +205,18 @@ def test_the_cost_of_a_search_is_bounded(key: str) -> None:
             assert "on this server" not in str(error)
 
 
-@pytest.mark.parametrize("choice", search_presets())
+@pytest.mark.parametrize("choice", choices("search"))
 def test_every_preset_is_accepted_by_name_and_by_value(choice: str) -> None:
     values = {key: value for key, value in to_dict(search_preset(choice)).items() if key not in SERVER_KEYS}
     assert search_of(choice, search_preset("beam")) == search_of(values, search_preset("beam")) == search_preset(choice)
+
+
+@pytest.mark.parametrize("choice", choices("search"))
+def test_a_preset_keeps_what_only_the_server_sets(choice: str) -> None:
+    own = {"shortlist": 100, "tokens": 4096, "graphs": True}
+    found = search_of(choice, replace(search_preset("beam"), **own))
+    assert {key: getattr(found, key) for key in SERVER_KEYS} == own
+    assert replace(found, **{key: getattr(search_preset(choice), key) for key in own}) == search_preset(choice)
 
 
 def test_a_limit_does_not_bind_the_server_itself() -> None:
@@ -363,9 +373,13 @@ def test_the_options_of_the_search_are_those_that_requests_may_set() -> None:
         assert web.post("/v1/translate", {"text": "a", "search": {name: option["default"]}}).status_code == 200
     assert options["stop"]["choices"] == ["filled", "likely", "certain", "longest"]
     assert {options[name]["type"] for name in ("require", "forbid")} == {"array"}
-    assert (options["beam"]["type"], options["top_p"]["type"]) == ("integer", "number")
+    kinds: dict[str, type | tuple[type, ...]]
+    kinds = {"integer": int, "number": (int, float), "string": str, "array": list}
+    for name, option in options.items():
+        assert isinstance(option["default"], kinds[option["type"]]) and not isinstance(option["default"], bool), name
     assert "longest: at the length limit" in options["stop"]["help"]  # the last line of its comment
-    assert set(answer["presets"]) == set(search_presets())
+    assert set(answer["presets"]) == set(choices("search"))
+    assert all(values.keys() == options.keys() for values in answer["presets"].values())
     assert answer["presets"]["mbr"]["samples"] == search_preset("mbr").samples
 
 
