@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -173,8 +174,8 @@ def _hints(cls: type) -> dict[str, Any]:
 def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and number:
-        return float(value)
-    if hint is int and number and float(value).is_integer():
+        return _as_float(value)
+    if hint is int and number and value % 1 == 0:
         return int(value)
     if hint is str and (isinstance(value, str) or number):
         return str(value)
@@ -184,6 +185,13 @@ def _build_scalar(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     sweep = "; to try several values in turn, add -m" if isinstance(value, list) else ""
     problems.append(f"{key}: {value!r} is not {wanted}{sweep}")
     return None
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return math.inf if value > 0 else -math.inf
 
 
 def flatten(tree: dict[str, Any], key: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ class Range:
     open: bool = False  # True: `low` itself is excluded
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.open and value == self.low)
+        finite = abs(value) <= sys.float_info.max  # math.isfinite fails for whole numbers beyond it
+        return finite and self.low <= value <= self.high and not (self.open and value == self.low)
 
     def __str__(self) -> str:
         if self.high < float("inf"):

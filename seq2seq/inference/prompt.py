@@ -196,6 +196,8 @@ class Prompt:
 
     def _tokens(self, rest: str) -> None:
         for model, translation in self.last_translations():
+            if not translation.source_pieces:
+                raise UserError("the sentence is empty, so it has no subwords")
             if len(self.models) > 1:
                 self.screen.print(model.name)
             self.screen.print_tokens(translation.pieces, translation.token_log_probabilities)

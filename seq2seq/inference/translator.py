@@ -464,7 +464,7 @@ class Translator:
             return None
         required = list(zip(search.require, self._target_ids(search.require), strict=True))
         for text, ids in required:
-            if UNKNOWN in ids:
+            if not ids or UNKNOWN in ids:  # none: normalisation removes all of its characters
                 raise UserError(f"search.require: {text!r} cannot be written in this model's subwords", code=2)
         return Rules(self.tokenizer.target_pieces, END, required, search.forbid, search.no_repeat_ngram, self.device)
 

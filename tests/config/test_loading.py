@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -144,6 +145,8 @@ def test_stored_values_go_before_defaults_at_every_depth() -> None:
 FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("seed", 0, 0, None),
     ("seed", -1, None, "seed: -1 is out of range; it must be between 0 and"),
+    ("seed", 10**400, None, "0000 is out of range; it must be between 0 and"),
+    ("seed", math.inf, None, "seed: inf is not a whole number"),
     ("seed", 2.0, 2, None),
     ("seed", 2.5, None, "seed: 2.5 is not a whole number"),
     ("seed", True, None, "seed: True is not a whole number"),
@@ -162,6 +165,8 @@ FIELDS: list[tuple[str, Any, Any, str | None]] = [
     ("training.tokens", 1, 1, None),
     ("training.tokens", 0, None, "training.tokens: 0 is out of range; it must be at least 1; also possible: auto"),
     ("training.tokens", "car", None, "training.tokens: 'car' is not a whole number; also possible: auto"),
+    ("optimizer.lr", 10**400, None, "0000 is out of range; it must be greater than 0"),
+    ("optimizer.lr", -(10**400), None, "0000 is out of range; it must be greater than 0"),
     ("optimizer.lr", 0, None, "optimizer.lr: 0 is out of range; it must be greater than 0"),
     ("optimizer.lr", 1, 1.0, None),
     ("optimizer.betas", None, None, "optimizer.betas: None is not a list; write optimizer.betas=[a,b]"),

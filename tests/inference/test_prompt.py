@@ -172,6 +172,12 @@ def test_subwords_are_aligned_above_their_probabilities(type_: Session, monkeypa
         assert [m.start() for m in re.finditer(r"\S+", above)] == [m.start() for m in re.finditer(r"\S+", below)]
 
 
+def test_a_sentence_that_normalises_to_nothing_has_no_subwords(type_: Session) -> None:
+    assert type_("\u200b").startswith("  [0.000")
+    assert type_(":tokens") == "error: the sentence is empty, so it has no subwords"
+    assert type_(":attention") == "error: the sentence is empty, so it has no attention"
+
+
 def test_colour_is_for_terminals_that_allow_it(type_: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,14 @@ def test_no_digit_depends_on_the_number_of_processes(
         assert model.workers is not None and len(model.workers.pipes) == (count if count > 1 else 0)
         model.workers.close()
     assert measured[0] == measured[1]
+
+
+@pytest.mark.parametrize("phrase", ["Ω", "\u200b", "Hund Ω"])
+def test_a_required_phrase_that_no_subwords_spell_is_named(phrase: str, words: Tokenizer) -> None:
+    """Such as one of which normalisation leaves nothing."""
+    problem = f"search.require: {phrase!r} cannot be written in this model's subwords"
+    with pytest.raises(UserError, match=re.escape(problem)):
+        translator("transformer", words).translate(SOURCES, options(beam=5, require=["Hund", phrase]))
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ def test_too_many_attention_weights_are_refused(monkeypatch: pytest.MonkeyPatch)
         ({"text": "a", "search": {"stop": "x"}}, "search.stop: 'x' is not a choice"),
         ({"text": "a", "search": {"n_best": 9}}, "search.n_best: 9 exceeds beam=5"),
         ({"text": "a", "search": {"seed": 10**30}}, "search.seed: out of range"),
+        ({"text": "a", "search": {"length_penalty": 10**400}}, "search.length_penalty: out of range"),
         *(({"text": "a", "search": {key: 10}}, f"search.{key}: only the server's config") for key in SERVER_KEYS),
         ({"text": "a", "search": {"require": ["a"] * 51}}, "search.require: 51 phrases"),
         ({"text": "a", "search": {"forbid": ["a" * 201]}}, "search.forbid: a phrase exceeds"),
