@@ -15,6 +15,7 @@ from seq2seq.data.encoding import Batch
 from seq2seq.inference.translator import Translator, token_budget
 from seq2seq.training.loss import training_loss
 from seq2seq.training.trainer import Trainer, advise_budget
+from seq2seq.training.validation import training_search
 from seq2seq.utils.device import out_of_memory
 from seq2seq.utils.errors import UserError
 
@@ -116,7 +117,7 @@ def try_search(trainer: Trainer, corpus: Corpus) -> None:
     copies = max(1, token_budget(config.search, trainer.device) // (width * config.search.beam))
     with trainer.working.with_weights(None) as model:
         translator = Translator(model.eval(), state.tokenizer, trainer.device, config.model.max_length)
-        translator.translate([longest] * copies, config.search)
+        translator.translate([longest] * copies, training_search(config.search))
 
 
 @contextmanager

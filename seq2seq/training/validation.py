@@ -41,7 +41,7 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
             losses.append((i, float(loss_sum(model, batch.to(device), 0.0))))
             tokens += batch.target_tokens
     translator = Translator(model, state.tokenizer, device, config.model.max_length)
-    search = replace(config.search, graphs=False)  # a capture that fails could spoil the memory that training needs
+    search = training_search(config.search)
     indices = range(process_group.rank, len(corpus), process_group.world_size)
     outputs = [best.text for best, *_ in translator.translate([corpus.source[i] for i in indices], search)]
     gathered = process_group.all_gather((losses, tokens, outputs))
@@ -52,9 +52,14 @@ def validate(model: Seq2Seq, state: RunState, corpus: Corpus, encoded: EncodedCo
     loss = sum(loss for _, loss in by_batch) / sum(part[1] for part in gathered)
     count = config.training.examples
     shown = [corpus.source[i] for i in spread_indices(corpus, count)]
-    images = attention_images(translator, shown, config.search) if process_group.is_main else {}
+    images = attention_images(translator, shown, search) if process_group.is_main else {}
     values = {"loss": loss, "bleu": scores.bleu, "chrf": scores.chrf}
     return Validation(values, select_examples(corpus, hypotheses, count), images)
+
+
+def training_search(search: SearchConfig) -> SearchConfig:
+    """Return the search without CUDA graphs: a capture that fails could spoil the memory that training needs."""
+    return replace(search, graphs=False)
 
 
 def spread_indices(corpus: Corpus, count: int) -> list[int]:

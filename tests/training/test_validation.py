@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from seq2seq.cli.main import load_config
-from seq2seq.config.schema import TrainConfig
+from seq2seq.config.schema import SearchConfig, TrainConfig
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.encoding import encode_corpus
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
@@ -299,6 +300,23 @@ def test_a_validation_reports_all_its_scores_and_how_long_it_took(
     assert made.logger.validations == [  # type: ignore[attr-defined]
         (1234, {**scores, "seconds": 7.5}, lines, picture, "best so far")
     ]
+
+
+@pytest.mark.usefixtures("fast")
+def test_no_validation_records_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for its scores nor for its pictures: a recording that fails could spoil the memory of training."""
+    searches: list[SearchConfig] = []
+    translate = Translator.translate
+
+    def noted(self: Translator, sentences: list[str], search: SearchConfig, **options: Any) -> Any:
+        searches.append(search)
+        return translate(self, sentences, search, **options)
+
+    monkeypatch.setattr(Translator, "translate", noted)
+    made = trainer_of(config_of("transformer", search__graphs=True), tmp_path)
+    validating(made, Corpus(SOURCES, LETTERS)).validate()
+    assert len(searches) == 2
+    assert all(search == replace(made.state.config.search, graphs=False) for search in searches)
 
 
 @pytest.mark.usefixtures("fast")
