@@ -21,6 +21,7 @@ from seq2seq.decoding.constraints import NEG_INF
 from seq2seq.decoding.processors import StepInput, next_log_probabilities, step_processors
 from seq2seq.decoding.scoring import DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.model.decoder_state import State
+from seq2seq.utils.device import float64_device
 
 Seeds = NDArray[np.uint64]
 
@@ -73,7 +74,8 @@ def sample(
     processors, warpers = step_processors(task, specials), build_warpers(config)
     live = LiveSamples.start(state, task, config.samples, specials.begin)
     remaining_R = live.task.remaining(0, live.row_R < 0)
-    uniform_TR = uniforms(seeds(task.seeds, config.samples, config.seed), int(remaining_R.max())).to(live.row_R.device)
+    seed_R = seeds(task.seeds, config.samples, config.seed)
+    uniform_TR = uniforms(seed_R, int(remaining_R.max()), live.row_R.device)
     drawn = []
     for length, uniform_R in enumerate(uniform_TR, 1):
         logits_R1V, state, *_ = step(live.last_R1, live.state, *live.task.shortlist)
@@ -84,7 +86,7 @@ def sample(
         at_limit = bool((remaining_R == 1).any())
         inputs = StepInput(logits_RV, length, task, at_limit, live.prefix_RT, phrase_states_RX)
         next_RV = next_log_probabilities(inputs, processors)
-        column_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R])[:, None]
+        column_R1 = draw(sampling_probabilities(next_RV, warpers), uniform_R[live.row_R.to(uniform_R.device)])[:, None]
         ids_R1 = task.ids(column_R1)
         drawn.append((live.row_R, ids_R1[:, 0], next_RV.gather(1, column_R1)[:, 0]))
         ended_R = ids_R1[:, 0] == specials.end
@@ -196,9 +198,10 @@ class EpsilonCutoff:
 
 def draw(probability_RV: Tensor, uniform_R: Tensor) -> Tensor:
     """Return the id at which the cumulative probability passes a random fraction of the total."""
-    cumulative_RV = cumulative(probability_RV.double())
+    device = probability_RV.device
+    cumulative_RV = cumulative(probability_RV.to(float64_device(device), torch.float64))
     target_R1 = (uniform_R.to(cumulative_RV) * cumulative_RV[:, -1])[:, None]
-    return torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0].to(device)
 
 
 def cumulative(x_RV: Tensor) -> Tensor:
@@ -219,9 +222,10 @@ def uniform(seed_R: Seeds, step: int) -> NDArray[np.float64]:
     return (hash_splitmix64(seed_R + strides(np.array([step]))) >> np.uint64(32)) / 2.0**32
 
 
-def uniforms(seed_R: Seeds, steps: int) -> Tensor:
-    """Return the random numbers of all steps together: a search moves them to its device once."""
-    return torch.from_numpy(np.stack([uniform(seed_R, step) for step in range(1, steps + 1)]))
+def uniforms(seed_R: Seeds, steps: int, device: torch.device) -> Tensor:
+    """Return the random numbers of all steps together: they move to the device of a search once."""
+    uniform_TR = np.stack([uniform(seed_R, step) for step in range(1, steps + 1)])
+    return torch.from_numpy(uniform_TR).to(float64_device(device))
 
 
 def strides(counts: NDArray[np.int64]) -> Seeds:

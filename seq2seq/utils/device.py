@@ -177,11 +177,18 @@ def matmul_flops(device: torch.device, precision: torch.dtype) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor to a device; from pinned memory, a GPU copies it while the host continues."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return where a device's numbers are computed in float64: on the CPU for an Apple GPU, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def peak_memory(device: torch.device) -> int:

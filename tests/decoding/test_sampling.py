@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from torch import Tensor
 
 from seq2seq.config.loading import search_preset
 from seq2seq.config.schema import SearchConfig
@@ -36,6 +37,7 @@ from tests.reference import search as reference
 from tests.reference.constraints import PlainRules
 
 SPECIALS = Specials(BEGIN, END, BANNED)
+APPLE = torch.device("mps")
 FAST = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -195,6 +197,38 @@ def test_a_draw_among_many_ids_is_not_rounded() -> None:
     assert draw(probability_RV, numbers).tolist() == [0, V // 2, 12_345, V - 1]
 
 
+class OnAppleGPU(Tensor):
+    """Refuses what an Apple GPU does: numbers in float64."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return APPLE
+
+    def double(self) -> Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        assert device.type == "cpu"
+        return self.as_subclass(Tensor).to(dtype).as_subclass(FromAppleGPU)
+
+
+class FromAppleGPU(Tensor):
+    """On a CPU, until it goes back."""
+
+    def to(self, device: torch.device) -> Tensor:  # type: ignore[override]
+        assert device == APPLE and not self.is_floating_point()
+        return self.as_subclass(OnAppleGPU)
+
+
+def test_samples_on_an_apple_gpu_are_drawn_on_the_cpu() -> None:
+    """The same ones, as it has no float64."""
+    uniform_TR = uniforms(seeds([7, 8], 2, 1), 3, APPLE)
+    assert uniform_TR.device.type == "cpu" and uniform_TR.dtype == torch.float64
+    probability_RV = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
+    found_R = draw(probability_RV.as_subclass(OnAppleGPU), uniform_TR[0])
+    assert isinstance(found_R, OnAppleGPU) and found_R.tolist() == draw(probability_RV, uniform_TR[0]).tolist()
+
+
 def test_numbers_are_those_of_splitmix() -> None:
     """On 64 bits without a sign, for each sentence, sample, seed and step (Steele et al. 2014)."""
     values = np.array(LARGE, np.uint64)
@@ -206,7 +240,8 @@ def test_numbers_are_those_of_splitmix() -> None:
             found = uniform(of_samples, step)
             assert found.tolist() == wanted
             assert min(wanted) >= 0 and max(wanted) < 1
-        assert uniforms(of_samples, 3).tolist() == [uniform(of_samples, step).tolist() for step in (1, 2, 3)]
+        uniform_TR = uniforms(of_samples, 3, torch.device("cpu"))
+        assert uniform_TR.tolist() == [uniform(of_samples, step).tolist() for step in (1, 2, 3)]
     assert len(set(seeds(range(50), 20, 1).tolist())) == 1000, "no two samples share their numbers"
 
 

@@ -146,6 +146,15 @@ def test_the_reported_peaks_are_of_the_check_and_then_of_training(
     assert [text.split(" per epoch")[0] for _, text in seen[3:]] == ([f"about {count}"] if tokens == "auto" else [])
 
 
+def test_products_on_a_gpu_are_timed_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: ended.append(str(device)))
+    monkeypatch.setattr("torch.mps.synchronize", lambda: ended.append("mps"))
+    for device in ("cpu", "cuda:1", "mps"):
+        device_module._wait(torch.device(device))
+    assert ended == ["cuda:1", "mps"]
+
+
 class OnGPU(Tensor):
     """Refuses what CUDA refuses where results must be reproducible."""
 
