@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class KVCache:
 
     The hypotheses of a sentence share its slots, and the bias masks the slots of the others; reordering moves a row
     of numbers and no keys. Buffers are append-only, and a buffer that another cache has already extended is
-    copied first, so every cache is immutable.
+    copied first, so a cache never changes.
     """
 
     layers: tuple[KeyValue, ...] = ()  # B rows, P slots
@@ -100,12 +101,11 @@ class KVCache:
     def reorder(self, rows_R: Tensor) -> KVCache:
         if self.bias_BKP is None:
             return self.select(rows_R, rows_R, 1)
-        bias_BKP = self.bias_BKP.flatten(0, 1).index_select(0, rows_R).view_as(self.bias_BKP)
-        return replace(self, bias_BKP=bias_BKP)
+        return replace(self, bias_BKP=reordered(self.bias_BKP, rows_R))
 
     def update(self, start: Start, beam: int, like_RTD: Tensor) -> CacheUpdate:
         assert isinstance(start, int)
-        return CacheUpdate(self, start, beam, like_RTD)
+        return GrowingUpdate(self, start, beam, like_RTD)
 
     def fixed(self, sentences: int, steps: int, beam: int, memory: tuple[KeyValue, ...]) -> FixedCache:
         """Return a cache with zeros for the sentences and steps to come; the memory has the shapes of an empty one."""
@@ -119,13 +119,6 @@ class KVCache:
             position_P=torch.arange(steps, device=bias_BKP.device).repeat_interleave(beam),
         )
 
-    def plain(self, length: int, beam: int) -> KVCache:
-        """Return the slots that the first steps wrote."""
-        slots = slice(length * beam)
-        assert self.bias_BKP is not None and self.position_P is not None
-        layers = tuple(KeyValue(kv.key_RNSH[:, :, slots], kv.value_RNSH[:, :, slots], None) for kv in self.layers)
-        return KVCache(layers, None, self.bias_BKP[:, :, slots] if beam > 1 else None, self.position_P[slots])
-
     def join(self, other: KVCache) -> KVCache:
         """Concatenate two caches with the same slots; the next step allocates a new buffer."""
         layers = tuple(a.join(b) for a, b in zip(self.layers, other.layers, strict=True))
@@ -135,15 +128,52 @@ class KVCache:
         return KVCache(layers, None, bias_BKP, self.position_P)
 
 
-class FixedCache(KVCache):
-    """A cache with room for some steps: each changes its tensors at a position on the device, as a graph does."""
+@dataclass(frozen=True)
+class FixedCache:
+    """Keys and values with room for some steps, each of which changes these tensors at a position on the device."""
+
+    layers: tuple[KeyValue, ...]
+    bias_BKP: Tensor  # −∞ at slots of other hypotheses, and at those that no step has written
+    position_P: Tensor
+
+    def reorder(self, rows_R: Tensor) -> FixedCache:
+        return replace(self, bias_BKP=reordered(self.bias_BKP, rows_R))
 
     def update(self, start: Start, beam: int, like_RTD: Tensor) -> CacheUpdate:
         return FixedUpdate(self, start, beam, like_RTD)
 
+    def plain(self, length: int, beam: int) -> KVCache:
+        """Return the slots that the first steps wrote."""
+        slots = slice(length * beam)
+        layers = tuple(KeyValue(kv.key_RNSH[:, :, slots], kv.value_RNSH[:, :, slots], None) for kv in self.layers)
+        return KVCache(layers, None, self.bias_BKP[:, :, slots] if beam > 1 else None, self.position_P[slots])
 
-class CacheUpdate:
-    """A cache being extended by T positions per hypothesis, layer by layer; the first position is `start`."""
+
+def reordered(bias_BKP: Tensor, rows_R: Tensor) -> Tensor:
+    """Return which slots each hypothesis sees after a reordering."""
+    return bias_BKP.flatten(0, 1).index_select(0, rows_R).view_as(bias_BKP)
+
+
+class CacheUpdate(Protocol):
+    """A cache being extended, layer by layer; the first new position of each hypothesis is `start`."""
+
+    start: Start
+    position_P: Tensor
+    single_hypothesis: bool  # all slots belong to one hypothesis, in order
+
+    def add(self, new: KeyValue) -> KeyValue:
+        """Add new keys and values to the next layer's, and return all that its queries attend to."""
+
+    def finish(self) -> KVCache | FixedCache: ...
+
+
+def merged_hypotheses(x_RNTH: Tensor, beam: int) -> Tensor:
+    """Make the positions of a sentence's hypotheses its slots."""
+    return x_RNTH.unflatten(0, (-1, beam)).transpose(1, 2).flatten(2, 3)
+
+
+class GrowingUpdate:
+    """A cache being extended by T positions per hypothesis."""
 
     def __init__(self, cache: KVCache, start: int, beam: int, like_RTD: Tensor) -> None:
         self.start: Start = start
@@ -161,7 +191,6 @@ class CacheUpdate:
         position_T = torch.arange(start, start + self.positions, device=like_RTD.device).repeat(beam)
         position_P = position_T if cache.position_P is None else torch.cat((cache.position_P, position_T))
         self.position_P = F.pad(position_P, (0, unwritten))
-        # All slots belong to one hypothesis, in order.
         self.single_hypothesis = beam == 1 and cache.bias_BKP is None
         self.bias_BQP = None
         if not self.single_hypothesis:
@@ -181,9 +210,9 @@ class CacheUpdate:
         return torch.cat((self.cache.bias_BKP.repeat_interleave(self.positions, 1), bias_BQQ), 2)
 
     def add(self, new: KeyValue) -> KeyValue:
-        """Append new keys and values to the next layer's cache, and return all that its queries attend to."""
         if self.beam > 1:
-            new = KeyValue(self._merge_hypotheses(new.key_RNSH), self._merge_hypotheses(new.value_RNSH), None)
+            key_BNQH, value_BNQH = (merged_hypotheses(x_RNTH, self.beam) for x_RNTH in new[:2])
+            new = KeyValue(key_BNQH, value_BNQH, None)
         if self.buffer:
             i = len(self.layers)
             self.buffer.write(i, self.cache.slots, new)
@@ -193,10 +222,6 @@ class CacheUpdate:
             self.layers.append(new)
         return new if self.bias_BQP is None else new._replace(bias_R1QS=self.bias_BQP[:, None])
 
-    def _merge_hypotheses(self, x_RNTH: Tensor) -> Tensor:
-        """Make the positions of a sentence's hypotheses its slots."""
-        return x_RNTH.unflatten(0, (-1, self.beam)).transpose(1, 2).flatten(2, 3)
-
     def finish(self) -> KVCache:
         bias_BKP = (
             None if self.bias_BQP is None else self.bias_BQP[:, self.positions - 1 :: self.positions, : self.slots]
@@ -204,23 +229,23 @@ class CacheUpdate:
         return KVCache(tuple(self.layers), self.buffer, bias_BKP, self.position_P[: self.slots])
 
 
-class FixedUpdate(CacheUpdate):
+class FixedUpdate:
     """A fixed cache being extended by one position per hypothesis; unwritten slots are masked."""
 
     def __init__(self, cache: FixedCache, start: Start, beam: int, like_RTD: Tensor) -> None:
-        assert cache.bias_BKP is not None and cache.position_P is not None and like_RTD.shape[1] == 1
+        assert like_RTD.shape[1] == 1
         self.cache, self.start, self.beam = cache, start, beam
-        self.layers, self.position_P, self.single_hypothesis = [], cache.position_P, False
+        self.added, self.position_P, self.single_hypothesis = 0, cache.position_P, False
         self.slot_K = start * beam + torch.arange(beam, device=like_RTD.device)
         own_KK = like_RTD.new_full((beam, beam), -math.inf).fill_diagonal_(0)
         self.bias_BKP = cache.bias_BKP.index_copy_(2, self.slot_K, own_KK.expand(len(cache.bias_BKP), -1, -1))
 
     def add(self, new: KeyValue) -> KeyValue:
-        layer = self.cache.layers[len(self.layers)]
+        layer = self.cache.layers[self.added]
         for slots_BNPH, new_RN1H in zip(layer[:2], new[:2], strict=True):
-            slots_BNPH.index_copy_(2, self.slot_K, self._merge_hypotheses(new_RN1H))
-        self.layers.append(layer)
+            slots_BNPH.index_copy_(2, self.slot_K, merged_hypotheses(new_RN1H, self.beam))
+        self.added += 1
         return layer._replace(bias_R1QS=self.bias_BKP[:, None])
 
-    def finish(self) -> KVCache:
+    def finish(self) -> FixedCache:
         return self.cache

@@ -14,7 +14,7 @@ from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.attention import Attention, KeyValue, Position, Start, as_stored
 from seq2seq.model.decoder_state import State, on_device
 from seq2seq.model.interface import Decoded, Memory
-from seq2seq.model.kv_cache import CacheUpdate, KVCache
+from seq2seq.model.kv_cache import CacheUpdate, FixedCache, KVCache
 from seq2seq.model.layers import FeedForward, Residual, build_norm, dropout, value_or
 from seq2seq.model.layout import PADDED, Layout
 
@@ -22,27 +22,34 @@ from seq2seq.model.layout import PADDED, Layout
 @dataclass(frozen=True)
 class TransformerState(State):
     memory: tuple[KeyValue, ...]  # of each layer, per sentence
-    cache: KVCache  # per hypothesis
+    cache: KVCache | FixedCache  # per hypothesis
 
     def select(self, rows_R: Tensor, beam: int) -> TransformerState:
         sentences_B = self.sentences(rows_R, beam)
         memory = tuple(kv.select(sentences_B) for kv in self.memory)
-        return replace(self, memory=memory, cache=self.cache.select(sentences_B, rows_R, beam), beam=beam)
+        return replace(self, memory=memory, cache=self.growing.select(sentences_B, rows_R, beam), beam=beam)
 
     def reorder(self, rows_R: Tensor) -> TransformerState:
         return replace(self, cache=self.cache.reorder(rows_R))
 
     def fixed(self, sentences: int, steps: int) -> TransformerState:
         memory = tuple(kv.fixed(sentences) for kv in self.memory)
-        cache = self.cache.fixed(sentences, steps, self.beam, self.memory)
+        cache = self.growing.fixed(sentences, steps, self.beam, self.memory)
         return replace(self, memory=memory, cache=cache, length=on_device(self.length, memory[0].key_RNSH))
 
     def plain(self, length: int) -> TransformerState:
+        assert isinstance(self.cache, FixedCache)
         return replace(self, cache=self.cache.plain(length, self.beam), length=length)
 
     def join(self, other: TransformerState) -> TransformerState:
         memory = tuple(a.join(b) for a, b in zip(self.memory, other.memory, strict=True))
-        return replace(self, memory=memory, cache=self.cache.join(other.cache))
+        return replace(self, memory=memory, cache=self.growing.join(other.growing))
+
+    @property
+    def growing(self) -> KVCache:
+        """The cache of a state that no step changes."""
+        assert isinstance(self.cache, KVCache), "a fixed state changes with each step; take its plain state first"
+        return self.cache
 
 
 class Input(nn.Module):

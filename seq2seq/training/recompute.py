@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from seq2seq.model.kv_cache import CacheUpdate
+from seq2seq.model.kv_cache import GrowingUpdate
 
 
 def recompute_layers(model: nn.Module) -> None:
@@ -23,7 +23,7 @@ def recompute_layers(model: nn.Module) -> None:
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def compute(*inputs: Any) -> Any:
         # Each pass extends a cache of its own: a shared one would hold the first pass's keys and values until the end.
-        return forward(*(_unshared(x) if isinstance(x, CacheUpdate) else x for x in inputs))
+        return forward(*(_unshared(x) if isinstance(x, GrowingUpdate) else x for x in inputs))
 
     def run(*inputs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -33,7 +33,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _unshared(cache: CacheUpdate) -> CacheUpdate:
+def _unshared(cache: GrowingUpdate) -> GrowingUpdate:
     own = copy.copy(cache)
     own.layers = []
     return own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -404,6 +404,19 @@ def test_a_step_on_a_fixed_state_is_a_plain_step(family: str, options: dict[str,
     expected, state = model.step(target_R1, state.select(kept_R, beam))
     torch.testing.assert_close(logits, expected, **CLOSE)
     assert (after.length, after.beam) == (state.length, beam)
+
+
+@torch.inference_mode()
+def test_only_a_plain_cache_is_a_value() -> None:
+    """Each step changes a fixed one, so nothing is selected from or joined with it before it is plain."""
+    model = small("transformer", position="rotary")
+    _, state = model.step(torch.tensor([[5], [6], [7]]), start(model, [0, 2, 3]))
+    fixed, rows_R = state.fixed(3, 4), torch.arange(3)
+    uses: list[Callable[[State], State]] = [lambda x: x.select(rows_R, 1), lambda x: x.join(x), lambda x: state.join(x)]
+    for use in uses:
+        with pytest.raises(AssertionError, match="take its plain state first"):
+            use(fixed)
+        use(fixed.plain(1))
 
 
 def test_a_bucket_is_the_next_of_a_few_sizes() -> None:

@@ -150,8 +150,8 @@ def test_keys_are_stored_as_they_are_multiplied(fused: bool, monkeypatch: pytest
     state = model.start(source_BS, source_BS.ne(0))
     for _ in range(2):
         _, state = model.step(torch.full((4, 1), 5), state)
-    assert isinstance(state, TransformerState) and state.cache.buffer
-    buffers = (state.cache.buffer, state.cache.buffer.select(torch.tensor([2, 0]), 2))
+    assert isinstance(state, TransformerState) and state.growing.buffer
+    buffers = (state.growing.buffer, state.growing.buffer.select(torch.tensor([2, 0]), 2))
     for key in (*(kv.key_RNSH for kv in state.memory), *(buffer.key_LBNPH for buffer in buffers)):
         assert (key if fused else key.mT).is_contiguous()
 
