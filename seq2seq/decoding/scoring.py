@@ -51,10 +51,12 @@ class Beams:
 
 
 Length = TypeVar("Length", float, Tensor)
-# What a plain beam search does without; it may have shortlists.
-SPECIAL_KEYS = (
-    *("stop", "coverage_penalty", "min_length_factor", "min_length_extra", "groups", "samples"),
-    *("require", "forbid", "no_repeat_ngram"),
+# What every search honours, a compiled one and CTranslate2's too; any other key makes a search special.
+PLAIN_KEYS = (
+    *("beam", "n_best", "length_normalization", "length_penalty", "length_factor", "length_extra", "select_by"),
+    *("shortlist", "tokens", "graphs"),  # engines deal with shortlists themselves
+    # Without effect unless groups or samples, which are special, are set.
+    *("diversity", "temperature", "top_k", "top_p", "min_p", "epsilon_cutoff", "seed"),
 )
 CHUNK_WIDTH = 64  # vocabulary columns per chunk in `top_candidates`
 NO_ID = -1  # padding of prefixes
@@ -159,8 +161,8 @@ class Candidates:
 
 def special_keys(config: SearchConfig) -> list[str]:
     """Return the keys that make a search more than a plain beam search."""
-    plain = search_preset("greedy")
-    return [key for key in SPECIAL_KEYS if getattr(config, key) != getattr(plain, key)]
+    plain, special = search_preset("greedy"), (f.name for f in fields(SearchConfig) if f.name not in PLAIN_KEYS)
+    return [key for key in special if getattr(config, key) != getattr(plain, key)]
 
 
 def length_penalty(length: Length, config: SearchConfig) -> Length:

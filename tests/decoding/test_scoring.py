@@ -31,18 +31,24 @@ from seq2seq.decoding.processors import (
 )
 from seq2seq.decoding.scoring import (
     NO_ID,
+    PLAIN_KEYS,
     Candidates,
     DecodingTask,
     Specials,
     coverage_penalty,
     length_penalty,
     log_sum_exp,
+    special_keys,
     top_candidates,
 )
 from seq2seq.model import native
 from tests.helpers.tables import BANNED, BEGIN, END
 
 SPECIALS = Specials(BEGIN, END, BANNED)
+SPECIAL_KEYS: dict[str, Any] = {  # with values that change a search
+    **{"coverage_penalty": 0.2, "stop": "likely", "min_length_factor": 0.5, "min_length_extra": 1, "groups": 2},
+    **{"require": ["a"], "forbid": ["a"], "no_repeat_ngram": 2, "samples": 3},
+}
 NEG_INF = float("-inf")
 FAST = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32)
@@ -310,3 +316,14 @@ def test_a_task_keeps_its_columns_together() -> None:
     assert columns(asked.join(other)) == [[1, 2, 3, 20], [4, 5, 6, 21], [7, 8, 9, 22], [*wide, [6, 7, 8]]]
     bare = task([1], [2], min_length_B=None)
     assert bare.join(bare).min_length_B is None and bare.select(slice(0, 1)).prefix_BP is None
+
+
+def test_every_key_of_a_search_is_honoured_by_plain_searches_or_makes_it_special() -> None:
+    """A new key is special, until plain searches are known to honour it."""
+    assert {field.name for field in dataclasses.fields(SearchConfig)} == {*PLAIN_KEYS, *SPECIAL_KEYS}
+    plain = search_preset("greedy")
+    for key, value in SPECIAL_KEYS.items():
+        assert special_keys(dataclasses.replace(plain, **{key: value})) == [key]
+    for choice in ("greedy", "beam"):
+        assert special_keys(search_preset(choice)) == []
+    assert special_keys(search_preset("sample")) == ["samples"] and special_keys(search_preset("diverse")) == ["groups"]

@@ -214,7 +214,7 @@ def test_every_preset_is_accepted_by_name_and_by_value(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", choices("search"))
 def test_a_preset_keeps_what_only_the_server_sets(choice: str) -> None:
-    own = {"shortlist": 100, "tokens": 4096, "graphs": True}
+    own: dict[str, Any] = {"shortlist": 100, "tokens": 4096, "graphs": True}
     found = search_of(choice, replace(search_preset("beam"), **own))
     assert {key: getattr(found, key) for key in SERVER_KEYS} == own
     assert replace(found, **{key: getattr(search_preset(choice), key) for key in own}) == search_preset(choice)
