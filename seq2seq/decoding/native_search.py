@@ -15,13 +15,15 @@ from torch import Tensor
 from seq2seq.config.schema import SearchConfig
 from seq2seq.decoding.scoring import Candidates, DecodingTask, Hypothesis, Specials, length_penalty
 from seq2seq.model import native
-from seq2seq.model.int8 import Int8Decoder, Int8Output, Int8State
+from seq2seq.model.int8 import Int8Decoder, Int8Output, Int8State, threads_for
 from seq2seq.model.interface import Seq2Seq
+
+PARALLEL_ROWS = 33  # fewest rows of logits worth a second thread
 
 
 def log_sum_exp(library: ctypes.CDLL, x_RV: Tensor) -> Tensor:
     (R, V), out_R1 = x_RV.shape, x_RV.new_empty(len(x_RV), 1)
-    library.seq2seq_log_sum_exp(x_RV.data_ptr(), R, V, out_R1.data_ptr(), threads(R))
+    library.seq2seq_log_sum_exp(x_RV.data_ptr(), R, V, out_R1.data_ptr(), threads_for(R, PARALLEL_ROWS))
     return out_R1
 
 
@@ -35,13 +37,8 @@ def top_candidates(
     ids_BC, origin_BC = (torch.empty(B, count, dtype=torch.int64) for _ in range(2))
     given = (x.data_ptr() for x in (x_RV, normalizer_R1, log_probability_BK))
     found = (x.data_ptr() for x in (value_BC, ids_BC, origin_BC))
-    library.seq2seq_top(*given, B, K, V, count, *found, threads(B * K))
+    library.seq2seq_top(*given, B, K, V, count, *found, threads_for(B * K, PARALLEL_ROWS))
     return Candidates(value_BC, value_BC, ids_BC, origin_BC)
-
-
-def threads(rows: int) -> int:
-    """Return how many threads these rows of logits are worth."""
-    return torch.get_num_threads() if rows > 32 else 1
 
 
 def is_compiled(model: Seq2Seq) -> bool:

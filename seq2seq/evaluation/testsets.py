@@ -25,6 +25,7 @@ from seq2seq.utils.console import status
 from seq2seq.utils.errors import UserError, nearest, reason_of
 from seq2seq.utils.io import write_atomically
 from seq2seq.utils.run import Run
+from seq2seq.utils.text import one_line
 
 
 def translate_and_score(
@@ -173,7 +174,7 @@ def translate(translator: Translator, test: TestSet, search: SearchConfig) -> li
     show(0)
     found = translator.translate(test.source, search, on_done=show, probabilities=False)
     status("")
-    return [" ".join(best[0].text.splitlines()) for best in found]
+    return [one_line(best[0].text) for best in found]
 
 
 def write_translations(

@@ -1,7 +1,4 @@
-"""Checkpoints: complete folders, written under a temporary name and renamed.
-
-Weights are safetensors; the training state goes through torch's restricted unpickler.
-"""
+"""The files of a checkpoint's folder: config, tokenizer and weights in safetensors, of which a model is loaded."""
 
 from __future__ import annotations
 

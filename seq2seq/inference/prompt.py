@@ -22,6 +22,7 @@ from seq2seq.utils.console import Screen, pad, width
 from seq2seq.utils.errors import UserError, nearest, reason_of
 from seq2seq.utils.images import attention_image
 from seq2seq.utils.run import Run
+from seq2seq.utils.text import one_line
 
 HISTORY = 1000  # lines kept between two sessions
 ALTERNATIVES = 6
@@ -163,7 +164,7 @@ class Prompt:
         label = pad(model.name, names) if len(self.models) > 1 else ""
         for rank, translation in enumerate(translations):
             facts = f"[{translation.score:.3f}{'' if rank else seconds}]"
-            self.screen.print(f"{label}{' '.join(translation.text.splitlines())}  {self.screen.dim(facts)}")
+            self.screen.print(f"{label}{one_line(translation.text)}  {self.screen.dim(facts)}")
         if translations[0].truncated:
             self.screen.print(f"{label}source truncated to {model.translator.max_length} subwords")
 

@@ -345,6 +345,6 @@ def activation_name(feed_forward: FeedForward) -> str:
     return next(name for name, kind in ACTIVATIONS.items() if isinstance(feed_forward.activation, kind))
 
 
-def threads_for(rows: int) -> int:
-    """Return how many threads share these rows: starting one takes as long as a few rows."""
-    return torch.get_num_threads() if rows >= PARALLEL_ROWS else 1
+def threads_for(rows: int, fewest: int = PARALLEL_ROWS) -> int:
+    """Return how many threads share these rows: one if they are fewer than pay for the start of a second."""
+    return torch.get_num_threads() if rows >= fewest else 1

@@ -134,7 +134,7 @@ def load(level_name: str | None = None) -> Loaded:
     try:
         library = ctypes.CDLL(str(build(command)))
     except (OSError, subprocess.SubprocessError) as error:
-        return Loaded(None, f"{command[0]} does not compile {SOURCE.name} ({reason_of(error)})")
+        return Loaded(None, f"{command[0]} does not compile {SOURCE.name} ({compile_problem(error)})")
     for name, arguments in SIGNATURES.items():
         function = getattr(library, f"seq2seq_{name}")
         function.argtypes, function.restype = arguments, None
@@ -177,7 +177,7 @@ def cache_folder() -> Path:
     return Path(base) / "seq2seq"
 
 
-def reason_of(error: Exception) -> str:
+def compile_problem(error: Exception) -> str:
     """Return the compiler's first error, or what kept it from running."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
