@@ -67,7 +67,7 @@ class Shards:
         self.present_NK = shared_zeros(count, len(sizes), dtype=torch.uint8)
         self.present: list[bool] = []  # whether any process has a gradient, by parameter
         self.norms_K = shared_zeros(len(sizes))
-        self.totals_N2 = shared_zeros(count, 2)
+        self.totals_N3 = shared_zeros(count, 3)
         for model in (master, working) if working is not master else (master,):
             self._share([model.get_parameter(name) for name in self.names])
 
@@ -203,9 +203,9 @@ class ForkedProcesses(ProcessGroup):
             elif p.grad.data_ptr() != buffer.data_ptr():
                 buffer.copy_(p.grad)
         shards.present_NK[self.rank] = torch.tensor([p.grad is not None for p in shards.parameters])
-        shards.totals_N2[self.rank] = totals
+        shards.totals_N3[self.rank] = totals
         self.barrier()
-        totals.copy_(shards.totals_N2.sum(0))
+        totals.copy_(shards.totals_N3.sum(0))
         shards.sum_gradients(self.rank)
         return [p.grad for p in self.owned if p.grad is not None]
 

@@ -84,14 +84,16 @@ class Trainer:
                 if progress.update % interval == 0 or last:
                     self.validate()
                     meter.calibrate()
-                if 0 < settings.max_minutes * 60 < time.monotonic() - started:
+                # One clock for all processes, as they start at different times.
+                if self.state.process_group.is_main and 0 < settings.max_minutes * 60 < time.monotonic() - started:
                     self.stop(f"training.max_minutes={settings.max_minutes:g}")
         if self.saved_update < progress.update:
             self.save()
 
     def stop(self, reason: str, by_signal: bool = False) -> None:
-        """Request a stop, from outside and at any time."""
-        self.stop_reason, self.stopped_by_signal = reason, by_signal
+        """Request a stop, from outside and at any time; the first reason stays."""
+        if not self.stop_reason:
+            self.stop_reason, self.stopped_by_signal = reason, by_signal
 
     @property
     def stopping(self) -> bool:
@@ -109,21 +111,23 @@ class Trainer:
         state, settings, model = self.state, self.state.config.training, self.working.model
         state.model.zero_grad()
         model.train()
-        totals = torch.zeros(2, device=self.device)  # summed loss; processes that were asked to stop
+        totals = torch.zeros(3, device=self.device)  # summed loss; processes asked to stop; those of them by a signal
         batches = rank_batches.micro_batches
         for batch in batches:
             last = batch is batches[-1]
             totals[0] += self.passes.run(self.forward_model, batch.to(self.device), settings, last)
         totals[1] = float(bool(self.stop_reason))
+        totals[2] = float(self.stopped_by_signal)
         gradients = state.process_group.reduce(list(state.model.parameters()), totals)
         if gradients:
             torch._foreach_mul_(gradients, 1.0 / rank_batches.target_tokens)
         gradient_norm = clip_gradients(gradients, state.config.optimizer.clip_norm, state.process_group.all_norms)
-        norm, loss, stop_requests = torch.stack([gradient_norm, *totals]).tolist()
+        norm, loss, stop_requests, signals = torch.stack([gradient_norm, *totals]).tolist()
         loss /= rank_batches.target_tokens
         self.stop_agreed = bool(stop_requests)
-        if stop_requests and not self.stop_reason:
-            self.stop("another process received a signal", by_signal=True)
+        if stop_requests:
+            self.stop("another process received a signal" if signals else "another process stopped")
+            self.stopped_by_signal = bool(signals)  # in all processes alike, as it decides their exit code
         state.progress.update += 1
         state.progress.target_tokens += rank_batches.target_tokens
         if math.isfinite(norm + loss):

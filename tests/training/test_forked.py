@@ -29,7 +29,7 @@ from seq2seq.utils.errors import UserError
 from tests.helpers.configs import FAMILIES
 from tests.helpers.corpora import random_corpus
 from tests.helpers.program import forks
-from tests.helpers.trainers import cut_words, make_trainer, updates_of, varied, weights
+from tests.helpers.trainers import Clock, cut_words, make_trainer, updates_of, varied, weights
 
 pytestmark = [pytest.mark.usefixtures("fast"), forks]
 Found = tuple[list[UpdateStats], dict[str, Tensor]]
@@ -299,6 +299,30 @@ def test_one_stopped_process_stops_all_after_the_same_update(tmp_path: Path) -> 
 
     updates, reason, by_signal = together(make_trainer(config, tmp_path), 2, work)
     assert updates == [5, 5] and "another process" in reason and by_signal
+
+
+@pytest.mark.parametrize("seconds", [(10, 1000), (10, 1)])
+def test_a_time_limit_stops_all_processes_and_is_no_signal(
+    seconds: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute by the first process's clock, whatever that of another shows; all know after one more update."""
+    config = varied("lstm", training__updates=99, training__max_minutes=0.5, training__validate_every=9999)
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", clock)
+
+    def work(made: Trainer) -> Any:
+        update = made.update
+
+        def timed(rank_batches: Any) -> UpdateStats:
+            clock.sleep(seconds[made.state.process_group.rank])
+            return update(rank_batches)
+
+        made.update = timed  # type: ignore[method-assign]
+        made.fit()
+        return made.state.process_group.all_gather((made.state.progress.update, made.stopped_by_signal))
+
+    made = make_trainer(config, tmp_path)
+    assert together(made, 2, work) == [(5, False)] * 2 and made.stop_reason == "training.max_minutes=0.5"
 
 
 def test_only_the_main_thread_handles_signals(tmp_path: Path) -> None:

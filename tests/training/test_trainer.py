@@ -180,6 +180,23 @@ def test_a_time_limit_ends_a_run_after_the_update_that_exceeds_it(
     assert events.seen[-1] == (("save", last) if last < 9 else ("best validated", 9))
 
 
+def test_the_first_reason_to_stop_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that arrives in the update that exceeds the time limit still decides the exit code."""
+    clock = Clock()
+    made = make_trainer(varied("lstm", training__updates=9, training__max_minutes=0.1), tmp_path)
+    events = Events(made, monkeypatch)
+
+    def signal_and_limit() -> None:
+        made.stop("a signal", by_signal=True)
+        clock.sleep(10)
+
+    events.at_update[2] = signal_and_limit
+    monkeypatch.setattr("time.monotonic", clock)
+    made.fit()
+    monkeypatch.undo()
+    assert (made.state.progress.update, made.stop_reason, made.stopped_by_signal) == (2, "a signal", True)
+
+
 def test_a_stopped_or_finished_run_does_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_trainer(varied("lstm", training__updates=3), tmp_path)
     events = Events(made, monkeypatch)
