@@ -43,6 +43,9 @@ def divide_rows(width: NDArray[Any], parts: int) -> list[slice]:
     return cuts + [slice(len(width), len(width))] * (parts - len(cuts))
 
 
+Taken = tuple[tuple[int, int], ...]  # token budgets, and the number of batches of each, in the order of training
+
+
 class RankBatches(NamedTuple):
     """One process's part of an update."""
 
@@ -76,9 +79,20 @@ class Batches:
         self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
         self.divide = divide  # the processes divide the rows of each batch; else each takes a batch of its own
         self.at_once = 1 if divide else world_size  # batches that the processes compute together
-        self.epoch = self.pool = self.position = 0
+        self.epoch = self.pool = 0
+        self.taken: Taken = ()  # of the pool
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
-        self._cached_pool: tuple[tuple[int, int, int], list[Integers], EncodedCorpus] | None = None
+        self._cached_pool: tuple[tuple[int, int, int, Taken], list[Integers], EncodedCorpus] | None = None
+
+    @property
+    def earlier(self) -> Taken:
+        """What batches of other budgets have taken of the pool: a resumed run may have another budget."""
+        return self.taken[:-1] if self.taken and self.taken[-1][0] == self.tokens else self.taken
+
+    @property
+    def position(self) -> int:
+        """The number of batches of the present budget that were taken of the pool."""
+        return sum(count for _, count in self.taken[len(self.earlier) :])
 
     def order(self, epoch: int) -> Integers:
         """Return an epoch's pairs, shuffled; cached until another epoch is requested."""
@@ -93,22 +107,19 @@ class Batches:
     def pools(self) -> int:
         return -(-len(self.order(self.epoch)) // self.POOL)
 
-    def pool_batches(self, epoch: int, pool: int) -> tuple[list[Integers], EncodedCorpus]:
-        """Return a pool's batches, as rows of an encoded corpus."""
-        key = (epoch, pool, self.tokens)
+    def pool_batches(self, epoch: int, pool: int, earlier: Taken = ()) -> tuple[list[Integers], EncodedCorpus]:
+        """Return the batches of what earlier ones have left of a pool, as rows of an encoded corpus."""
+        key = (epoch, pool, self.tokens, earlier)
         if self._cached_pool is None or self._cached_pool[0] != key:
             shuffled = self.order(epoch)[pool * self.POOL : (pool + 1) * self.POOL]
             encoded = self.encoded
             if self.resegment:
                 encoded = self.resegment(shuffled, key_of(self.seed, epoch, pool))
                 shuffled = np.arange(len(encoded))
-            lengths = [side.lengths(shuffled) for side in (encoded.source, encoded.target)]
-            width = np.maximum(*lengths)
-            # Sort by the longer side only: a stricter order pads less, but groups the same sentences in every epoch.
-            order = np.argsort(width, kind="stable")
-            batches = [shuffled[order[part]] for part in split_by_token_budget(width[order], self.tokens)]
-            random = np.random.default_rng([self.seed, epoch, pool])
-            self._cached_pool = (key, [batches[i] for i in random.permutation(len(batches))], encoded)
+            seed = [self.seed, epoch, pool]
+            for tokens, count in earlier:
+                shuffled = np.concatenate([shuffled[:0], *cut_pool(encoded, shuffled, tokens, seed)[count:]])
+            self._cached_pool = (key, cut_pool(encoded, shuffled, self.tokens, seed), encoded)
         return self._cached_pool[1], self._cached_pool[2]
 
     def rows(self, epoch: int) -> Iterator[Integers]:
@@ -145,8 +156,8 @@ class Batches:
     def epochs_done(self, size: float) -> float:
         """Return the epochs done so far, with `size` batches each."""
         pairs = len(self.order(self.epoch))
-        done = min(1.0, self.pool * self.POOL / pairs + self.position / size)
-        return self.epoch + done
+        taken = sum(tokens * count for tokens, count in self.taken) / self.tokens
+        return self.epoch + min(1.0, self.pool * self.POOL / pairs + taken / size)
 
     def __iter__(self) -> Generator[RankBatches]:
         """Yield this rank's part of each update: rows of each batch, or its own of `world_size` consecutive batches."""
@@ -167,30 +178,46 @@ class Batches:
 
     def _next(self) -> tuple[Integers, EncodedCorpus]:
         while True:
-            batches, encoded = self.pool_batches(self.epoch, self.pool)
-            if self.position < len(batches):
-                self.position += 1
-                return batches[self.position - 1], encoded
-            self.pool, self.position = self.pool + 1, 0
+            earlier, position = self.earlier, self.position
+            batches, encoded = self.pool_batches(self.epoch, self.pool, earlier)
+            if position < len(batches):
+                self.taken = (*earlier, (self.tokens, position + 1))
+                return batches[position], encoded
+            self.pool, self.taken = self.pool + 1, ()
             if self.pool >= self.pools():
                 self.epoch, self.pool = self.epoch + 1, 0
 
     def catch_up(self, ahead: Batches) -> None:
         """Continue from the position of a copy that is ahead, with the permutation and the pool that it has cached."""
-        self.epoch, self.pool, self.position = ahead.epoch, ahead.pool, ahead.position
+        self.epoch, self.pool, self.taken = ahead.epoch, ahead.pool, ahead.taken
         self._permutation, self._cached_pool = ahead._permutation, ahead._cached_pool
 
-    def state_dict(self) -> dict[str, int]:
-        progress = {"epoch": self.epoch, "pool": self.pool, "position": self.position}
-        return {"seed": self.seed, "pairs": len(self.encoded), **progress}
+    def state_dict(self) -> dict[str, Any]:
+        progress = {"epoch": self.epoch, "pool": self.pool, "taken": [list(part) for part in self.taken]}
+        return {"seed": self.seed, **self._drawn_from(), **progress}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.seed, self.epoch = state["seed"], state["epoch"]
-        self.pool, self.position = state["pool"], state["position"]
-        if state["pairs"] != len(self.encoded):
-            # With another corpus or limit the old position is meaningless, so the next epoch begins.
-            self.epoch, self.pool, self.position = self.epoch + 1, 0, 0
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Until version 0.1.0, a state had a position without its budget.
+        taken = state["taken"] if "taken" in state else [(self.tokens, state["position"])]
+        self.seed, self.epoch, self.pool = state["seed"], state["epoch"], state["pool"]
+        self.taken = tuple((tokens, count) for tokens, count in taken)
+        if any(state.get(key, value) != value for key, value in self._drawn_from().items()):
+            # With another corpus, limit or mix the old position is meaningless, so the next epoch begins.
+            self.epoch, self.pool, self.taken = self.epoch + 1, 0, ()
         self._permutation, self._cached_pool = (-1, np.zeros(0, np.int64)), None
+
+    def _drawn_from(self) -> dict[str, Any]:
+        """Return what an epoch is drawn from."""
+        return {"pairs": len(self.encoded), "mix": list(self.mix.counts) if self.mix else []}
+
+
+def cut_pool(encoded: EncodedCorpus, rows: Integers, tokens: int, seed: list[int]) -> list[Integers]:
+    """Sort rows by length, cut them into batches of a token budget, and shuffle these."""
+    width = np.maximum(encoded.source.lengths(rows), encoded.target.lengths(rows))
+    # Sort by the longer side only: a stricter order pads less, but groups the same sentences in every epoch.
+    order = np.argsort(width, kind="stable")
+    batches = [rows[order[part]] for part in split_by_token_budget(width[order], tokens)]
+    return [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
 
 
 @dataclass(frozen=True)

@@ -344,12 +344,56 @@ def test_a_state_of_another_number_of_pairs_begins_the_next_epoch(small_pools: i
     first, other = Batches(corpus_of([3] * 50), 30, 4), Batches(corpus_of([3] * 49), 30, 8)
     list(islice(first, 9))
     state = first.state_dict()
-    assert state["epoch"] == 0 and state["pool"] > 0 and state["position"] > 0
+    assert state["epoch"] == 0 and state["pool"] > 0 and state["taken"][0][1] > 0
     other.load_state_dict(state)
-    assert other.state_dict() == {"seed": 4, "pairs": 49, "epoch": 1, "pool": 0, "position": 0}
+    assert other.state_dict() == {"seed": 4, "pairs": 49, "mix": [], "epoch": 1, "pool": 0, "taken": []}
     same = Batches(corpus_of([3] * 50), 30, 8)
     same.load_state_dict(state)
     assert same.state_dict() == state
+
+
+def test_a_state_of_another_mix_begins_the_next_epoch(small_pools: int) -> None:
+    """Other weights of the corpora, or another temperature, draw other pairs in another order."""
+    corpus = corpus_of([3] * 50)
+    first, same, other = (Batches(corpus, 30, 1, Mix((10, 50), counts)) for counts in ((25, 25), (25, 25), (30, 20)))
+    list(islice(first, 9))
+    state = json.loads(json.dumps(first.state_dict()))
+    for batches, expected in ((same, first.epoch), (other, first.epoch + 1)):
+        batches.load_state_dict(state)
+        assert batches.epoch == expected
+    assert other.pool == other.position == 0 < same.pool + same.position
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budgets", [(30, 12), (30, 70), (30, 11, 60, 11), (30, 12, 30)])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_epoch_has_the_same_pairs_when_its_budget_changes(
+    kind: str, budgets: tuple[int, ...], taken: int, small_pools: int
+) -> None:
+    """A resumed run trains on what is left of its pool, in batches of the new budget: none is lost, none repeated."""
+    batches = made(kind, corpus_of(random_lengths(50)))
+    found: list[int] = []
+    for budget in budgets:
+        resumed = made(kind, batches.encoded, 9)
+        resumed.tokens = 64  # until the memory check has found the budget
+        resumed.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+        resumed.tokens, batches = budget, resumed
+        for update in islice(batches, taken):
+            found += update.micro_batches[0].index_B.tolist()
+    for update in batches:
+        if batches.epoch:
+            break
+        found += update.micro_batches[0].index_B.tolist()
+    drawn = made(kind, batches.encoded).order(0)
+    assert sorted(found) == sorted(batches.encoded.rows[drawn].tolist())
+
+
+def test_a_state_of_version_0_1_0_has_the_position_without_its_budget(small_pools: int) -> None:
+    first, other = (Batches(corpus_of(random_lengths(50)), 30, 1) for _ in range(2))
+    list(islice(first, 9))
+    old = {"seed": 1, "pairs": 50, "epoch": first.epoch, "pool": first.pool, "position": first.position}
+    other.load_state_dict(old)
+    assert other.state_dict() == first.state_dict() and next_updates(other, 3) == next_updates(first, 3)
 
 
 # ------------------------------------------------------------------------------ several processes, updates
@@ -467,6 +511,9 @@ def test_epochs_done_are_the_part_of_the_pairs_that_was_drawn(small_pools: int) 
             next(iter(batches))
             assert batches.epochs_done(size) == pytest.approx(4 * update / pairs, abs=1e-9)
             assert batches.epochs_done(size / 100) <= batches.epoch + 1, "a size guessed too small ends no epoch"
+    resumed = Batches(corpus, 24, 1)  # eight pairs a batch
+    resumed.load_state_dict({"seed": 1, "pairs": 40, "epoch": 0, "pool": 1, "taken": [[12, 2], [24, 1]]})
+    assert resumed.epochs_done(resumed.batches_per_epoch()) == pytest.approx((16 + 8 + 8) / 40)
     one = Batches(encoded([[5, END]], [[5, END]], [0]), 1, 1)
     assert one.batches_per_epoch() == 1 and one.epochs_done(1) == 0
 
