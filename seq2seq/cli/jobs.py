@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq.cli.compose import check_job, hydra_session, typed_config
-from seq2seq.cli.overrides import parse_overrides
+from seq2seq.cli.overrides import given_keys, parse_overrides
 from seq2seq.config.loading import flatten, with_defaults
 from seq2seq.utils.errors import UserError, reason_of
 
@@ -26,24 +26,24 @@ def load_config(command: str, *texts: str) -> Any:
 
 
 def _checked(command: str, texts: Iterable[str], config_dir: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a command line and the keys that it gives; all its problems are raised together."""
+    """Return the values of a command line and its overrides; all its problems are raised together."""
     with hydra_session(config_dir):
         overrides = parse_overrides(command, list(texts))
         values, problems = check_job(command, overrides)
     if problems:
         raise UserError(*problems, code=2)
-    return values, [override.get_key_element() for override in overrides]
+    return values, [override.input_line for override in overrides]
 
 
-def run_job(command: str, values: dict[str, Any], given_keys: list[str]) -> Any:
+def run_job(command: str, values: dict[str, Any], overrides: list[str]) -> Any:
     """Run a command on composed values; a run that exists is resumed under its stored config."""
     if command == "train":
-        values = resumed_values(values, [key.lstrip("+~") for key in given_keys])
+        values = resumed_values(values, overrides)
     module = importlib.import_module(f"seq2seq.cli.commands.{command}")
     return getattr(module, command)(typed_config(command, values))
 
 
-def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, Any]:
+def resumed_values(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Return the values of a resumed run: the stored ones, where new overrides take precedence."""
     from seq2seq.inference.checkpoint import read_plain_config
     from seq2seq.utils.run import Run
@@ -53,10 +53,11 @@ def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, A
         return values
     try:
         stored = with_defaults(read_plain_config(run.checkpoint("last") / "config.yaml"))
-        if "experiment" in given_keys:
-            return with_settled_values(values, stored, given_keys)
+        given = given_keys(overrides, on_files=stored["data"]["path"] is None)
+        if "experiment" in given:
+            return with_settled_values(values, stored, given)
         merged = deepcopy(stored)
-        for key in [*given_keys, "name", "outputs", "overwrite"]:
+        for key in [*given, "name", "outputs", "overwrite"]:
             _copy_value(key, values, merged)
         if problems := _problems(merged):
             typed_config("train", stored)  # raises if the stored values alone are at fault
@@ -69,12 +70,12 @@ def resumed_values(values: dict[str, Any], given_keys: list[str]) -> dict[str, A
     return merged
 
 
-def with_settled_values(values: dict[str, Any], stored: dict[str, Any], given_keys: list[str]) -> dict[str, Any]:
+def with_settled_values(values: dict[str, Any], stored: dict[str, Any], given: list[str]) -> dict[str, Any]:
     """Return the config of a recipe, which replaces the stored one but for what training chose: "auto", languages."""
     merged = deepcopy(values)
     for key, value in flatten(values).items():
         is_open = value == "auto" or (value is None and key in ("data.source", "data.target"))
-        if is_open and key not in given_keys:
+        if is_open and key not in given:
             _copy_value(key, stored, merged)
     return merged
 

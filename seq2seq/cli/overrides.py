@@ -9,6 +9,7 @@ from typing import Any
 from seq2seq.cli.commands import COMMANDS
 from seq2seq.utils.errors import UserError
 
+FILES = "data=files"
 Override = Any  # hydra.core.override_parser.types.Override, imported only when a command runs
 
 
@@ -81,11 +82,19 @@ def with_runs(command: str, texts: list[str]) -> list[str]:
     ]
 
 
+def given_keys(texts: list[str], on_files: bool) -> list[str]:
+    """Return the keys of overrides; where a run is `on_files` already, naming others does not choose data=files."""
+    named = [text for text in texts if text != FILES]
+    if on_files and with_files(named) != named:
+        texts = named
+    return [text.partition("=")[0].strip("+~ ") for text in texts]
+
+
 def with_files(texts: list[str]) -> list[str]:
     """Select data=files for named training files, which must not get the default corpus's validation pairs."""
     names = any(text.startswith("data.train=") and set(text.partition("=")[2]) & set("[,./") for text in texts)
     chosen = any(text.startswith(("data=", "data.path=", "experiment=")) for text in texts)
-    return ["data=files", *texts] if names and not chosen else texts
+    return [FILES, *texts] if names and not chosen else texts
 
 
 def _quoted(text: str) -> str:

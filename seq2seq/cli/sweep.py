@@ -65,12 +65,13 @@ def job_runner(command: str, swept: list[str], finished: list[FinishedJob]) -> C
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
-        given = dict(text.partition("=")[::2] for text in HydraConfig.get().overrides.task)
+        overrides = list(HydraConfig.get().overrides.task)
+        given = dict(text.partition("=")[::2] for text in overrides)
         with exit_on_error():
             values: Any = OmegaConf.to_container(composed, resolve=True)
             if command == "train" and swept and "name" not in swept:
                 values["name"] = sweep_name(values["name"], given, swept)
-            run_job(command, values, list(given))
+            run_job(command, values, overrides)
         if command == "train":
             run = Path(values["outputs"]) / values["name"]
             swept_values = {key: value for key, value in given.items() if key in swept}

@@ -276,6 +276,23 @@ def test_an_override_that_contradicts_a_stored_value_is_named(tmp_path: Path) ->
         call("train", f"outputs={tmp_path}", "name=mine", "training.updates=5")
 
 
+@pytest.mark.parametrize("given", [["data.train=[b.en,b.de]"], ["data=files", "data.train=[b.en,b.de]"]])
+def test_a_resumed_run_on_other_files_keeps_its_other_settings_of_data(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held out among them; a run that was not on files takes all of data=files, as a new one does."""
+    monkeypatch.setattr("seq2seq.cli.commands.train.train", lambda config: config)
+    run = empty_run(tmp_path / "mine", last="update-0000001")
+    kept = ["data.held_out=7", "data.max_length=100", "data.validation=[v.en,v.de]", "data.name=own"]
+    for stored, expected in (
+        (["data.train=[a.en,a.de]", *kept], [*given, *kept]),
+        (["data=toy", "data.held_out=7"], given),
+    ):
+        named = [f"outputs={tmp_path}", "name=mine"]
+        write_config(load_config("train", *named, *stored), run.checkpoint("last") / "config.yaml")
+        assert call("train", *named, *given).data == load_config("train", *expected).data
+
+
 @pytest.mark.parametrize(
     ("texts", "multirun", "message"),
     [

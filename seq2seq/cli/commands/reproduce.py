@@ -14,7 +14,8 @@ from seq2seq.evaluation.testsets import relocate, translate_and_score
 from seq2seq.inference.checkpoint import read_config
 from seq2seq.inference.translator import Translator
 from seq2seq.training import environment
-from seq2seq.training.pipeline import list_changes, train
+from seq2seq.training.pipeline import train
+from seq2seq.training.resume import list_changes
 from seq2seq.utils.console import hint
 from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
