@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 from seq2seq.config.paths import CONFIGS
 from seq2seq.config.renamed import RENAMED
@@ -221,12 +221,23 @@ def as_written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """List each value that differs, as "key: old → new"."""
+class Change(NamedTuple):
+    """A value that differs."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[Change]:
+    """List each value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             change
             for name in {**old, **new}
             for change in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if old == new else [f"{key}: {old} → {new}"]
+    return [] if old == new else [Change(key, old, new)]

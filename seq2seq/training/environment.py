@@ -109,4 +109,4 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """List the differences between two starts, such as "packages.torch: 2.6 → 2.7"."""
     parts = ("code", "packages", "data", "hardware", "tokenizer")
     old, new = ({part: entry[part] for part in parts} for entry in (before, after))
-    return differences(old, new)
+    return [str(change) for change in differences(old, new)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from seq2seq.config import loading as configs
 from seq2seq.config.schema import TrainConfig, settled
@@ -26,7 +25,7 @@ from seq2seq.data.sources import with_languages
 from seq2seq.data.tokenizer import Tokenizer, make_tokenizer
 from seq2seq.evaluation.metrics import RESAMPLES, corpus_warning
 from seq2seq.evaluation.testsets import translate_and_score
-from seq2seq.inference.checkpoint import CONFIG, WEIGHTS, read_plain_config, to_yaml, write_config
+from seq2seq.inference.checkpoint import WEIGHTS, to_yaml
 from seq2seq.inference.translator import Translator
 from seq2seq.inference.workers import choose_processes
 from seq2seq.model.factory import build_model, parameter_table
@@ -41,6 +40,7 @@ from seq2seq.training.logger import RunLogger
 from seq2seq.training.memory_check import MIN_TOKENS, check_memory, try_batch
 from seq2seq.training.meter import format_duration
 from seq2seq.training.optimizers import build_optimizer, optimizer_table
+from seq2seq.training.resume import compare_validation_sets, list_changes, lock_run, prepare_run_folder
 from seq2seq.training.schedule import settle_rate
 from seq2seq.training.sharding import ShardedProcesses, shard_weights
 from seq2seq.training.trainer import Trainer
@@ -57,9 +57,6 @@ from seq2seq.utils.errors import STOPPED, UserError
 from seq2seq.utils.run import Run
 
 TOKENS_PER_PROCESS = 128  # with fewer, products are too small for another process to gain anything
-PATH_KEYS = ("name:", "outputs:", "overwrite:")  # the path of a run, not its training
-# Settings that a resumed run cannot change.
-FIXED_KEYS = ("model.", "tokenizer.", "data.source", "data.target", "optimizer.name", "init_from", "seed")
 
 # Settings that TensorBoard's table of runs shows beside the scores.
 HPARAM_KEYS = ("data.name", "model.", "optimizer.", "precision", "seed", "tokenizer.", "training.")
@@ -83,7 +80,7 @@ def train(config: TrainConfig) -> Run:
         count = choose_count(config, device, process_group)
         log_processes(count, device, process_group, logger)
         for change in list_changes(run, config):
-            logger.field("changed", change)
+            logger.field("changed", str(change))
         corpora = open_corpora(config.data, config.seed, logger.status)
         log_corpora(config, corpora, logger)
         tune_cpu()
@@ -133,6 +130,8 @@ def fit(trainer: Trainer, corpora: Corpora, run: Run) -> None:
     state, logger = trainer.state, trainer.logger
     settle_budget(trainer, corpora.validation)
     settle(state, logger)
+    if note := compare_validation_sets(run, state.progress, state.config.data, corpora.validation):
+        logger.field("changed", note)
     state.process_group.barrier()  # all processes have read the folder before it changes
     if state.process_group.is_main:
         prepare_run_folder(run, state.config, state.progress.update)
@@ -144,31 +143,6 @@ def fit(trainer: Trainer, corpora: Corpora, run: Run) -> None:
         trainer.fit()
 
 
-@contextmanager
-def lock_run(run: Run, process_group: ProcessGroup) -> Iterator[None]:
-    """Lock the run's folder against a second training process."""
-    if not process_group.is_main:
-        yield
-        return
-    lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock"), timeout=0)
-    created = [folder for folder in (run.folder.parent, *run.folder.parent.parents) if not folder.exists()]
-    try:
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"name: another process is training {run.folder}; choose another name=…") from None
-    except OSError as error:
-        raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-        with suppress(OSError):  # a run that never began leaves no folder behind
-            for folder in created:
-                folder.rmdir()
-
-
 def log_corpora(config: TrainConfig, corpora: Corpora, logger: RunLogger) -> None:
     """Log sizes, omitted pairs, and the doctor's quick findings."""
     sizes(config.data, corpora, logger.field)
@@ -177,39 +151,6 @@ def log_corpora(config: TrainConfig, corpora: Corpora, logger: RunLogger) -> Non
     for finding in quick(corpora):
         if finding.serious:
             logger.field("", f"{finding.name}: {finding.count:,} ({finding.fraction:.1%}); {finding.advice}")
-
-
-def list_changes(run: Run, config: TrainConfig) -> list[str]:
-    """List the changes to the run being resumed; none for a new run."""
-    if config.overwrite or not run.exists:
-        return []
-    stored = configs.with_defaults(read_plain_config(run.checkpoint("last") / CONFIG))
-    changes = [
-        change for change in configs.differences(stored, configs.to_dict(config)) if not change.startswith(PATH_KEYS)
-    ]
-    refused = [change for change in changes if change.startswith(FIXED_KEYS) and "dropout:" not in change]
-    # Another model differs in every setting; its name suffices.
-    refused = [change for change in refused if change.startswith("model.name")] or refused
-    if refused:
-        raise UserError(
-            *(f"{change}: a run's model, tokenizer, languages, optimizer and seed are fixed" for change in refused),
-            f"{run.folder} exists; choose another name=…, or overwrite=true to start again",
-            code=2,
-        )
-    return changes
-
-
-def prepare_run_folder(run: Run, config: TrainConfig, update: int) -> None:
-    """Create the run's folder, only after its data, tokenizer and model are known to be good."""
-    try:
-        if not update:
-            run.clear()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.drop_metrics_after(update)
-        if update < settled(config.training.updates):
-            write_config(config, run.config)
-    except OSError as error:
-        raise UserError(f"outputs: {run.folder} cannot be written ({error.strerror or error})") from None
 
 
 def build_state(

@@ -65,7 +65,7 @@ def test_differences_name_every_leaf_that_is_not_the_same(old: dict[str, Any], n
             yield f"{path}: {a} → {b}"
 
     found = differences(old, new)
-    assert found == list(walk(old, new, ""))
+    assert [str(change) for change in found] == list(walk(old, new, ""))
     assert differences(old, copy.deepcopy(old)) == []
     assert len(found) == len(differences(new, old))
 
