@@ -254,12 +254,14 @@ def split_held_out(
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
     # A very frequent sentence would fill a split by itself.
     shuffled = shuffled[sizes[shuffled] <= count]
-    if len(shuffled) < num_splits:
-        raise UserError("data.validation: too few distinct sentences to hold any out; set data.validation")
-    reached = np.cumsum(sizes[shuffled])
-    split_of_group = np.full(len(sizes), num_splits)
-    for split in reversed(range(num_splits)):
-        split_of_group[shuffled[: max(split + 1, np.searchsorted(reached, count * (split + 1)) + 1)]] = split
+    ends = np.cumsum([0, *sizes[shuffled]])
+    split_of_group, start = np.full(len(sizes), num_splits), 0
+    for split in range(num_splits):
+        stop = int(np.searchsorted(ends, ends[start] + count, side="right")) - 1
+        if stop == start:
+            raise UserError("data.validation: too few distinct sentences to hold any out; set data.validation")
+        split_of_group[shuffled[start:stop]] = split
+        start = stop
     split_of_row = split_of_group[group]
     return rows[split_of_row == num_splits], [rows[split_of_row == split] for split in range(num_splits)]
 

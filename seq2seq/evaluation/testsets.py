@@ -40,6 +40,9 @@ def find_test_sets(config: TestConfig, run: Run) -> list[TestSet]:
     """Return all test sets that a command line names, for one run."""
     stored = stored_config(run, config)
     tests = _find_test_sets(config, stored)
+    for test in tests:
+        if not len(test):
+            raise UserError(f"split: {test.name} is empty; give two files: source=… reference=…")
     return [replace(test, tokenize=config.tokenize or test.tokenize) for test in tests]
 
 

@@ -186,11 +186,18 @@ def test_what_is_held_out_is_the_number_asked_for_and_at_most_a_twentieth(
 def test_a_split_is_a_partition_that_keeps_equal_sources_together(
     tmp_path_factory: pytest.TempPathFactory, names: list[int], held_out: int, seed: int
 ) -> None:
-    """Each part reaches its number with its last group; groups over the number stay; pairs keep their order."""
+    """No part exceeds its number, and none lacks a whole group; groups over the number stay; pairs keep their order."""
     pairs = [(f"s{name}", f"t{i}") for i, name in enumerate(names)]
     pairs += [(f"u{i}", f"v{i}") for i in range(4)]
     rows = np.arange(len(pairs) + 3)[3:]
     found = stored([("skipped", "x")] * 3 + pairs, tmp_path_factory.getbasetemp() / "splits")
+    held = max(1, min(held_out, len(pairs) // 20))
+    groups = [sum(source == name for source, _ in pairs) for name in dict.fromkeys(source for source, _ in pairs)]
+    fitting = [n for n in groups if n <= held]
+    if sum(fitting) <= held:
+        with pytest.raises(UserError, match="too few distinct sentences"):
+            module.split_held_out(found, rows, held_out, 2, seed)
+        return
     train, parts = module.split_held_out(found, rows, held_out, 2, seed)
     again = module.split_held_out(found, rows, held_out, 2, seed)
     assert train.tolist() == again[0].tolist() and [p.tolist() for p in parts] == [p.tolist() for p in again[1]]
@@ -198,18 +205,13 @@ def test_a_split_is_a_partition_that_keeps_equal_sources_together(
     everything = [("skipped", "x")] * 3 + pairs
     of_part = [{everything[row][0] for row in part} for part in (train, *parts)]
     assert not any(a & b for a, b in itertools.combinations(of_part, 2))
-    held = max(1, min(held_out, len(pairs) // 20))
-    groups = [sum(source == name for source, _ in pairs) for name in dict.fromkeys(source for source, _ in pairs)]
-    fitting = [n for n in groups if n <= held]
-    if sum(fitting) >= 3 * held and len(fitting) >= 2:
-        reached = list(itertools.accumulate(len(part) for part in parts))
-        assert held <= reached[0] < 2 * held and 2 * held <= reached[1] < 3 * held
+    assert all(1 <= len(part) <= held for part in parts)
+    if sum(fitting) >= 3 * held:
+        assert all(len(part) > held - max(fitting) for part in parts)
     for part in (train, *parts):
         assert part.tolist() == sorted(part)
-    for part in parts:
-        assert len(part) >= 1
-        for row in part:
-            assert sum(source == everything[row][0] for source, _ in pairs) <= held
+    for row in itertools.chain(*parts):
+        assert sum(source == everything[row][0] for source, _ in pairs) <= held
 
 
 def test_a_split_is_drawn_from_all_of_the_corpus_by_its_seed(tmp_path: Path) -> None:
@@ -225,10 +227,13 @@ def test_a_split_is_drawn_from_all_of_the_corpus_by_its_seed(tmp_path: Path) -> 
 
 
 def test_too_few_different_sources_cannot_be_split(tmp_path: Path) -> None:
-    """Two sets need two groups that are small enough; one set needs one."""
+    """Two sets need two groups that are small enough, and more than fill the first; one set needs one."""
     twice = [("a", str(i)) for i in range(30)]
     with pytest.raises(UserError, match="too few distinct sentences"):
         opened(tmp_path, [*twice, ("b", "b")])
+    frequent = [("a", str(i)) for i in range(960)]
+    with pytest.raises(UserError, match="too few distinct sentences"):
+        opened(tmp_path, [*frequent, *numbered(40)], held_out=50)
     test = table(tmp_path / "test.tsv", numbered(2))
     assert sizes(opened(tmp_path, [*twice, ("b", "b")], test=test)) == [30, 1, 2]
     assert sizes(opened(tmp_path, [*twice, ("b", "b"), ("c", "c")])) == [30, 1, 1]

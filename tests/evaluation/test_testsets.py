@@ -91,6 +91,9 @@ def test_splits_are_those_of_the_run_or_of_another_corpus(tmp_path: Path, monkey
     assert asked[-1] == (toy, "test", 77)
     with pytest.raises(UserError, match="files has no train set"):
         testsets.find_test_sets(dataclasses.replace(config, split="train"), run)
+    monkeypatch.setattr(testsets, "load_split", lambda *_: SimpleNamespace(source=[], target=[]))
+    with pytest.raises(UserError, match=r"split: files\.validation is empty; give two files"):
+        testsets.find_test_sets(config, run)
 
 
 def test_a_command_chooses_the_tokenizer_of_bleu_or_the_corpus_or_the_language(
