@@ -25,8 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from multiprocessing.context import ForkProcess
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +33,9 @@ from torch import Tensor, nn
 from seq2seq.training.distributed import ProcessGroup
 from seq2seq.utils.device import memory_of
 from seq2seq.utils.errors import UserError
+
+if TYPE_CHECKING:  # Windows has no such class
+    from multiprocessing.context import ForkProcess
 
 T = TypeVar("T")
 MEMORY_INTERVAL = 10  # seconds between two measurements of memory
@@ -227,7 +229,8 @@ class ForkedProcesses(ProcessGroup):
 
 def run_forked(size: int, shards: Shards, work: Callable[[ForkedProcesses], T]) -> T:
     """Run `work` in this process and in forks of it, with one thread each, and return its result in this process."""
-    channel, children, threads = Channel(size), list[ForkProcess](), torch.get_num_threads()
+    channel, threads = Channel(size), torch.get_num_threads()
+    children: list[ForkProcess] = []
     torch.set_num_threads(1)  # a fork cannot use a pool of threads that this process has started
     gc.freeze()  # the collector would copy the pages of every object that is shared
     try:
@@ -279,21 +282,30 @@ def _end_with(parent: int) -> None:
 
 
 def _pickled(error: BaseException) -> bytes:
-    """Return an error with its traceback as text, or the text alone where the error cannot be pickled."""
+    """Return an error with its traceback as text, or the text alone where the error cannot be sent."""
     text = "".join(traceback.format_exception(error))[-TRACEBACK_LENGTH:]
     try:
         data = pickle.dumps((error, text))
         pickle.loads(data)
     except Exception:
-        return pickle.dumps((RuntimeError(text), text))
-    return data
+        data = b""
+    return data if 0 < len(data) <= CHUNK else pickle.dumps((RuntimeError(text), text))
+
+
+def _error_left(data: bytes) -> tuple[BaseException, str] | None:
+    """Return the error in a box, or None where its process ended without leaving one."""
+    try:
+        error, text = pickle.loads(data)
+    except Exception:  # of an empty box, or of a value that was exchanged before
+        return None
+    return (error, text) if isinstance(error, BaseException) else None
 
 
 def _raise_error(channel: Channel, children: Sequence[ForkProcess]) -> None:
     """Raise the error of a process that has ended with one."""
     for rank, child in enumerate(children, 1):
-        if child.exitcode == FAILED:
-            error, text = pickle.loads(channel.read(rank))
+        if child.exitcode == FAILED and (left := _error_left(channel.read(rank))):
+            error, text = left
             raise error from (None if isinstance(error, UserError) else RuntimeError(text))
         if child.exitcode:
             name = signal.Signals(-child.exitcode).name if child.exitcode < 0 else f"exit code {child.exitcode}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +133,13 @@ def test_a_process_without_rows_adds_nothing(family: str, tmp_path: Path) -> Non
     torch.testing.assert_close(found_weights, expected_weights, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_training_is_imported_where_no_process_forks() -> None:
+    """On Windows, whose multiprocessing has no such class."""
+    code = "import multiprocessing.context as c, torch.distributed; del c.ForkProcess; import seq2seq.training.pipeline"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_every_parameter_belongs_to_one_process(size: int) -> None:
     """The largest share exceeds an even one by less than the largest parameter."""
@@ -245,6 +254,24 @@ def test_an_error_that_cannot_be_sent_arrives_as_text(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="of a class that has no name"):
         together(make_trainer("lstm", tmp_path), 2, failing(raising(LocalError("of a class that has no name"))))
+
+
+def test_an_error_too_long_to_be_sent_arrives_as_text(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"and its end$"):
+        together(make_trainer("lstm", tmp_path), 2, failing(raising(ValueError("x" * 2**21 + " and its end"))))
+
+
+@pytest.mark.parametrize("exchanged", [None, {"a": 1, "b": 2}, 3])
+def test_a_process_that_leaves_no_error_is_named_with_its_exit_code(exchanged: Any, tmp_path: Path) -> None:
+    """Whatever value it has exchanged before."""
+
+    def work(made: Trainer) -> Any:
+        if exchanged:
+            made.state.process_group.all_gather(exchanged)
+        return failing(lambda: os._exit(1))(made)
+
+    with pytest.raises(UserError, match=r"^process 2 of 2 was killed \(exit code 1\)"):
+        together(make_trainer("lstm", tmp_path), 2, work)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
