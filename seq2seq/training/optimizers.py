@@ -125,7 +125,7 @@ def optimizer_table(optimizers: Optimizers, config: OptimizerConfig) -> list[tup
     """Describe each group of parameters and how it is trained."""
     return [
         (
-            f"{group['kind']:17}",
+            group["kind"],
             f"{sum(p.numel() for p in group['params']):>12,}  {type(optimizer).__name__}, "
             f"lr {settled(config.lr) * group['multiple']:.2g}, decay {group['weight_decay']:g}",
         )
