@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -24,7 +25,8 @@ import torch
 from playwright.sync_api import Browser, Page
 
 from seq2seq.cli.commands.report import reproduction_commands
-from seq2seq.cli.main import load_config
+from seq2seq.cli.main import call, load_config
+from seq2seq.config.schema import TrainConfig
 from seq2seq.data import toy
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
@@ -41,6 +43,7 @@ from tests.helpers.corpora import small_grammar
 from tests.helpers.models import tiny_model
 from tests.helpers.program import Program, run_program, train
 from tests.helpers.runs import saved_run
+from tests.helpers.trainers import varied
 
 pytestmark = pytest.mark.usefixtures("small_toy")
 
@@ -389,6 +392,27 @@ def test_a_run_with_a_time_limit_in_any_folder_is_reproduced(program: Program, r
     again = program("reproduce", str(tmp_path / "kept" / "run"), cwd=runs)
     assert again.returncode == 0 and "reproduced BLEU" in again.stdout, again.stderr
     assert (tmp_path / "kept" / "run-again" / "result.json").is_file()
+
+
+def test_a_stopped_reproduction_names_every_key_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that continues it asks for the same run, with the same device, corpus and folder."""
+    from seq2seq.cli.commands import reproduce as command
+
+    def stopped(config: TrainConfig) -> None:
+        raise UserError("stopped by a signal; continue with: …", code=130)
+
+    old = Run(tmp_path / "runs" / "old")
+    monkeypatch.setattr(command, "train", stopped)
+    monkeypatch.setattr(command, "scores_with_interval", lambda *_: {"bleu": 1.0, "bleu_interval": 1.0})
+    monkeypatch.setattr(Run, "find", lambda *_: old)
+    monkeypatch.setattr(command, "config_of", lambda *_: varied("lstm", outputs=str(old.folder.parent), name="again"))
+    given = ["name=again", f"outputs={old.folder.parent}", "device=cpu", f"data_path={tmp_path}"]
+    with pytest.raises(UserError) as raised:
+        call("reproduce", "run=old", *given)
+    arguments = shlex.split(str(raised.value).partition("continue with: ")[2])
+    assert sorted(arguments) == sorted(["seq2seq", "reproduce", f"run={old.folder}", *given])
 
 
 def test_a_score_outside_the_interval_is_not_reproduced() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def reproduce(config: ReproduceConfig) -> None:
     except UserError as error:
         if error.code != STOPPED:
             raise
-        more = hint("reproduce", run=str(old.folder), **({"name": config.name} if config.name else {}))
+        given = {key: value for key, value in asdict(config).items() if value is not None}
+        more = hint("reproduce", **{**given, "run": str(old.folder)})
         raise UserError(f"stopped by a signal; continue with: {more}", code=STOPPED) from None
     measured = scores_with_interval(new, new_config.data)
     print()
