@@ -73,16 +73,23 @@ class Batches:
         update_tokens: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        divide: bool = False,
     ) -> None:
         self.encoded, self.tokens, self.seed, self.mix, self.resegment = encoded, tokens, seed, mix, resegment
         self.update_tokens, self.rank, self.world_size = update_tokens, rank, world_size
-        self.divide = divide  # the processes divide the rows of each batch; else each takes a batch of its own
-        self.at_once = 1 if divide else world_size  # batches that the processes compute together
+        self.divide = False  # the processes divide the rows of each batch; else each takes a batch of its own
         self.epoch = self.pool = 0
         self.taken: Taken = ()  # of the pool
         self._permutation: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
         self._cached_pool: tuple[tuple[int, int, int, Taken], list[Integers], EncodedCorpus] | None = None
+
+    def divide_among(self, rank: int, world_size: int) -> None:
+        """Yield only this rank's rows of each batch from now on."""
+        self.rank, self.world_size, self.divide = rank, world_size, True
+
+    @property
+    def at_once(self) -> int:
+        """The number of batches that the processes compute together."""
+        return 1 if self.divide else self.world_size
 
     @property
     def earlier(self) -> Taken:

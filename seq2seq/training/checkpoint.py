@@ -74,7 +74,7 @@ class RunState:
     def join(self, processes: ForkedProcesses) -> None:
         """Become one of several processes: with its rows, its parameters and its random numbers."""
         self.process_group = processes
-        self.batches.rank, self.batches.world_size, self.batches.divide = processes.rank, processes.world_size, True
+        self.batches.divide_among(processes.rank, processes.world_size)
         self.optimizer.keep(processes.owned)
         if self.average:
             self.average.keep(processes.owned)
@@ -221,7 +221,7 @@ class Checkpoints:
         to_keep = {index["last"], index.get("best"), *index.get("recent", [])}
         for old in self.folder.iterdir():
             if old.is_dir() and old.name not in to_keep:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # the new one is complete; the next save tries again
 
 
 def _name(state: RunState) -> str:

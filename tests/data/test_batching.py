@@ -406,7 +406,9 @@ def test_processes_divide_the_rows_of_the_batches_of_one(world: int, wanted: int
     """In order and without loss; all know the tokens of the whole update, and are at the position of one process."""
     corpus = corpus_of(random_lengths(50))
     alone = made(kind, corpus, update_tokens=wanted)
-    parts = [made(kind, corpus, update_tokens=wanted, rank=r, world_size=world, divide=True) for r in range(world)]
+    parts = [made(kind, corpus, update_tokens=wanted) for _ in range(world)]
+    for rank, batches in enumerate(parts):
+        batches.divide_among(rank, world)
     for whole, *divided in islice(zip(alone, *parts, strict=True), 40):
         assert {update.target_tokens for update in divided} == {whole.target_tokens}
         rows = [index for update in divided for batch in update.micro_batches for index in batch.index_B.tolist()]

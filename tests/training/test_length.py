@@ -32,8 +32,11 @@ def of_files() -> TrainConfig:
     return composed("data.train=[a.en,a.de]")
 
 
-def batches_of(pairs: int = 64, **settings: Any) -> Batches:
-    return Batches(random_corpus([3, 5, 2, 7] * (pairs // 4)), 24, 1, **settings)
+def batches_of(pairs: int = 64, divided: int = 1, **settings: Any) -> Batches:
+    batches = Batches(random_corpus([3, 5, 2, 7] * (pairs // 4)), 24, 1, **settings)
+    if divided > 1:
+        batches.divide_among(0, divided)
+    return batches
 
 
 def test_the_built_in_corpus_has_the_length_it_always_had() -> None:
@@ -98,8 +101,8 @@ def test_files_are_trained_on_by_their_size(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("settings", [{}, {"update_tokens": 60}, {"update_tokens": 1}, {"world_size": 2},
-                                      {"update_tokens": 100, "world_size": 2}, {"world_size": 2, "divide": True},
-                                      {"update_tokens": 100, "world_size": 2, "divide": True}])  # fmt: skip
+                                      {"update_tokens": 100, "world_size": 2}, {"divided": 2},
+                                      {"update_tokens": 100, "divided": 2}])  # fmt: skip
 def test_updates_of_an_epoch_are_those_that_it_takes(settings: dict[str, Any]) -> None:
     """With batches that are accumulated, computed together by several processes, or divided among them."""
     batches = batches_of(256, **settings)
@@ -115,7 +118,7 @@ def test_updates_of_an_epoch_are_those_that_it_takes(settings: dict[str, Any]) -
 @pytest.mark.parametrize("update_tokens", [0, 100])
 def test_processes_that_divide_each_batch_train_as_long_as_one(update_tokens: int) -> None:
     """A run of as many updates, over as many epochs."""
-    one, several = (batches_of(4000, update_tokens=update_tokens, world_size=size, divide=size > 1) for size in (1, 3))
+    one, several = (batches_of(4000, update_tokens=update_tokens, divided=size) for size in (1, 3))
     found = settle_length(of_files(), one)
     assert settle_length(of_files(), several) == found
     assert describe_length(found, several) == describe_length(found, one)

@@ -619,6 +619,28 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path, monk
     assert made.checkpoints.run.checkpoint("last").name == "update-0000004"
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_waits_for_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one is complete, so that training goes on."""
+    made = trainer(noisy("transformer"), tmp_path)
+    made.checkpoints.save(made.state)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", refused)
+        patch.setattr("os.rmdir", refused)
+        made.state.progress.update = 2
+        made.checkpoints.save(made.state)
+    assert made.checkpoints.run.index() == {"last": "update-0000002"}
+    assert (made.checkpoints.folder / "update-0000000").is_dir()
+    made.state.progress.update = 4
+    made.checkpoints.save(made.state)
+    assert sorted(path.name for path in made.checkpoints.folder.iterdir()) == ["index.json", "update-0000004"]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "config.yaml", "tokenizer.source.model"])
 def test_a_checkpoint_cut_in_half_is_named(file: str, tmp_path: Path) -> None:
     made = trainer(noisy("transformer"), tmp_path)
