@@ -252,7 +252,7 @@ def root_page(name: str) -> str:
 
 
 def generated_pages() -> dict[str, str]:
-    """Return the pages that no file of docs/ holds, by their paths."""
+    """Return the pages that the site has in place of a file of docs/, or of none, by their paths."""
     pages = {name.lower(): root_page(name) for name in ROOT_PAGES}
     return {**pages, "reference/commands.md": commands_page(), "reference/configuration.md": configuration_page()}
 
@@ -351,6 +351,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for path, text in generated_pages().items():
+        if for_the_repository := files.get_file_from_path(path):
+            files.remove(for_the_repository)
         files.append(File.generated(config, path, content=text))
     return files
 

@@ -30,7 +30,7 @@ from seq2seq.config.loading import flatten
 from seq2seq.config.paths import CONFIGS, choices
 from tests.helpers import REPOSITORY
 from tests.helpers.corpora import write_corpus
-from tests.helpers.pages import BLOCK, anchors, blocks, commands, links, menu, pages, requests, text_of
+from tests.helpers.pages import BLOCK, anchors, blocks, commands, links, menu, pages, repository_text, requests, site_text
 from tests.helpers.program import Program
 from tests.helpers.serving import Web
 
@@ -38,6 +38,7 @@ PAGES = list(pages())
 SERVING = "docs/howto/serving.md"
 TROUBLES = "docs/reference/troubleshooting.md"
 TOOLKITS = "docs/reference/coming-from.md"
+STAND_INS = ("docs/reference/commands.md", "docs/reference/configuration.md")  # the site has generated ones
 
 # ------------------------------------------------------------------------------------------ commands and code
 
@@ -216,6 +217,12 @@ def test_every_key_that_a_page_names_exists(page: str) -> None:
     assert named - files - known_keys() == set()
 
 
+def test_reference_pages_of_the_repository_link_every_command_and_group() -> None:
+    files = {link.removeprefix("../../configs/") for page in STAND_INS for link in links(repository_text(page) or "")}
+    groups = {f"{path.name}/" for path in CONFIGS.iterdir() if path.is_dir()}
+    assert {f"{command}.yaml" for command in COMMANDS} | groups <= files
+
+
 def test_the_reference_names_every_choice_and_command() -> None:
     configuration, commands_ = docs_hooks.configuration_page(), docs_hooks.commands_page()
     for group in (path.name for path in CONFIGS.iterdir() if path.is_dir()):
@@ -258,15 +265,13 @@ def test_every_documented_error_is_in_the_source() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_no_link_of_a_page_is_broken(page: str) -> None:
-    """Files, anchors; a page that GitHub shows links to no page that only the site has."""
-    text = text_of(page) or ""
-    for link in links(text):
+    """Files and anchors, of the repository as GitHub shows it, and of the site, where some pages are generated."""
+    for link in links(repository_text(page) or ""):
         path, _, anchor = link.partition("#")
         target = os.path.normpath(PurePosixPath(page).parent / path) if path else page
-        found = text_of(target)
-        assert found is not None, f"{page}: {link}"
-        assert not anchor or anchor in anchors(found), f"{page}: {link}"
-        assert page.startswith("docs/") or (REPOSITORY / target).is_file(), f"{page}: {link} is made by the site"
+        for found in (repository_text(target), site_text(target)):
+            assert found is not None, f"{page}: {link}"
+            assert not anchor or anchor in anchors(found), f"{page}: {link}"
 
 
 def test_every_page_is_in_the_menu_once() -> None:
@@ -303,7 +308,7 @@ def every_page() -> dict[str, str]:
     return pages() | {f"docs/{path}": text for path, text in docs_hooks.generated_pages().items()}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *(f"docs/{path}" for path in docs_hooks.generated_pages())])
+@pytest.mark.parametrize("page", every_page())
 def test_a_page_has_one_title_and_no_heading_skips_a_level(page: str) -> None:
     text = BLOCK.sub("", every_page()[page]).replace("\n::: ", "\n## ")
     levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]

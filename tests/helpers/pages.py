@@ -83,11 +83,14 @@ def anchors(text: str) -> set[str]:
     }
 
 
-def text_of(path: str) -> str | None:
-    """Return the text of a page or file of the repository or of a generated page, or None."""
-    if path.startswith("docs/") and path.removeprefix("docs/") in generated_pages():
-        return generated_pages()[path.removeprefix("docs/")]
+def site_text(path: str) -> str | None:
+    """Return the text of a page of the site, or else of the repository."""
+    return generated_pages().get(path.removeprefix("docs/")) or repository_text(path)
+
+
+def repository_text(path: str) -> str | None:
+    """Return the text of a page of the repository, nothing for a folder or another file, and None for none at all."""
     file = REPOSITORY / path
-    if not file.is_file():
-        return None
-    return file.read_text(encoding="utf-8") if file.suffix == ".md" else ""
+    if file.suffix == ".md" and file.is_file():
+        return file.read_text(encoding="utf-8")
+    return "" if file.exists() else None
