@@ -30,7 +30,18 @@ from seq2seq.config.loading import flatten
 from seq2seq.config.paths import CONFIGS, choices
 from tests.helpers import REPOSITORY
 from tests.helpers.corpora import write_corpus
-from tests.helpers.pages import BLOCK, anchors, blocks, commands, links, menu, pages, repository_text, requests, site_text
+from tests.helpers.pages import (
+    BLOCK,
+    anchors,
+    blocks,
+    commands,
+    links,
+    menu,
+    pages,
+    repository_text,
+    requests,
+    site_text,
+)
 from tests.helpers.program import Program
 from tests.helpers.serving import Web
 

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from statistics import mean, stdev
 
+from seq2seq.inference.checkpoint import read_config
 from seq2seq.utils.run import Run
 
 SEED = "seed"  # only repeats a setting
@@ -33,6 +34,15 @@ class Job:
         if "test" in result:
             return {name: result["test"][name] for name in ("bleu", "chrf")}
         return {"validation": result["progress"]["best_score"]}
+
+    def held_out_by(self) -> str | None:
+        """Return the settings that chose the pairs of the scores; None if these sets were given."""
+        config = read_config(self.run.config)
+        data = config.data
+        if data.validation is not None or data.test is not None:
+            return None
+        corpora = (data.path, data.subset, data.revision, data.train, data.extra)
+        return repr((config.seed, *corpora, data.filters, data.held_out))
 
 
 @dataclass(frozen=True)
@@ -70,16 +80,28 @@ def write_summary(jobs: list[Job], folder: Path) -> list[str]:
     (folder / "table.csv").write_text(settings_csv(settings), encoding="utf-8")
     (folder / "runs.csv").write_text(runs_csv(jobs), encoding="utf-8")
     (folder / "table.svg").write_text(draw_chart(settings, metrics[0]), encoding="utf-8")
-    return [*table(settings), f"written    {folder}: table.csv, runs.csv, table.svg"]
+    warnings = [DIFFERENT_SETS] if len({job.held_out_by() for job in jobs}) > 1 else []
+    return [*table(settings), *warnings, f"written    {folder}: table.csv, runs.csv, table.svg"]
 
 
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "validation": "validation"}
+LEGEND = "*          the best mean of its column"
+DIFFERENT_SETS = (
+    "warning    these runs have different test sets, as the seed, the corpus or its filters chose the held-out pairs; "
+    "give data.validation and data.test"
+)
+
+
+def best_mean(settings: list[Setting], metric: str) -> float | None:
+    """Return the highest mean of a metric; None unless several settings have one."""
+    means = [mean(setting.scores[metric]) for setting in settings if setting.scores[metric]]
+    return max(means) if len(means) > 1 else None
 
 
 def table(settings: list[Setting]) -> list[str]:
-    """Format mean ± standard deviation of each setting, with the best of each metric starred."""
+    """Format mean ± standard deviation of each setting, with the best of each metric starred and a legend."""
     metrics = list(settings[0].scores)
-    best = {name: max((mean(s.scores[name]) for s in settings if s.scores[name]), default=0.0) for name in metrics}
+    best = {name: best_mean(settings, name) for name in metrics}
     keys = list(settings[0].values) or [SEED]
     rows = [[*keys, "runs", *(TITLES[name] for name in metrics)]]
     for setting in settings:
@@ -90,7 +112,8 @@ def table(settings: list[Setting]) -> list[str]:
             for name, scores in setting.scores.items()
         ]
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    return ["".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines if set(best.values()) == {None} else [*lines, LEGEND]
 
 
 def format_mean(scores: list[float], best: bool) -> str:
@@ -162,8 +185,9 @@ def draw_chart(settings: list[Setting], metric: str) -> str:
     def x(score: float) -> float:
         return round(left + PLOT_WIDTH * (score - low) / (high - low), 1)
 
-    best = max(mean(scores) for _, scores in rows)
-    parts = [f'<text class="soft" x="{left}" y="20">{TITLES[metric]}</text>', *draw_grid(ticks, x, height)]
+    best = best_mean(settings, metric)
+    title = TITLES[metric] + ("" if best is None else " (* the best mean)")
+    parts = [f'<text class="soft" x="{left}" y="20">{title}</text>', *draw_grid(ticks, x, height)]
     for i, (name, scores) in enumerate(rows):
         y, is_best = 50 + ROW_HEIGHT * i, mean(scores) == best
         name_class = ' class="best"' if is_best else ""

@@ -31,6 +31,7 @@ from seq2seq.data import toy
 from seq2seq.data.corpus import Corpus
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.evaluation import alignment
+from seq2seq.inference.checkpoint import write_config
 from seq2seq.inference.translator import Translator
 from seq2seq.reporting import report, sweep
 from seq2seq.training import environment
@@ -246,13 +247,14 @@ def test_the_time_is_all_of_the_time() -> None:
 # --------------------------------------------------------------------------------------------- sweeps
 
 
-def sweep_jobs(folder: Path) -> list[sweep.Job]:
+def sweep_jobs(folder: Path, *data: str) -> list[sweep.Job]:
     scores = {("lstm", "1"): 20.0, ("lstm", "2"): 22.0, ("transformer", "1"): 30.0, ("transformer", "2"): 27.0}
     jobs = []
     for (model, seed), bleu in scores.items():
         run = Run(folder / f"{model}-{seed}")
         run.folder.mkdir()
         run.write_result({"progress": {"best_score": bleu}, "test": {"bleu": bleu, "chrf": 50.0 - bleu}})
+        write_config(load_config("train", f"seed={seed}", *data), run.config)
         jobs.append(sweep.Job(run, {"model": model, "seed": seed}))
     return jobs
 
@@ -263,6 +265,7 @@ def test_a_sweep_ends_with_means_and_deviations(tmp_path: Path) -> None:
     assert lines[0].split() == ["model", "runs", "BLEU", "chrF"]
     assert f"21.00 ± {stdev([20, 22]):.2f}" in lines[1] and "29.00 ± 1.41 *" in lines[1], "the best chrF"
     assert f"28.50 ± {stdev([30, 27]):.2f} *" in lines[2], "the best BLEU"
+    assert lines[3] == sweep.LEGEND and lines[4].startswith("written"), "the star is explained"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table" / "table.csv").read_text(encoding="utf-8"))))
     assert [float(row["bleu_mean"]) for row in rows] == [21.0, 28.5]
     runs = list(csv.DictReader(io.StringIO((tmp_path / "table" / "runs.csv").read_text(encoding="utf-8"))))
@@ -270,6 +273,32 @@ def test_a_sweep_ends_with_means_and_deviations(tmp_path: Path) -> None:
     picture = ElementTree.parse(tmp_path / "table" / "table.svg").getroot()
     assert len(picture.findall(".//{*}circle")) == 4, "a dot for each run"
     assert {"model=lstm", "model=transformer"} <= {text.text for text in picture.findall(".//{*}text")}
+
+
+def test_one_setting_is_not_the_best(tmp_path: Path) -> None:
+    jobs = sweep_jobs(tmp_path)
+    (lstm,) = sweep.settings_of(jobs[:2])
+    assert len(sweep.table([lstm])) == 2 and "*" not in "".join(sweep.table([lstm])) + sweep.draw_chart([lstm], "bleu")
+    for job in jobs[2:]:
+        job.run.result.unlink()
+    assert "*" not in "".join(sweep.table(sweep.settings_of(jobs))), "nor is the only one that finished"
+
+
+@pytest.mark.parametrize(
+    ("data", "different"),
+    [
+        (["data=files", "data.train=[a.en,a.de]"], True),
+        (["data=files", "data.train=[a.en,a.de]", "data.test=[c.en,c.de]"], False),
+        (["data=files", "data.train=[a.en,a.de]", "data.validation=[b.en,b.de]"], False),
+        ([], False),
+    ],
+)
+def test_a_sweep_warns_of_scores_of_different_test_sets(tmp_path: Path, data: list[str], different: bool) -> None:
+    """The seed chooses the held-out pairs, if no set is given."""
+    jobs = sweep_jobs(tmp_path, *data)
+    assert (sweep.DIFFERENT_SETS in sweep.write_summary(jobs, tmp_path / "all")) == different
+    same_seed = [job for job in jobs if job.swept["seed"] == "1"]
+    assert sweep.DIFFERENT_SETS not in sweep.write_summary(same_seed, tmp_path / "one")
 
 
 @pytest.mark.parametrize("points", [[0.09, 0.155, 0.168], [20.0, 24.0], [35.55, 35.55], [93.0, 0.0], [99.99]])
