@@ -285,6 +285,11 @@ def test_no_link_of_a_page_is_broken(page: str) -> None:
             assert not anchor or anchor in anchors(found), f"{page}: {link}"
 
 
+def test_the_readme_states_speeds_of_the_benchmarks() -> None:
+    stated = re.findall(r"([\d.]+) times as\s+fast", pages()["README.md"])
+    assert stated and [speed for speed in stated if f"{speed} ×" not in pages()["docs/benchmarks.md"]] == []
+
+
 def test_every_page_is_in_the_menu_once() -> None:
     written = {path.relative_to(docs_hooks.DOCS).as_posix() for path in docs_hooks.DOCS.rglob("*.md")}
     assert sorted(menu()) == sorted(written | set(docs_hooks.generated_pages()))
