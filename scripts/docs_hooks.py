@@ -327,7 +327,7 @@ def mathml(tex: str, display: str) -> str:
 def formula_characters() -> set[str]:
     """Return the characters of all formulas of docs/; a variable is drawn in the italics of mathematics."""
     texts = (re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL) for page in DOCS.rglob("*.md"))
-    formulas = (tex for text in texts for tex in re.findall(r"\$\$?([^$]+)\$", text))
+    formulas = (tex for text in texts for _, tex in re.findall(r"(\$\$?)([^$]+)\1", text))
     shown = html.unescape(re.sub("<.*?>", "", "".join(mathml(tex, "inline") for tex in formulas)))
     italics = map(chr, [*range(0x1D434, 0x1D468), *range(0x1D6FC, 0x1D71C)])  # Latin and Greek
     return {*shown, *"ℎ√", *(sign for sign in italics if unicodedata.normalize("NFKC", sign) in shown)}
