@@ -204,11 +204,12 @@ class Batches:
         return {"seed": self.seed, **self._drawn_from(), **progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # Until version 0.1.0, a state had a position without its budget.
+        # Until version 0.1.0, a state had a position without its budget, and no mix.
         taken = state["taken"] if "taken" in state else [(self.tokens, state["position"])]
+        drawn_from = {"pairs": state["pairs"], "mix": state.get("mix", self._drawn_from()["mix"])}
         self.seed, self.epoch, self.pool = state["seed"], state["epoch"], state["pool"]
         self.taken = tuple((tokens, count) for tokens, count in taken)
-        if any(state.get(key, value) != value for key, value in self._drawn_from().items()):
+        if drawn_from != self._drawn_from():
             # With another corpus, limit or mix the old position is meaningless, so the next epoch begins.
             self.epoch, self.pool, self.taken = self.epoch + 1, 0, ()
         self._permutation, self._cached_pool = (-1, np.zeros(0, np.int64)), None

@@ -257,6 +257,8 @@ def test_a_missing_or_renamed_field_of_the_training_state_is_a_damaged_file(tmp_
     broken = [without(whole, part) for part in whole]
     for part in ("batches", "progress"):
         for field, value in whole[part].items():
+            if field == "mix":  # which version 0.1.0 did not store
+                continue
             missing = without(whole[part], field)
             broken += [{**whole, part: missing}, {**whole, part: {**missing, f"new_{field}": value}}]
     for state in broken:
