@@ -71,7 +71,7 @@ def test_a_run_keeps_what_was_chosen_for_it(program: Program, tmp_path: Path) ->
     assert (stored["data"]["source"], stored["data"]["target"]) == ("en", "zh")
     training = stored["training"]
     assert (training["updates"], training["validate_every"], training["patience"]) == (20, 250, 0)
-    assert stored["optimizer"]["warmup"] == 200
+    assert stored["optimizer"]["warmup"] == 20 // 3
     assert "tok:zh" in first.stdout and "time  " in first.stdout
     again = program("train", "name=mine")
     lines = [next(line for line in made.stdout.splitlines() if line.startswith("length")) for made in (first, again)]
