@@ -252,7 +252,7 @@ def root_page(name: str) -> str:
 
 
 def generated_pages() -> dict[str, str]:
-    """Return the pages that the site has in place of a file of docs/, or of none, by their paths."""
+    """Return the pages that the site has instead of a file of docs/, or of none, by their paths."""
     pages = {name.lower(): root_page(name) for name in ROOT_PAGES}
     return {**pages, "reference/commands.md": commands_page(), "reference/configuration.md": configuration_page()}
 

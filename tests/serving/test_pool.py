@@ -233,7 +233,7 @@ def test_a_worker_that_cannot_be_replaced_is_tried_again(
 
 
 def test_a_process_that_the_system_refuses_may_be_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one in place of which it would have come is dead by then."""
+    """The worker that it replaces is dead by then."""
     started: list[str] = []
 
     class FakeProcess:
